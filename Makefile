@@ -1,0 +1,55 @@
+# Everything a newcomer or CI runs. Each target is complete on a machine with git, make and Python 3.11 or newer.
+#     make serve      the main job: an upper-casing TCP and UDP echo server on 127.0.0.1:8080
+#     make test       the tests; `PYTHON=python3.13 make test` picks another interpreter
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help serve test test-without-uvloop style types coverage runtime dev clean
+
+help:
+	@sed -n '1,4s/^# \{0,1\}//p' Makefile; echo "Further targets: style, types, coverage, test-without-uvloop, clean"
+
+serve: runtime
+	@$(BIN)/python -m asyncserver
+
+test: dev
+	@$(BIN)/python -m pytest $(ARGS)
+
+# The same tests on the standard library's loop alone, in an environment that never saw uvloop.
+test-without-uvloop:
+	@$(MAKE) --no-print-directory VENV=$(VENV)-without-uvloop dev
+	@$(VENV)-without-uvloop/bin/python -m pip uninstall --quiet --yes uvloop
+	@$(VENV)-without-uvloop/bin/python -m pytest $(ARGS)
+
+style: dev
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: dev
+	@$(BIN)/mypy
+	@$(BIN)/pyright --verifytypes asyncserver --ignoreexternal
+	@$(BIN)/pyright --verifytypes compat --ignoreexternal
+
+coverage: dev
+	@rm -f .coverage .coverage.*
+	@$(BIN)/coverage run -m pytest $(ARGS)
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report
+
+# An environment is made anew when the interpreter or pyproject.toml changed since it was made.
+runtime: INSTALL = -e .
+dev: INSTALL = -e . --group dev
+runtime dev:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("asyncserver needs Python 3.11 or newer; \
+	$(PYTHON) is %d.%d. Name another: PYTHON=python3.12 make ..." % v[:2])'
+	@want="$$($(PYTHON) -c 'import sys; print(sys.version.split()[0], sys.base_prefix)') $$(cksum < pyproject.toml)"; \
+	[ "$$want" = "$$(cat $(VENV)/.made 2>/dev/null)" ] || { \
+		echo "making $(VENV) ..."; \
+		$(PYTHON) -m venv --clear $(VENV) && \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip && \
+		echo "$$want" > $(VENV)/.made; }
+	@[ -e $(VENV)/.made-$@ ] || [ -e $(VENV)/.made-dev ] || { \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check $(INSTALL) && touch $(VENV)/.made-$@; }
+
+clean:
+	@rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* dist

@@ -1,0 +1,1 @@
+"""TCP, UDP, Unix and TLS servers for asyncio."""

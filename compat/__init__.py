@@ -1,0 +1,1 @@
+"""Every name of the standard library's socketserver, driven by an event loop."""
