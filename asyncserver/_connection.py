@@ -82,7 +82,8 @@ class Connection:
         self._fd = sock.fileno()
         self.peer_address = peer_address
         self._recv: Callable[[int], bytes] = sock.recv
-        self._read = self._recv  # what really reads, where _recv may be a state in front of it
+        # What really reads, where _recv may be a state in front of it.
+        self._read: Callable[[int], bytes] = sock.recv
         self._send: Callable[[Any], int] = sock.send
         self._reading = Waiter(loop, "receiving from")
         self._writing: Waiter | None = None

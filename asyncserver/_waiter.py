@@ -34,7 +34,16 @@ class Waiter:
         action: how the wait is called in the error that a second task gets ("receiving from").
     """
 
-    __slots__ = ("_action", "_asyncio_future_blocking", "_cancelled", "_context", "_loop", "_message", "_wakeup", "busy")
+    __slots__ = (
+        "_action",
+        "_asyncio_future_blocking",
+        "_cancelled",
+        "_context",
+        "_loop",
+        "_message",
+        "_wakeup",
+        "busy",
+    )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, action: str) -> None:
         self._loop = loop

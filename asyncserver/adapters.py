@@ -129,7 +129,11 @@ class ProtocolConnection:
     )
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, peer_address: Address, closing: asyncio.Event
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        peer_address: Address,
+        closing: asyncio.Event,
     ) -> None:
         self.loop = loop
         self.peer_address = peer_address

@@ -45,6 +45,7 @@ _LEAST_QUEUED = 512
 # Datagrams that a Unix socket may hold when nothing tells: far above net.unix.max_dgram_qlen.
 _UNIX_QUEUE = 4096
 
+Buffer: TypeAlias = "bytes | bytearray | memoryview"
 _Control: TypeAlias = "list[tuple[int, int, bytes]]"
 
 
@@ -84,7 +85,7 @@ class Datagram:
         """The address that the datagram was sent to, and that an answer comes from."""
         return self.endpoint.local_address(self.control)
 
-    async def reply(self, data: bytes) -> None:
+    async def reply(self, data: Buffer) -> None:
         """Send a datagram back, from the address that this one came to. As often as you like.
 
         Waits while the socket is full. Cancelled, it has not sent.
@@ -220,7 +221,9 @@ class Endpoint:
             logger.info(
                 "%s: the kernel grants a receive buffer of %d bytes instead of %d, so long bursts will be dropped; "
                 "raise net.core.rmem_max",
-                self._bound.address, granted, _RECEIVE_BUFFER,
+                self._bound.address,
+                granted,
+                _RECEIVE_BUFFER,
             )
 
     @property
@@ -235,7 +238,7 @@ class Endpoint:
 
     # -- sending
 
-    def try_send(self, data: bytes, address: Address, control: _Control | None) -> bool:
+    def try_send(self, data: Buffer, address: Address, control: _Control | None) -> bool:
         """Send now; false if there is no room. Raises as `Datagram.reply()`."""
         try:
             if control is None:
@@ -253,7 +256,7 @@ class Endpoint:
         self.sent += 1
         return True
 
-    async def send(self, data: bytes, address: Address, control: _Control | None) -> None:
+    async def send(self, data: Buffer, address: Address, control: _Control | None) -> None:
         """Send as soon as there is room. Raises as `Datagram.reply()`."""
         delay, longest = _UNIX_RETRY
         while not self.try_send(data, address, control):

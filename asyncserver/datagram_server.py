@@ -36,13 +36,11 @@ class DatagramServer(Server):
         on_error: ErrorHandler | None,
     ) -> None:
         super().__init__(loop, bound, drain_timeout, on_error)
-        self._handler = handler
+        self._handler: Any = handler
         self._max_pending = max_pending
         self._paused = False
         self._full = False
-        self._endpoints = [
-            Endpoint(loop, one, self._received, self._tell_change, max_datagram_size) for one in bound
-        ]
+        self._endpoints = [Endpoint(loop, one, self._received, self._tell_change, max_datagram_size) for one in bound]
         self._transports: dict[Endpoint, EndpointTransport] = {}
         if isinstance(handler, ProtocolHandler):
             self._transports = {one: EndpointTransport(loop, one, handler, self._close_soon) for one in self._endpoints}

@@ -118,7 +118,7 @@ class Listener:
         """Accept so many connections at most; returns how many there were."""
         for done in range(most):
             try:
-                fd, address = self.sock._accept()
+                fd, address = self.sock._accept()  # type: ignore[attr-defined] # in typeshed for _socket.socket only
             except BlockingIOError:
                 return done
             except OSError as exc:
@@ -142,5 +142,8 @@ class Listener:
             logger.warning(
                 "accepting on %s pauses, %s (%s): connections wait in the kernel's queue and accepting is tried "
                 "again every %g s and when a connection closes",
-                self._bound.address, reason, exc, _BACKOFF,
+                self._bound.address,
+                reason,
+                exc,
+                _BACKOFF,
             )

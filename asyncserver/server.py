@@ -14,7 +14,7 @@ import contextvars
 import logging
 import sys
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
@@ -38,15 +38,6 @@ _CANCEL_GRACE = 1.0
 _PEER_LEFT = (anyio.EndOfStream, anyio.IncompleteRead, anyio.BrokenResourceError)
 
 _Result = TypeVar("_Result")
-
-
-class Source(Protocol):
-    """What a handler handles: a connection or a datagram."""
-
-    peer_address: Address
-
-    def _begin_drain(self) -> None: ...
-    def abort(self) -> None: ...
 
 
 class Server:

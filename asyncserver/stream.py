@@ -79,7 +79,11 @@ class Stream(Connection, ByteStream):
     )
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, peer_address: Address, closing: asyncio.Event
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        peer_address: Address,
+        closing: asyncio.Event,
     ) -> None:
         Connection.__init__(self, loop, sock, peer_address)
         self._closing = closing
@@ -179,7 +183,7 @@ class Stream(Connection, ByteStream):
         return data
 
     @types.coroutine
-    def _chunk(self, max_bytes: int) -> Generator[Waiter | None, None, bytes]:
+    def _chunk(self, max_bytes: int) -> Generator[Any, None, bytes]:
         """Take bytes from the kernel, waiting for the first; b"" at the end.
 
         The hot path, and so a generator that yields the waiter itself: awaiting it would add a frame that every
@@ -198,7 +202,7 @@ class Stream(Connection, ByteStream):
                     waiter.busy = False
                     waiter._wakeup = None
             elif self._spun():
-                yield
+                yield None
             try:
                 data = self._recv(max_bytes)
             except _WOULD_BLOCK:
@@ -391,7 +395,7 @@ class Stream(Connection, ByteStream):
             Exception: as `receive()` and `send()`. After an error or a cancellation only `aclose()` is left.
         """
         if isinstance(self._sock, ssl.SSLSocket):
-            raise RuntimeError("start_tls(): this stream is under TLS already")
+            raise RuntimeError("start_tls(): this stream is under TLS already")  # noqa: TRY004 - a state, no argument
         if self._buffered():
             raise RuntimeError("start_tls(): the peer sent plain bytes behind its request to start TLS")
         if self._send in {refuse_after_eof, refuse_busy}:
@@ -405,7 +409,7 @@ class Stream(Connection, ByteStream):
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        """anyio's typed attributes, for `extra()`: SocketAttribute, and under TLS TLSAttribute."""
+        """Anyio's typed attributes, for `extra()`: SocketAttribute, and under TLS TLSAttribute."""
         sock = self._sock
         attributes: dict[Any, Callable[[], Any]] = {
             SocketAttribute.family: lambda: sock.family,

@@ -19,7 +19,7 @@ from .tls import TLSContext
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Coroutine
 
     from ._types import Address, ErrorHandler, StreamHandler
     from .binding import BoundSocket
@@ -37,7 +37,7 @@ class StreamServer(Server):
         self,
         loop: asyncio.AbstractEventLoop,
         bound: list[BoundSocket],
-        handler: StreamHandler,
+        handler: StreamHandler | ProtocolHandler,
         *,
         ssl: ssl.SSLContext | None,
         ssl_handshake_timeout: float,
@@ -48,14 +48,14 @@ class StreamServer(Server):
         on_error: ErrorHandler | None,
     ) -> None:
         super().__init__(loop, bound, drain_timeout, on_error)
-        self._handler = handler
+        self._handler: Any = handler
         self._ssl = ssl
         self._ssl_handshake_timeout = ssl_handshake_timeout
         self._max_connections = max_connections
         self._max_per_host = max_connections_per_host
         self._per_host: Counter[str] = Counter()
         self._connect: type[Stream | ProtocolConnection] = Stream
-        self._run: Callable[[Any], Coroutine[Any, Any, object]] = handler if ssl is None else self._run_tls
+        self._run: Any = handler if ssl is None else self._run_tls
         if isinstance(handler, ProtocolHandler):
             self._connect, self._run = ProtocolConnection, self._run_protocol
         self._paused = False
@@ -97,7 +97,8 @@ class StreamServer(Server):
         except (anyio.BrokenResourceError, anyio.ClosedResourceError, TimeoutError) as exc:
             logger.debug("TLS handshake with %s failed: %s", stream.peer_address, exc)
             raise Refused from exc
-        return await self._handler(stream)
+        result: object = await self._handler(stream)
+        return result
 
     def _run_protocol(self, connection: ProtocolConnection) -> Coroutine[Any, Any, object]:
         return connection.run(self._handler, self._ssl, self._ssl_handshake_timeout)
@@ -200,6 +201,7 @@ class StreamServer(Server):
     # -- TLS
 
     def reload_tls(self, context: ssl.SSLContext | None = None) -> None:
+        """See Server."""
         self._require_open("reload_tls")
         if self._ssl is None:
             raise RuntimeError(f"{self!r} does not speak TLS: there is nothing to reload")
@@ -211,8 +213,6 @@ class StreamServer(Server):
                 )
             context = self._ssl.reload()
         self._ssl = context
-
-    reload_tls.__doc__ = Server.reload_tls.__doc__
 
 
 def _host(address: Address) -> str:
