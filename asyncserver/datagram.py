@@ -154,6 +154,8 @@ class Endpoint:
         if not self._watching and self._owed != 0:
             self._loop.add_reader(self._fd, self._on_readable)
             self._watching = True
+            if self._owed is not None:  # what is owed may be nothing at all, which no event would tell
+                self._loop.call_soon(self._on_readable)
 
     def pause(self) -> None:
         """Leave datagrams in the kernel's buffer."""
@@ -162,6 +164,8 @@ class Endpoint:
             self._watching = False
 
     def _on_readable(self) -> None:
+        if not self._watching:
+            return
         for _ in range(_BATCH):
             try:
                 datagram = self._receive()
@@ -287,9 +291,9 @@ class Endpoint:
 
     def drain(self) -> None:
         """Read what the kernel holds now, then no more; sending goes on."""
+        self.pause()
         queued = self._meminfo()[_MEMINFO_QUEUED]
         self._owed = _UNIX_QUEUE if self._unix else queued // _LEAST_QUEUED + 1
-        self.resume()
 
     def close(self) -> None:
         """Close the socket; what it still held is counted as dropped."""
