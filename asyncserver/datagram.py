@@ -61,7 +61,7 @@ class Datagram:
     __slots__ = ("address", "control", "data", "endpoint", "replied", "truncated", "unsent")
 
     def __init__(
-        self, endpoint: Endpoint, data: bytes, address: Address, control: _Control | None, *, truncated: bool
+        self, endpoint: Endpoint, data: bytes, address: Address, control: _Control | None, truncated: bool
     ) -> None:
         self.endpoint = endpoint
         self.data = data
@@ -134,9 +134,11 @@ class Endpoint:
         self._drained = drained
         self.sock = sock = bound.sock
         self._fd = sock.fileno()
+        self._size = max_datagram_size
         self._buffer = memoryview(bytearray(max_datagram_size))
         self._unix = sock.family == socket.AF_UNIX
         self._watching = False
+        self._closed = False
         self._room: asyncio.Future[None] | None = None
         self._owed: int | None = None  # while draining: how many datagrams to read at most
         self.sent = 0
@@ -170,7 +172,8 @@ class Endpoint:
             try:
                 datagram = self._receive()
             except BlockingIOError:
-                self._owed = self._owed and 0
+                if self._owed is not None:
+                    self._owed = 0
                 break
             except OSError as exc:  # an ICMP error for something we sent; the next call goes on
                 self.failed += 1
@@ -179,7 +182,7 @@ class Endpoint:
             if self._owed is not None:
                 self._owed -= 1
             self._received(datagram)
-            if not self._watching or self._owed == 0:
+            if self._owed == 0 or not self._watching:  # type: ignore[redundant-expr] # the server may have paused us
                 break
         if self._owed == 0:
             self.pause()
@@ -189,12 +192,12 @@ class Endpoint:
         # With MSG_TRUNC the size is the datagram's own, recv(2). `recvfrom` would then return memory that was never
         # written, so it has to be the buffer of ours.
         size, address = self.sock.recvfrom_into(self._buffer, 0, socket.MSG_TRUNC)
-        return Datagram(self, bytes(self._buffer[:size]), address, None, truncated=size > len(self._buffer))
+        return Datagram(self, bytes(self._buffer[:size]), address, None, size > self._size)
 
     def _receive_any(self) -> Datagram:
         size, control, _, address = self.sock.recvmsg_into([self._buffer], 64, socket.MSG_TRUNC)
         data = bytes(self._buffer[:size])
-        return Datagram(self, data, address, _answering(control), truncated=size > len(self._buffer))
+        return Datagram(self, data, address, _answering(control), size > self._size)
 
     def _wildcard(self) -> bool:
         sock = self.sock
@@ -236,7 +239,7 @@ class Endpoint:
         return self._dropped + self._meminfo()[_MEMINFO_DROPS]
 
     def _meminfo(self) -> tuple[int, ...]:
-        if self._fd < 0 or self._unix:
+        if self._unix or self._closed:
             return (0,) * 9
         return _MEMINFO.unpack(self.sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))
 
@@ -297,7 +300,7 @@ class Endpoint:
 
     def close(self) -> None:
         """Close the socket; what it still held is counted as dropped."""
-        if self._fd < 0:
+        if self._closed:
             return
         self.pause()
         if self._room is not None:
@@ -309,7 +312,7 @@ class Endpoint:
                 break
             self._dropped += 1
         self._dropped = self.dropped
-        self._fd = -1
+        self._closed = True
         self._bound.close()
 
 

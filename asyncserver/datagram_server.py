@@ -66,13 +66,17 @@ class DatagramServer(Server):
     def _settle(self, source: Any, exc: BaseException | None, result: Any) -> None:
         if exc is None and result is not None:
             exc = self._answer(source, result)
-        if exc is None:
-            self._count["datagrams_answered" if source.replied else "datagrams_silent"] += 1
-        super()._settle(source, exc, None)
+        if exc is None and source.replied:
+            self._count["datagrams_answered"] += 1
+        if exc is not None or source.unsent is not None:
+            super()._settle(source, exc, None)
+        else:  # nearly always; the detours would cost a sixth of the whole answer
+            self._count["completed"] += 1
+            self._gone(source)
 
     def _answer(self, datagram: Datagram, result: Any) -> BaseException | None:
         """Send what the handler returned; returns what is wrong with it."""
-        if not isinstance(result, bytes | bytearray | memoryview):
+        if type(result) is not bytes and not isinstance(result, bytes | bytearray | memoryview):
             return TypeError(f"a datagram handler returns the answer as bytes, or None; got {result!r}")
         try:
             if not datagram.endpoint.try_send(result, datagram.address, datagram.control):
@@ -135,6 +139,7 @@ class DatagramServer(Server):
 
     def _measured(self) -> dict[str, int]:
         return {
+            "datagrams_silent": self._count["completed"] - self._count["datagrams_answered"],
             "datagrams_sent": sum(endpoint.sent for endpoint in self._endpoints),
             "datagrams_dropped": sum(endpoint.dropped for endpoint in self._endpoints),
         }

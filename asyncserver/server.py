@@ -13,7 +13,6 @@ import asyncio
 import contextvars
 import logging
 import sys
-from collections import Counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -59,7 +58,7 @@ class Server:
         self.addresses: tuple[Address, ...] = tuple(one.address for one in bound)
         self._drain_timeout = drain_timeout
         self._on_error = on_error
-        self._count: Counter[str] = Counter()
+        self._count = dict.fromkeys(ServerStats.__slots__, 0)
         self._live: dict[asyncio.Task[Any], Any] = {}
         self._starting: Any = None
         self._finishing: dict[asyncio.Task[Any], Any] = {}

@@ -132,17 +132,7 @@ class Stream(Connection, ByteStream):
             anyio.BusyResourceError: another task is receiving.
             IdleTimeout: nothing went either way for the server's `idle_timeout`. The stream can still be used.
         """
-        data = self._take(max_bytes) if self._buffer else await self._chunk(max_bytes)
-        if data:
-            return data
-        raise anyio.EndOfStream
-
-    async def __anext__(self) -> bytes:
-        """Receive the next chunk; stops at the end of the stream."""
-        data = self._take(CHUNK) if self._buffer else await self._chunk(CHUNK)
-        if data:
-            return data
-        raise StopAsyncIteration
+        return await self._chunk(max_bytes, anyio.EndOfStream)
 
     async def receive_exactly(self, nbytes: int) -> bytes:
         """Receive exactly so many bytes. Cancelled, it keeps what has arrived for the next receive.
@@ -183,24 +173,29 @@ class Stream(Connection, ByteStream):
         return data
 
     @types.coroutine
-    def _chunk(self, max_bytes: int) -> Generator[Any, None, bytes]:
-        """Take bytes from the kernel, waiting for the first; b"" at the end.
+    def _chunk(
+        self, max_bytes: int = CHUNK, end: type[BaseException] = StopAsyncIteration, *, more: bool = False
+    ) -> Generator[Any, None, bytes]:
+        """Take what the buffer holds (unless we want more), or else the kernel; raises `end` at the end.
 
-        The hot path, and so a generator that yields the waiter itself: awaiting it would add a frame that every
-        wake-up has to pass through.
+        The hot path, and so a generator that yields the waiter itself: every function in between would be one more
+        frame that each wake-up has to pass through.
         """
+        if self._buffer and not more:
+            return self._take(max_bytes)
         waiter = self._reading
         if waiter.busy:
             raise anyio.BusyResourceError("receiving from")
         while True:
             if self._watching:
-                self._spins = 0
                 waiter.busy = waiter._asyncio_future_blocking = True
                 try:
                     yield waiter
-                finally:
+                except BaseException:
+                    waiter._wakeup = None  # a dead task must not be woken
                     waiter.busy = False
-                    waiter._wakeup = None
+                    raise
+                waiter.busy = False
             elif self._spun():
                 yield None
             try:
@@ -216,9 +211,12 @@ class Stream(Connection, ByteStream):
                 raise self._broken(exc) from exc
             if data:
                 self.bytes_received += len(data)
-            else:
-                self._ended(max_bytes)
-            return data
+                return data
+            self._ended(max_bytes)
+            raise end
+
+    # Receive the next chunk; the iteration stops at the end of the stream.
+    __anext__ = _chunk  # type: ignore[assignment] # an awaitable is what the language asks for
 
     def _spun(self) -> bool:
         """Count an operation that need not wait; true when it is time to let others run."""
@@ -258,9 +256,10 @@ class Stream(Connection, ByteStream):
     async def _fill(self) -> None:
         if self._spun():
             await asyncio.sleep(0)
-        data = await self._chunk(CHUNK)
-        if not data:
-            raise anyio.IncompleteRead from anyio.EndOfStream()
+        try:
+            data = await self._chunk(CHUNK, anyio.EndOfStream, more=True)
+        except anyio.EndOfStream as exc:
+            raise anyio.IncompleteRead from exc
         self._buffered().extend(data)
 
     # -- sending
@@ -286,10 +285,9 @@ class Stream(Connection, ByteStream):
         self.bytes_sent += sent
         if sent != len(item):
             await self._send_rest(memoryview(item).cast("B")[sent:])
-        self._answered = self.bytes_received
-        self._spins += 1
-        if self._spins > _SPIN_LIMIT:
-            self._spins = 0
+        if self._answered != self.bytes_received:
+            self._answered = self.bytes_received
+        elif self._spun():  # nothing was received since the last send, so nothing may have been waited for
             await asyncio.sleep(0)
 
     async def _send_rest(self, rest: memoryview) -> None:
