@@ -182,7 +182,7 @@ class Endpoint:
             if self._owed is not None:
                 self._owed -= 1
             self._received(datagram)
-            if self._owed == 0 or not self._watching:  # type: ignore[redundant-expr] # the server may have paused us
+            if self._owed == 0 or not self._watching:  # the server may have paused us
                 break
         if self._owed == 0:
             self.pause()
