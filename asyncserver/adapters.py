@@ -115,6 +115,7 @@ class ProtocolConnection:
 
     __slots__ = (
         "_answered",
+        "_closing",
         "_failure",
         "_lost",
         "_owed",
@@ -146,7 +147,8 @@ class ProtocolConnection:
         self._lost: asyncio.Future[None] = loop.create_future()
         self._failure: BaseException | None = None
         self._answered = 0
-        self._owed: int | None = 1 if closing.is_set() else None  # bytes to answer before the drain may end it
+        self._closing = closing
+        self._owed: int | None = None  # while draining: bytes to answer before we may end it
 
     async def run(self, handler: ProtocolHandler, context: ssl.SSLContext | None, timeout: float) -> None:
         """Serve the connection until it is lost; raises what the protocol raised."""
@@ -195,6 +197,10 @@ class ProtocolConnection:
 
     def made(self, transport: asyncio.Transport) -> None:
         self._transport = transport
+        if self._closing.is_set():
+            self._begin_drain()
+            if transport.get_extra_info("sslcontext") is not None:
+                self._owed = 1  # who came through a handshake while we drain has its question still before it
 
     def lost(self) -> None:
         if not self._lost.done():
@@ -214,9 +220,10 @@ class ProtocolConnection:
     # -- for the server
 
     def _begin_drain(self) -> None:
-        if self._transport is not None and self._owed is None:
-            self._owed = self._unread()
-            self._end_between_messages()
+        if self._transport is None or self._owed is not None:
+            return  # not there yet: made() will come by here
+        self._owed = self._unread()
+        self.loop.call_soon(self._end_between_messages)
 
     def _end_between_messages(self) -> None:
         transport = self._transport

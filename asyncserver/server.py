@@ -33,8 +33,8 @@ logger = logging.getLogger("asyncserver")
 # Seconds between cancelling a handler and taking its connection away.
 _CANCEL_GRACE = 1.0
 
-# How a peer's leaving looks to a handler that does not care to catch it: not the handler's error.
-_PEER_LEFT = (anyio.EndOfStream, anyio.IncompleteRead, anyio.BrokenResourceError)
+# How the end of its connection looks to a handler that does not care to catch it: not the handler's error.
+_ENDED = (anyio.EndOfStream, anyio.IncompleteRead, anyio.BrokenResourceError, anyio.ClosedResourceError)
 
 _Result = TypeVar("_Result")
 
@@ -284,11 +284,11 @@ class Server:
         if isinstance(exc, Refused):
             return "refused"
         if isinstance(exc, BaseExceptionGroup):  # of a task group in the handler
-            rest = exc.split(_PEER_LEFT)[1]
+            rest = exc.split(_ENDED)[1]
             if rest is not None and rest.split(IdleTimeout)[1] is None:
                 return "timed_out"
             return "completed" if rest is None else "failed"
-        return "completed" if isinstance(exc, _PEER_LEFT) else "failed"
+        return "completed" if isinstance(exc, _ENDED) else "failed"
 
     def _report(self, exc: BaseException | None, source: Any) -> None:
         """Log a handler's error once, and pass it to `on_error`, whose own errors do no harm."""
@@ -340,10 +340,8 @@ class Server:
         return sum(self._count[outcome] for outcome in ("completed", "failed", "cancelled", "timed_out"))
 
     def _unfinished(self) -> bool:
-        return bool(self._waited_for() or self._finishing)
-
-    def _waited_for(self) -> dict[asyncio.Task[Any], Any]:
-        return {task: source for task, source in self._live.items() if task not in self._callers}
+        callers = sum(task in self._live for task in self._callers)
+        return len(self._live) > callers or bool(self._finishing)
 
     async def _drain(self) -> DrainReport:
         try:
@@ -360,14 +358,21 @@ class Server:
 
     async def _insist(self) -> tuple[int, int]:
         """Cancel the handlers that are left, then abort; returns how many of each it took."""
-        left = self._waited_for()
+        left = {task: source for task, source in self._live.items() if task not in self._callers}
         for task in left:
             task.cancel()
         for source in tuple(self._finishing.values()):
             source.abort()
         self._drop_waiting()
         end = self._loop.time() + _CANCEL_GRACE
-        await self._until(lambda: not (self._live.keys() & left.keys() or self._finishing), lambda: end)
+        ending = list(left)
+
+        def ended() -> bool:  # looks at each task about once, however many there are
+            while ending and ending[-1] not in self._live:
+                ending.pop()
+            return not (ending or self._finishing)
+
+        await self._until(ended, lambda: end)
         given_up = {task: source for task, source in left.items() if task in self._live}
         for task, source in given_up.items():
             logger.warning("handler of %s ignored its cancellation: connection aborted", source.peer_address)

@@ -83,6 +83,8 @@ class StreamServer(Server):
 
     def _serve(self, sock: socket.socket, address: Address) -> None:
         connection = self._connect(self._loop, sock, address, self._closing)
+        if self._closing.is_set():
+            connection._begin_drain()
         self._start(self._run, connection)
         if self._max_connections is not None:
             self._full = len(self._live) + len(self._finishing) >= self._max_connections
