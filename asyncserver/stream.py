@@ -216,7 +216,7 @@ class Stream(Connection, ByteStream):
             raise end
 
     # Receive the next chunk; the iteration stops at the end of the stream.
-    __anext__ = _chunk  # type: ignore[assignment] # an awaitable is what the language asks for
+    __anext__: Any = _chunk  # anyio says coroutine; the language asks for an awaitable
 
     def _spun(self) -> bool:
         """Count an operation that need not wait; true when it is time to let others run."""
