@@ -57,7 +57,7 @@ class Waiter:
         # Asked by the task at every wait and every wake-up: builtins, because a Python function costs twice as much.
         self.get_loop: Callable[[], asyncio.AbstractEventLoop | None] = weakref.ref(loop)
         self.result: Callable[[], object] = _nothing
-        self.busy = False
+        self.busy: bool = False
 
     def __await__(self) -> Generator[Waiter, None, None]:
         """Wait until woken.
@@ -74,7 +74,7 @@ class Waiter:
         finally:
             # Also when the coroutine was closed or thrown into: a dead task must not be woken.
             self._wakeup = None
-            self.busy = False
+            self.busy: bool = False
 
     def wake(self) -> bool:
         """Resume the waiting task now; false if none waits. From the loop's I/O callbacks only."""

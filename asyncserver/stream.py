@@ -87,8 +87,8 @@ class Stream(Connection, ByteStream):
     ) -> None:
         Connection.__init__(self, loop, sock, peer_address)
         self._closing = closing
-        self.bytes_received = 0
-        self.bytes_sent = 0
+        self.bytes_received: int = 0
+        self.bytes_sent: int = 0
         self._buffer: bytearray | None = None
         self._spins = 0
         self._answered = 0  # bytes_received at our last send: equal to it, we are between two messages

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ._types import Address, ErrorHandler, StreamHandler
     from .binding import BoundSocket
 
-logger = logging.getLogger("asyncserver")
+_logger = logging.getLogger("asyncserver")
 
 # Looks at the connections in each idle_timeout: one closes at most an eighth later than it should.
 _IDLE_LOOKS = 16
@@ -97,7 +97,7 @@ class StreamServer(Server):
             async with asyncio.timeout(self._ssl_handshake_timeout):
                 await stream.start_tls(self._ssl)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError, TimeoutError) as exc:
-            logger.debug("TLS handshake with %s failed: %s", stream.peer_address, exc)
+            _logger.debug("TLS handshake with %s failed: %s", stream.peer_address, exc)
             raise Refused from exc
         result: object = await self._handler(stream)
         return result
