@@ -74,7 +74,7 @@ class Waiter:
         finally:
             # Also when the coroutine was closed or thrown into: a dead task must not be woken.
             self._wakeup = None
-            self.busy: bool = False
+            self.busy = False
 
     def wake(self) -> bool:
         """Resume the waiting task now; false if none waits. From the loop's I/O callbacks only."""
