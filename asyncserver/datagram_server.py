@@ -36,7 +36,7 @@ class DatagramServer(Server):
         on_error: ErrorHandler | None,
     ) -> None:
         super().__init__(loop, bound, drain_timeout, on_error)
-        self._handler: Any = handler
+        self._handler: Any = self._for_this_server(handler)
         self._max_pending = max_pending
         self._paused = False
         self._full = False
