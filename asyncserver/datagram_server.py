@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from .adapters import EndpointTransport, ProtocolHandler
+from ._transports import EndpointTransport
+from .adapters import ProtocolHandler
 from .datagram import Datagram, Endpoint
 from .server import Server
 
