@@ -1,8 +1,8 @@
 """Every name of the standard library's `socketserver`, driven by an event loop.
 
-`import compat as socketserver` is the whole migration of a module. Beside those names: `ThreadPool`, the executor
-that threaded handlers run on, and `install`, which puts this package in `socketserver`'s place for everything
-that is imported afterwards. `python -m compat script.py` does that for an unchanged program.
+`import compat as socketserver` is the whole migration of a module. Beside those names: `ThreadPool`, the
+executor that threaded handlers run on, and `install`, which puts this package in `socketserver`'s place for
+everything that is imported afterwards. `python -m compat script.py` does that for an unchanged program.
 """
 
 import socketserver as _socketserver

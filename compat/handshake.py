@@ -27,12 +27,9 @@ def _is_overridden(server: Any) -> bool:
 
 def is_tls_listener(server: Any) -> bool:
     """Whether `get_request()` is ours and would make a handshake inside `accept()`."""
-    listener = getattr(server, "socket", None)
-    return (
-        isinstance(listener, ssl.SSLSocket)
-        and listener.do_handshake_on_connect
-        and not _is_overridden(server)
-    )
+    listener: Any = getattr(server, "socket", None)
+    eager = isinstance(listener, ssl.SSLSocket) and bool(vars(listener).get("do_handshake_on_connect"))
+    return eager and not _is_overridden(server)
 
 
 def needs_acceptors(server: Any) -> bool:

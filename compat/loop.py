@@ -34,6 +34,8 @@ FAILURES_IN_A_ROW = 10  # a listener that fails so often without a success is no
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 HOOKS = ("get_request", "verify_request", "process_request", "service_actions", "_handle_request_noblock")
 
+live: "set[ServingLoop]" = set()  # all that serve in this process
+
 
 class ServingLoop:
     """Serves until the server's shutdown is requested.
@@ -60,6 +62,7 @@ class ServingLoop:
         self._failures = 0
         self._warned = False
         self._raised: BaseException | None = None
+        live.add(self)
 
     def run(self) -> None:
         """Serve. What hooks raise beyond `Exception`, or `get_request` beyond `OSError`, comes out."""
@@ -75,6 +78,7 @@ class ServingLoop:
 
     def close(self) -> None:
         """Close what has not become a request yet, and the loop."""
+        live.discard(self)
         for handshake in list(self.handshakes):
             handshake.fail()
         if self.acceptors is not None:
