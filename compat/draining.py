@@ -17,8 +17,8 @@ class Drain:
 
     The first signal ends every `serve_forever()`. When one of them runs in the main thread the program goes
     on after it, as after `shutdown()`; otherwise SystemExit is raised in the main thread. Servers that the
-    program has not closed when it ends are closed. A second signal, or one that comes while nothing is served,
-    kills as always.
+    program has not closed when it ends are closed. A second signal, or one that comes while nothing is
+    served, kills as always.
 
     Args:
         graceful_timeout: for threaded servers that have None.

@@ -213,6 +213,7 @@ class ServingLoop:
                     break
         finally:
             server._compat_batching = 0
+            server._compat_hand_over()  # also when a hook has raised: what came before it is owed an answer
 
     def _how_to_take(self) -> Callable[[], None]:
         server = self.server

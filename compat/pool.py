@@ -114,6 +114,7 @@ class _Worker(threading.Thread):
         self.dismissed = False
 
     def run(self) -> None:
+        self.pool._remember(self)
         self.pool._work(self)
 
 
@@ -292,10 +293,14 @@ class ThreadPool(Executor):
             self.starved = True
             return False, error
         self.starved = False
+        self._remember(worker)
+        return True, None
+
+    def _remember(self, worker: _Worker) -> None:
+        """Let others join it. Called by both threads, as either may be the first to look for it there."""
         self.threads.append(worker)
         if self.on_start is not None:
             self.on_start(worker)
-        return True, None
 
     # What workers do.
 

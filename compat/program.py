@@ -1,9 +1,9 @@
 """Run an unchanged program as `__main__`, with `compat` in the place of `socketserver`.
 
-The program gets our own `__main__` module, emptied, instead of one of runpy's, which would be taken away while
-threads of the program still pickle things. What a program can see of us is `sys.orig_argv`, and a
-`__main__.__spec__` that sends the children of multiprocessing's spawn and forkserver through `compat.child`,
-so that they are swapped as well.
+The program gets our own `__main__` module, emptied, not one of runpy's, which would be taken away while threads
+of the program still pickle things. What it can see of us is `sys.orig_argv`, and a `__main__.__spec__` that
+sends the children of multiprocessing's spawn and forkserver through `compat.child`, so that they are
+swapped as well.
 """
 
 import argparse
@@ -183,8 +183,8 @@ def _warn_of_namesake(folder: Path) -> None:
     for namesake in (folder / "compat.py", folder / "compat" / "__init__.py"):
         if namesake.exists() and namesake.parent != Path(__file__).resolve().parent:
             sys.stderr.write(
-                f"python -m compat: warning: `import compat` will not give the program {namesake}, but the package"
-                " that replaces socketserver. Rename that file, or import it as a part of a package\n"
+                f"python -m compat: warning: `import compat` will not give the program {namesake},"
+                " but the package that replaces socketserver. Rename that file, or put it into a package\n"
             )
 
 
