@@ -1,9 +1,9 @@
 """Run an unchanged program as `__main__`, with `compat` in the place of `socketserver`.
 
-The program gets our own `__main__` module, emptied, not one of runpy's, which would be taken away while threads
-of the program still pickle things. What it can see of us is `sys.orig_argv`, and a `__main__.__spec__` that
-sends the children of multiprocessing's spawn and forkserver through `compat.child`, so that they are
-swapped as well.
+The program gets our own `__main__` module, emptied, not one of runpy's, which would be taken away while
+threads of the program still pickle things. What it can see of us is `sys.orig_argv`, and a
+`__main__.__spec__` that sends the children of multiprocessing's spawn and forkserver through
+`compat.child`, so that they are swapped as well.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 import contextvars
 import os
+import queue
 import subprocess
 import sys
 import threading
@@ -287,16 +288,15 @@ def test_an_uncaught_exception_goes_to_the_hook_and_the_thread_lives(
     pool: ThreadPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`threading.excepthook` gets what `threading.Thread` would give it."""
-    seen: list[threading.ExceptHookArgs] = []
-    monkeypatch.setattr(threading, "excepthook", seen.append)
-    thread = pool.submit(threading.current_thread).result(5)
+    seen: queue.Queue[threading.ExceptHookArgs] = queue.Queue()
+    monkeypatch.setattr(threading, "excepthook", seen.put)
     pool.add(sys.exit, 4)
     pool.wake()
-    assert pool.submit(threading.current_thread).result(5).is_alive()
-    assert [(args.exc_type, args.thread.name[:5] if args.thread else "") for args in seen] == [
-        (SystemExit, "test-")
-    ]
-    assert thread.is_alive()
+    args = seen.get(timeout=10)
+    assert args.exc_type is SystemExit
+    assert args.thread is not None
+    assert args.thread.name.startswith("test-")
+    assert pool.submit(threading.current_thread).result(5) is args.thread
 
 
 def test_what_it_is_doing_can_be_asked(pool: ThreadPool) -> None:
