@@ -14,6 +14,7 @@ import logging
 import os
 import select
 import selectors
+import socket
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -69,6 +70,7 @@ class ServingLoop:
         descriptor = self.server.fileno()
         if descriptor < 0:
             raise ValueError(f"Invalid file descriptor: {descriptor}")
+        self._set_blocking(descriptor, False)
         while not self.server._compat_stopping():
             self._watch()
             self._wait()
@@ -79,11 +81,23 @@ class ServingLoop:
     def close(self) -> None:
         """Close what has not become a request yet, and the loop."""
         live.discard(self)
+        if not self.server._compat_loops:
+            self._set_blocking(self._open_descriptor(), True)
         for handshake in list(self.handshakes):
             handshake.fail()
         if self.acceptors is not None:
             self.acceptors.close()
         self.loop.close()
+
+    def _set_blocking(self, descriptor: int, blocking: bool) -> None:
+        """Keep `accept()` from blocking when another thread or process takes the connection that woke us.
+
+        Below the socket object, which still calls itself blocking and whose accepted sockets are. Not for
+        datagrams: handlers send through the same descriptor.
+        """
+        stream = getattr(self.server, "socket_type", None) == socket.SOCK_STREAM
+        if stream and descriptor >= 0 and self.server.socket.gettimeout() is None:
+            os.set_blocking(descriptor, blocking)
 
     # For other threads.
 
@@ -154,10 +168,16 @@ class ServingLoop:
 
     def _descriptor(self) -> int:
         """What to watch, -1 for nothing at the moment: held, full, or closed by another thread."""
-        if self.loop.time() < self._hold_until or self.server._compat_full(self.wake):
+        held = self.loop.time() < self._hold_until
+        if self.server._compat_full(self.wake):
+            held = True
+            if self.server._compat_unwarned:
+                self.loop.call_later(RETRY_SECONDS, self.loop.stop)  # when the handlers' stacks can be told
+        if held or (self.acceptors is not None and self.acceptors.full()):
             return -1
-        if self.acceptors is not None and self.acceptors.full():
-            return -1
+        return self._open_descriptor()
+
+    def _open_descriptor(self) -> int:
         try:
             descriptor: int = self.server.fileno()
         except (OSError, ValueError, AttributeError):  # an override that does not answer -1 once it is closed

@@ -69,6 +69,7 @@ class BaseServer(socketserver.BaseServer):
     _compat_loops: list[ServingLoop] | tuple[()] = ()
     _compat_error: OSError | None = None  # what the last get_request() raised
     _compat_wraps = False  # a get_request() override has returned a TLS socket
+    _compat_unwarned = False
     _compat_batching = 0  # the thread that takes a batch and will wake the workers at its end
 
     def __init__(self, server_address: Any, RequestHandlerClass: _Factory) -> None:  # noqa: N803
@@ -106,8 +107,9 @@ class BaseServer(socketserver.BaseServer):
             if not self.__shutdown_request:
                 self._compat_serve(poll_interval)
         finally:
-            self.__shutdown_request = False
-            self.__is_shut_down.set()
+            if not self._compat_loops:  # several threads may serve at once; the last one ends the shutdown
+                self.__shutdown_request = False
+                self.__is_shut_down.set()
 
     def _compat_serve(self, poll_interval: float) -> None:
         serving = ServingLoop(self, poll_interval)

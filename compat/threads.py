@@ -15,6 +15,7 @@ from compat.servers import TCPServer, UDPServer, UnixDatagramServer, UnixStreamS
 
 logger = logging.getLogger("compat")
 
+LOOK_AGAIN_SECONDS = 0.01  # a handler has reached its first blocking call by then
 WAKE_UP_SECONDS = 1.0  # for a handler to end once its socket is shut down, as asyncserver's drain gives
 
 
@@ -61,6 +62,8 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
     _compat_batching = 0
     _compat_pool: ThreadPool | None = None
     _compat_was_full = False
+    _compat_full_since = 0.0
+    _compat_unwarned = True  # max_threads has not been reached, or not been told about
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Have a thread call `process_request_thread`."""
@@ -131,12 +134,18 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
         )  # once more: one may have ended before it knew whom to wake
         if full and not self._compat_was_full:
             self.times_full += 1
-            if self.times_full == 1:
-                self._compat_warn(pool.calls())
+            self._compat_full_since = monotonic()
         self._compat_was_full = full
+        if full and self._compat_unwarned:
+            self._compat_warn(pool.calls())
         return full
 
     def _compat_warn(self, calls: list[Call]) -> None:
+        """Tell once; a moment late, as the handlers of a burst have hardly begun and show no stack yet."""
+        lasting = monotonic() - self._compat_full_since >= LOOK_AGAIN_SECONDS
+        if not calls or not (lasting or self.times_full > 1):
+            return
+        self._compat_unwarned = False
         oldest = max(calls, key=Call.age)
         logger.warning(
             "%s on %s handles %d requests, which is its max_threads: no more are taken until one ends"
