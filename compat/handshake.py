@@ -5,6 +5,8 @@ import socket
 import socketserver
 import ssl
 import sys
+import threading
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -184,9 +186,16 @@ class Acceptors:
     def close(self) -> None:
         """Wake those that still wait for a client: they have nobody left to deliver to."""
         self.closed = True
-        self._cut_off(0.0)
         self.pool.shutdown(wait=False)
         self._discard()
+        if len(self.pool):
+            threading.Thread(target=self._sweep, name="get_request-sweep", daemon=True).start()
+
+    def _sweep(self) -> None:
+        """Cut off all that are left, again and again, as one may be just before its handshake."""
+        while len(self.pool):
+            self._cut_off(0.0)
+            time.sleep(PATIENCE_SECONDS)
 
     def _get(self) -> tuple[Any, Any, BaseException | None]:
         try:
