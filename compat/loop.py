@@ -14,6 +14,7 @@ import logging
 import os
 import select
 import selectors
+import signal
 import socket
 import threading
 from collections import deque
@@ -63,6 +64,9 @@ class ServingLoop:
         self._failures = 0
         self._warned = False
         self._raised: BaseException | None = None
+        self._signals: tuple[socket.socket, ...] = ()
+        if threading.current_thread() is threading.main_thread():
+            self._signals = self._listen_for_signals()
         live.add(self)
 
     def run(self) -> None:
@@ -88,6 +92,16 @@ class ServingLoop:
         if self.acceptors is not None:
             self.acceptors.close()
         self.loop.close()
+        for end in self._signals:
+            end.close()
+
+    def _listen_for_signals(self) -> tuple[socket.socket, socket.socket]:
+        """A pair whose second end wakes the loop, for a signal that comes just before the poll it should end."""
+        ends = socket.socketpair()
+        for end in ends:
+            end.setblocking(False)
+        self.loop.add_reader(ends[0], ends[0].recv, 4096)
+        return ends
 
     def _set_blocking(self, descriptor: int, blocking: bool) -> None:
         """Keep `accept()` from blocking when another thread or process takes the connection that woke us.
@@ -192,14 +206,21 @@ class ServingLoop:
         timer = (
             self.loop.call_later(self.poll_interval, self.loop.stop) if self.server._compat_ticks() else None
         )
+        before = self._divert_signals(self._signals[1].fileno()) if self._signals else -1
         try:
             self.loop.run_forever()
         finally:
+            if self._signals:
+                self._divert_signals(before)
             if timer is not None:
                 timer.cancel()
         if self._raised is not None:
             error, self._raised = self._raised, None
             raise error
+
+    def _divert_signals(self, descriptor: int) -> int:
+        """Have a byte written there for each signal; only while waiting, as hooks may have own loops."""
+        return signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
 
     def _keep_exception(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Hold on to what a signal handler raised while one of our callbacks ran: it has to come out."""
