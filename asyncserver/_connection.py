@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import anyio
 
+from ._poller import READ, WRITE
 from ._waiter import Waiter
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
+    from ._poller import Poller
     from ._types import Address
 
 CHUNK = 65536  # what one receive takes at most unless told otherwise; anyio's default, and a pipe's capacity
@@ -60,14 +61,12 @@ def at_end(_: int) -> bytes:
 
 
 class Connection:
-    """A connected socket and who waits for it.
-
-    The descriptor is registered, not the socket object: uvloop would hold a reference and keep it open.
-    """
+    """A connected socket and who waits for it."""
 
     __slots__ = (
+        "_events",
         "_fd",
-        "_loop",
+        "_poller",
         "_read",
         "_reading",
         "_recv",
@@ -78,30 +77,36 @@ class Connection:
         "peer_address",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, peer_address: Address) -> None:
-        self._loop = loop
+    def __init__(self, poller: Poller, sock: socket.socket, peer_address: Address) -> None:
+        self._poller = poller
         self._sock = sock
         self._fd = sock.fileno()
         self.peer_address: Address = peer_address
         self._recv: Callable[[int], bytes] = sock.recv
         # What really reads, where _recv may be a state in front of it.
-        self._read: Callable[[int], bytes] = sock.recv
+        self._read: Callable[[int], bytes] = self._recv
         self._send: Callable[[Any], int] = sock.send
-        self._reading = Waiter(loop, "receiving from")
+        self._reading = Waiter(poller.loop, "receiving from")
         self._writing: Waiter | None = None
-        self._watching = False
+        self._events = 0  # what the poller watches for,
+        self._watching = False  # and whether that includes READ
 
     # -- waiting
 
     def _watch(self) -> None:
         if not self._watching:
-            self._loop.add_reader(self._fd, self._on_readable)
+            self._set_events(self._events | READ)
             self._watching = True
 
     def _unwatch(self) -> None:
         if self._watching:
             self._watching = False
-            self._loop.remove_reader(self._fd)
+            self._set_events(self._events & ~READ)
+
+    def _set_events(self, events: int) -> None:
+        before, self._events = self._events, events
+        if events != before:
+            self._poller.watch(self, self._fd, before, events)
 
     def _on_readable(self) -> None:
         waiter = self._reading
@@ -112,6 +117,10 @@ class Connection:
             waiter._wakeup = None
             waiter._context.run(wakeup, waiter)
 
+    def _on_writable(self) -> None:
+        if self._writing is not None:
+            self._writing.wake()
+
     async def _readable(self) -> None:
         """Wait until the socket may have bytes, or somebody calls `wake_soon()`."""
         self._watch()
@@ -120,14 +129,13 @@ class Connection:
     async def _writable(self) -> None:
         """Wait until the socket takes bytes, or somebody calls `wake_soon()`."""
         if self._writing is None:
-            self._writing = Waiter(self._loop, "sending to")
-        writing = self._writing
-        self._loop.add_writer(self._fd, writing.wake)
+            self._writing = Waiter(self._poller.loop, "sending to")
+        self._set_events(self._events | WRITE)
         try:
-            await writing
+            await self._writing
         finally:
             if self._fd >= 0:
-                self._loop.remove_writer(self._fd)
+                self._set_events(self._events & ~WRITE)
 
     def _wake_all(self) -> None:
         self._reading.wake_soon()
@@ -273,9 +281,8 @@ class Connection:
 
     def _release(self) -> None:
         """Stop using the descriptor, and wake whoever waits for it."""
-        self._unwatch()
-        if self._writing is not None:
-            self._loop.remove_writer(self._fd)
+        self._watching = False
+        self._set_events(0)
         self._fd = -1
         self._recv = self._read = self._send = refuse_closed
         self._wake_all()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import asyncio
     import socket
 
+    from ._poller import Poller
     from ._types import Address
 
 
@@ -27,19 +28,18 @@ class ServedConnection(Connection):
         bytes_sent: payload bytes sent so far.
     """
 
-    __slots__ = ("_answered", "_closing", "_idle_mark", "_owed", "bytes_received", "bytes_sent")
+    __slots__ = ("_answered", "_closing", "_idle_read", "_idle_write", "_owed", "bytes_received", "bytes_sent")
 
     _buffer: bytearray | None
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, peer_address: Address, closing: asyncio.Event
-    ) -> None:
-        Connection.__init__(self, loop, sock, peer_address)
+    def __init__(self, poller: Poller, sock: socket.socket, peer_address: Address, closing: asyncio.Event) -> None:
+        Connection.__init__(self, poller, sock, peer_address)
         self._closing = closing
         self.bytes_received: int = 0
         self.bytes_sent: int = 0
         self._answered = 0  # bytes_received at our last send: equal to it, we are between two messages
-        self._idle_mark = -1  # bytes both ways when the idle timeout struck, until a receive or send tells
+        # Bytes both ways when the idle timeout struck, until the one that waits, or the next that would, has told.
+        self._idle_read = self._idle_write = -1
         self._owed = 0  # while draining
 
     @property
@@ -91,13 +91,20 @@ class ServedConnection(Connection):
         self._unwatch()  # so that the next receive comes by here before it waits
         return data
 
-    def _check_idle(self) -> None:
-        if self._idle_mark == self.bytes_received + self.bytes_sent:
-            self._idle_mark = -1
+    def _check_idle_read(self) -> None:
+        mark, self._idle_read = self._idle_read, -1
+        self._check_idle(mark)
+
+    def _check_idle_write(self) -> None:
+        mark, self._idle_write = self._idle_write, -1
+        self._check_idle(mark)
+
+    def _check_idle(self, mark: int) -> None:
+        if mark == self.bytes_received + self.bytes_sent:
             raise IdleTimeout(f"nothing received from or sent to {self.peer_address!r} for the idle timeout")
 
     def _expire(self) -> None:
         """Make the pending or the next wait raise IdleTimeout, unless something moves before."""
-        self._idle_mark = self.bytes_received + self.bytes_sent
+        self._idle_read = self._idle_write = self.bytes_received + self.bytes_sent
         self._unwatch()
         self._wake_all()

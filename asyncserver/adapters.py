@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable
 
+    from ._poller import Poller
     from ._types import Address
 
 __all__ = ["ProtocolHandler", "from_callback", "from_protocol"]
@@ -128,12 +129,12 @@ class ProtocolConnection:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        poller: Poller,
         sock: socket.socket,
         peer_address: Address,
         closing: asyncio.Event,
     ) -> None:
-        self.loop: asyncio.AbstractEventLoop = loop
+        self.loop: asyncio.AbstractEventLoop = poller.loop
         self.peer_address: Address = peer_address
         self.bytes_received: int = 0
         self.bytes_sent: int = 0
@@ -141,7 +142,7 @@ class ProtocolConnection:
         self.task: asyncio.Task[Any] | None = None
         self._sock = sock
         self._transport: asyncio.Transport | None = None
-        self._lost: asyncio.Future[None] = loop.create_future()
+        self._lost: asyncio.Future[None] = self.loop.create_future()
         self._failure: BaseException | None = None
         self._answered = 0
         self._closing = closing

@@ -129,8 +129,8 @@ class DatagramServer(Server):
         return any(endpoint.draining for endpoint in self._endpoints) or super()._unfinished()
 
     def _drop_waiting(self) -> None:
-        for endpoint in self._endpoints:
-            endpoint.pause()
+        self._paused = True  # also when a handler that ends makes room
+        self._apply_pause()
 
     def _release_sockets(self) -> None:
         for transport in self._transports.values():

@@ -15,6 +15,7 @@ import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
+import anyio.lowlevel
 
 from ._tasks import start_task
 from .reports import DrainReport, ServerStats, outcome_of
@@ -298,12 +299,19 @@ class Server:
     async def _outlast(self, task: asyncio.Task[_Result]) -> _Result:
         """Wait for a task of ours to its end; being cancelled hurries it, and is passed on afterwards."""
         cancelled: asyncio.CancelledError | None = None
-        with anyio.CancelScope(shield=True):  # an anyio scope would cancel again in every round of the loop
-            while not task.done():
+        try:
+            await anyio.lowlevel.checkpoint_if_cancelled()
+            shield = False
+        except asyncio.CancelledError as exc:  # before we began: that asks for the usual drain
+            cancelled = exc
+            shield = True
+        while not task.done():
+            with anyio.CancelScope(shield=shield):  # an anyio scope would cancel again in every round of the loop
                 try:
                     await asyncio.wait([task])
                 except asyncio.CancelledError as exc:
                     cancelled = exc
+                    shield = True
                     self._hasten(self._loop.time())
         if cancelled is not None:
             raise cancelled

@@ -39,6 +39,7 @@ from ._waiter import Waiter
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
+    from ._poller import Poller
     from ._types import Address
 
 __all__ = ["Stream"]
@@ -68,10 +69,8 @@ class Stream(ServedConnection, ByteStream):
 
     __slots__ = ("_buffer", "_spins")
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, peer_address: Address, closing: asyncio.Event
-    ) -> None:
-        ServedConnection.__init__(self, loop, sock, peer_address, closing)
+    def __init__(self, poller: Poller, sock: socket.socket, peer_address: Address, closing: asyncio.Event) -> None:
+        ServedConnection.__init__(self, poller, sock, peer_address, closing)
         self._buffer: bytearray | None = None
         self._spins = 0
 
@@ -107,6 +106,8 @@ class Stream(ServedConnection, ByteStream):
             anyio.IncompleteRead: the stream ended before. What had arrived stays to be received.
             Exception: as `receive()`, except EndOfStream.
         """
+        if nbytes < 0:
+            raise ValueError(f"nbytes must not be negative, got {nbytes}")
         while len(buffer := self._buffered()) < nbytes:
             await self._fill()
         return self._cut(buffer, nbytes)
@@ -164,7 +165,7 @@ class Stream(ServedConnection, ByteStream):
             try:
                 data = self._recv(max_bytes)
             except _WOULD_BLOCK:
-                self._check_idle()
+                self._check_idle_read()
                 self._watch()
                 continue
             except ssl.SSLWantWriteError:  # OpenSSL must answer (a key update) before it can read on
@@ -271,7 +272,7 @@ class Stream(ServedConnection, ByteStream):
                 try:
                     sent = write(rest)
                 except (BlockingIOError, ssl.SSLWantWriteError):
-                    self._check_idle()
+                    self._check_idle_write()
                     blocked = True
                     after = refuse_torn if tls else write  # OpenSSL insists on finishing the record it has begun
                     continue
@@ -320,9 +321,10 @@ class Stream(ServedConnection, ByteStream):
             return
         notify = self._send not in {refuse_torn, refuse_after_eof, refuse_busy}
         self._recv = self._send = refuse_closed
-        self._unwatch()
+        self._watching = False
+        self._set_events(0)
         self._wake_all()
-        self._reading, self._writing = Waiter(self._loop, "closing"), None
+        self._reading, self._writing = Waiter(self._poller.loop, "closing"), None
         try:
             async with asyncio.timeout(_CLOSE_TIMEOUT):
                 await self._finish(notify=notify)

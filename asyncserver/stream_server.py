@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from ._poller import Poller
 from .adapters import ProtocolConnection, ProtocolHandler
 from .exceptions import Refused
 from .listener import Listener
@@ -61,6 +62,7 @@ class StreamServer(Server):
             self._connect, self._run = ProtocolConnection, self._run_protocol
         self._paused = False
         self._full = False
+        self._poller = Poller(loop)
         self._waiting: deque[tuple[socket.socket, Address]] = deque()
         self._listeners = [Listener(loop, one, self._accepted, self._accept_failed) for one in bound]
         for listener in self._listeners:
@@ -72,8 +74,8 @@ class StreamServer(Server):
     # -- what comes in
 
     def _accepted(self, sock: socket.socket, address: Address) -> None:
-        self._count["accepted"] += 1
         if self._max_per_host is not None and not self._enter_host(address):
+            self._count["accepted"] += 1
             self._count["refused"] += 1
             sock.close()
         elif self._full:  # only what the kernel still held when the server began to close
@@ -82,7 +84,8 @@ class StreamServer(Server):
             self._serve(sock, address)
 
     def _serve(self, sock: socket.socket, address: Address) -> None:
-        connection = self._connect(self._loop, sock, address, self._closing)
+        self._count["accepted"] += 1
+        connection = self._connect(self._poller, sock, address, self._closing)
         if self._closing.is_set():
             connection._begin_drain()
         self._start(self._run, connection)
@@ -137,6 +140,9 @@ class StreamServer(Server):
         for listener in listeners:
             listener.close()
 
+    def _release_sockets(self) -> None:
+        self._poller.close()
+
     def _unfinished(self) -> bool:
         return bool(self._waiting) or super()._unfinished()
 
@@ -145,6 +151,7 @@ class StreamServer(Server):
             sock, address = self._waiting.popleft()
             sock.close()
             self._leave_host(address)
+            self._count["accepted"] += 1
             self._count["refused"] += 1
 
     # -- what a connection leaves behind
