@@ -96,7 +96,7 @@ class ServingLoop:
             end.close()
 
     def _listen_for_signals(self) -> tuple[socket.socket, socket.socket]:
-        """A pair whose second end wakes the loop, for a signal that comes just before the poll it should end."""
+        """A pair whose second end wakes the loop, for a signal that comes just before a poll."""
         ends = socket.socketpair()
         for end in ends:
             end.setblocking(False)
