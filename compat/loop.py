@@ -86,7 +86,7 @@ class ServingLoop:
         """Close what has not become a request yet, and the loop."""
         live.discard(self)
         if not self.server._compat_loops:
-            self._set_blocking(self._open_descriptor(), True)
+            self.restore_blocking()
         for handshake in list(self.handshakes):
             handshake.fail()
         if self.acceptors is not None:
@@ -114,6 +114,10 @@ class ServingLoop:
             os.set_blocking(descriptor, blocking)
 
     # For other threads.
+
+    def restore_blocking(self) -> None:
+        """Give the listener back as it was: others may hold it as well."""
+        self._set_blocking(self._open_descriptor(), True)
 
     def wake(self) -> None:
         """Make the serving thread look at its state, from any thread and from signal handlers."""

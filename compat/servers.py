@@ -200,6 +200,8 @@ class TCPServer(BaseServer, socketserver.TCPServer):
 
     def server_close(self) -> None:
         """Close the listener. A loop that still serves waits for `shutdown()`, without spinning."""
+        for serving in self._compat_loops:
+            serving.restore_blocking()
         self.socket.close()
         self._compat_wake()
 

@@ -62,7 +62,6 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
     _compat_batching = 0
     _compat_pool: ThreadPool | None = None
     _compat_was_full = False
-    _compat_full_since = 0.0
     _compat_unwarned = True  # max_threads has not been reached, or not been told about
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -134,7 +133,6 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
         )  # once more: one may have ended before it knew whom to wake
         if full and not self._compat_was_full:
             self.times_full += 1
-            self._compat_full_since = monotonic()
         self._compat_was_full = full
         if full and self._compat_unwarned:
             self._compat_warn(pool.calls())
@@ -142,11 +140,10 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
 
     def _compat_warn(self, calls: list[Call]) -> None:
         """Tell once; a moment late, as the handlers of a burst have hardly begun and show no stack yet."""
-        lasting = monotonic() - self._compat_full_since >= LOOK_AGAIN_SECONDS
-        if not calls or not (lasting or self.times_full > 1):
+        oldest = max(calls, key=Call.age, default=None)
+        if oldest is None or (oldest.age() < LOOK_AGAIN_SECONDS and self.times_full == 1):
             return
         self._compat_unwarned = False
-        oldest = max(calls, key=Call.age)
         logger.warning(
             "%s on %s handles %d requests, which is its max_threads: no more are taken until one ends"
             " (told once, counted in times_full). The oldest, from %s, has run for %.1f s and is here:\n%s",
