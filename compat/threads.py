@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
-from compat.pool import Call, JoinableThreads, ThreadPool
+from compat.joinable import JoinableThreads
+from compat.pool import Call, ThreadPool
 from compat.servers import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer, redeclares
 
 logger = logging.getLogger("compat")
