@@ -117,7 +117,8 @@ class ServingLoop:
 
     def restore_blocking(self) -> None:
         """Give the listener back as it was: others may hold it as well."""
-        self._set_blocking(self._open_descriptor(), True)
+        if self.pid == os.getpid():  # a child shares the setting, and may close its copy of the server
+            self._set_blocking(self._open_descriptor(), True)
 
     def wake(self) -> None:
         """Make the serving thread look at its state, from any thread and from signal handlers."""

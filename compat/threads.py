@@ -16,6 +16,8 @@ from compat.servers import TCPServer, UDPServer, UnixDatagramServer, UnixStreamS
 
 logger = logging.getLogger("compat")
 
+_making_pools = threading.Lock()
+
 LOOK_AGAIN_SECONDS = 0.01  # a handler has reached its first blocking call by then
 WAKE_UP_SECONDS = 1.0  # for a handler to end once its socket is shut down, as asyncserver's drain gives
 
@@ -80,9 +82,8 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
         pool = self._compat_pool
         if pool is not None:
             pool.shutdown(wait=False)
-        threads = vars(self).pop(
-            "_threads", None
-        )  # the stdlib's server_close may come next, and must not wait yet
+        # The stdlib's server_close may come next, and must not wait yet.
+        threads = vars(self).pop("_threads", None)
         super().server_close()
         if pool is not None and self.graceful_timeout is not None:
             self.close_report = self._compat_close(pool, self.graceful_timeout)
@@ -94,17 +95,25 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
     def _compat_threads(self) -> ThreadPool:
         pool = self._compat_pool
         if pool is None or pool.closed or pool.daemon != self.daemon_threads:
-            if pool is not None:
-                pool.shutdown(wait=False)
-            pool = ThreadPool(self.max_threads, name=type(self).__name__, daemon=self.daemon_threads)
-            pool.on_starved = getattr(self, "_compat_wake", None)  # the server below us may be the stdlib's
-            self._compat_pool = pool
+            with _making_pools:  # several threads may serve at once, and a second pool would go unnoticed
+                pool = self._compat_fitting_pool()
         pool.max_threads = self.max_threads
         if self.block_on_close and not self.daemon_threads:
             vars(self).setdefault("_threads", JoinableThreads())
             pool.on_start = self._threads.append
         else:
             pool.on_start = None
+        return pool
+
+    def _compat_fitting_pool(self) -> ThreadPool:
+        pool = self._compat_pool
+        if pool is not None:
+            if not pool.closed and pool.daemon == self.daemon_threads:
+                return pool
+            pool.shutdown(wait=False)
+        pool = ThreadPool(self.max_threads, name=type(self).__name__, daemon=self.daemon_threads)
+        pool.on_starved = getattr(self, "_compat_wake", None)  # the server below us may be the stdlib's
+        self._compat_pool = pool
         return pool
 
     def _compat_hand_over(self) -> bool:
@@ -114,9 +123,8 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
             return True
         try:
             pool.wake()
-        except (
-            RuntimeError
-        ):  # no thread lives that could take them later: as in the stdlib, an error of the request
+        except RuntimeError:
+            # No thread lives that could take them later: as in the stdlib, an error of the request.
             for call in pool.take_back():
                 server.handle_error(*call.args)
                 server.shutdown_request(call.args[0])

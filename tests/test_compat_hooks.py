@@ -349,7 +349,8 @@ def test_live_handlers_have_unique_thread_names(ss: Any) -> None:
         together.wait(10)
         request.sendall(threading.current_thread().name.encode())
 
-    with serving(ss.ThreadingTCPServer(LOOPBACK, handler)) as server:
+    server_class = type("Server", (ss.ThreadingTCPServer,), {"request_queue_size": 50})
+    with serving(server_class(LOOPBACK, handler)) as server:
         clients = [connect(server) for _ in range(20)]
         assert len({client.recv(100) for client in clients}) == 20
         for client in clients:

@@ -411,3 +411,22 @@ def test_a_handler_may_close_its_own_server_gracefully() -> None:
     server.graceful_timeout = 30
     with serving(server), connect(server):
         assert closed.wait(10)
+
+
+def test_several_producers_share_one_pool() -> None:
+    """When a server is served by several threads, their first requests do not each make a pool."""
+    for _ in range(50):
+        met = threading.Event()
+        together = threading.Barrier(4, action=met.set)
+        server: Any = compat.ThreadingTCPServer(LOOPBACK, lambda *_, together=together: together.wait(20))
+        pairs = [socket.socketpair() for _ in range(4)]
+        producers = [
+            threading.Thread(target=server.process_request, args=(ours, "somewhere")) for ours, _ in pairs
+        ]
+        for producer in producers:
+            producer.start()
+        assert met.wait(20)
+        for producer, (_, theirs) in zip(producers, pairs, strict=True):
+            producer.join()
+            theirs.close()
+        server.server_close()
