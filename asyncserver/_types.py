@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 __all__ = ["Address", "DatagramHandler", "ErrorHandler", "StreamHandler"]
 
 #: (host, port) of IPv4, (host, port, flowinfo, scope) of IPv6, or a Unix socket's path ("" when it has none).
-Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str | bytes
+#: Any, as in the standard library's own annotations: whoever serves one kind knows which it gets.
+Address: TypeAlias = Any
 
 #: Called once for each connection.
 StreamHandler: TypeAlias = Callable[["Stream"], Coroutine[Any, Any, object]]

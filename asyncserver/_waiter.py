@@ -17,13 +17,17 @@ The rules that keep this right:
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import functools
+import weakref
+from typing import TYPE_CHECKING, NoReturn
 
 import anyio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from contextvars import Context
+
+_nothing: Callable[[], object] = bool  # called without arguments, it returns without looking at anything
 
 
 class Waiter:
@@ -34,15 +38,26 @@ class Waiter:
         action: how the wait is called in the error that a second task gets ("receiving from").
     """
 
-    __slots__ = ("_action", "_asyncio_future_blocking", "_cancelled", "_context", "_loop", "_message", "_wakeup", "busy")
+    __slots__ = (
+        "_action",
+        "_asyncio_future_blocking",
+        "_context",
+        "_loop",
+        "_wakeup",
+        "busy",
+        "get_loop",
+        "result",
+    )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, action: str) -> None:
         self._loop = loop
         self._action = action
         self._asyncio_future_blocking = False
         self._wakeup: Callable[[Waiter], object] | None = None
-        self._cancelled = False
-        self.busy = False
+        # Asked by the task at every wait and every wake-up: builtins, because a Python function costs twice as much.
+        self.get_loop: Callable[[], asyncio.AbstractEventLoop | None] = weakref.ref(loop)
+        self.result: Callable[[], object] = _nothing
+        self.busy: bool = False
 
     def __await__(self) -> Generator[Waiter, None, None]:
         """Wait until woken.
@@ -78,10 +93,6 @@ class Waiter:
 
     # What asyncio.Task asks of a future.
 
-    def get_loop(self) -> asyncio.AbstractEventLoop:
-        """The loop whose tasks may wait here."""
-        return self._loop
-
     def add_done_callback(self, callback: Callable[[Waiter], object], *, context: Context) -> None:
         """Called by the task with its own wake-up."""
         self._wakeup = callback
@@ -91,14 +102,11 @@ class Waiter:
         """Called by `task.cancel()`; false if the wake-up is on its way already (then the task remembers)."""
         if self._wakeup is None:
             return False
-        self._cancelled = True
-        self._message = msg
+        self.result = functools.partial(self._raise_cancelled, msg)
         self.wake_soon()
         return True
 
-    def result(self) -> None:
-        """Called by the task's wake-up: raises CancelledError, once, after `cancel()`."""
-        if self._cancelled:
-            self._cancelled = False
-            message, self._message = self._message, None
-            raise asyncio.CancelledError(*(() if message is None else (message,)))
+    def _raise_cancelled(self, message: object) -> NoReturn:
+        """Be `result()` once, for the wake-up that `cancel()` has sent."""
+        self.result = _nothing
+        raise asyncio.CancelledError(*(() if message is None else (message,)))

@@ -1,8 +1,8 @@
 """Binding: where a server is to be reached, checked when it is made and bound when it is opened.
 
-    host and port   one name or address, several, or None for every interface, IPv4 and IPv6
-    path            a Unix socket's file
-    sock, fd        a socket that somebody else has bound; it is ours from then on
+host and port   one name or address, several, or None for every interface, IPv4 and IPv6
+path            a Unix socket's file
+sock, fd        a socket that somebody else has bound; it is ours from then on
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from typing import TYPE_CHECKING, Any
 from .exceptions import BindError
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from ._types import Address
 
 _KINDS = {socket.SOCK_STREAM: "stream", socket.SOCK_DGRAM: "datagram"}
@@ -78,10 +76,11 @@ class Binding:
             raise TypeError(f"port must be a whole number, got {self.port!r}")
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port must be from 0 to 65535, got {self.port}")
-        if not isinstance(self.host, str | None) and not (
-            isinstance(self.host, Sequence) and self.host and all(isinstance(name, str) for name in self.host)
-        ):
-            raise TypeError(f"host must be a name or address, a sequence of them, or None, got {self.host!r}")
+        host: Any = self.host
+        if isinstance(host, str | None):
+            return
+        if not isinstance(host, Sequence) or not host or not all(isinstance(name, str) for name in host):
+            raise TypeError(f"host must be a name or address, a sequence of them, or None, got {host!r}")
 
     async def open(self, kind: socket.SocketKind) -> list[BoundSocket]:
         """Bind every address, or none.
@@ -192,8 +191,9 @@ class Binding:
                 on_error.callback(sock.detach)  # refused: whoever gave the number still owns it
             if sock.type != kind:
                 raise BindError(
-                    errno.EPROTOTYPE, f"{sock!r} is not a {_KINDS[kind]} socket: use serve() for streams, "
-                    "serve_datagrams() for datagrams"
+                    errno.EPROTOTYPE,
+                    f"{sock!r} is not a {_KINDS[kind]} socket: use serve() for streams, "
+                    "serve_datagrams() for datagrams",
                 )
             if sock.family != socket.AF_UNIX and sock.getsockname()[1] == 0:
                 raise BindError(errno.EINVAL, f"{sock!r} is not bound to an address: bind() it first")
@@ -212,7 +212,7 @@ class BoundSocket:
     """A bound socket, and the file that goes with it if it is a Unix socket that we made."""
 
     def __init__(self, sock: socket.socket, path: str | None = None) -> None:
-        self.sock = sock
+        self.sock: socket.socket = sock
         self._path = path
         self._identity = _identity(path) if path is not None else None
 

@@ -86,11 +86,33 @@ def _parser() -> argparse.ArgumentParser:
     add("--unix-mode", type=_mode, metavar="MODE", help="permissions of its file, octal, such as 660")
     limits = parser.add_argument_group("limits")
     add = limits.add_argument
-    add("--max-connections", type=int, metavar="N", help="open at once, for each address; more wait in the kernel")
-    add("--max-connections-per-host", type=int, metavar="N", help="open at once from one host; more are closed")
+    add(
+        "--max-connections",
+        type=int,
+        metavar="N",
+        help="open at once, for each address; more wait in the kernel",
+    )
+    add(
+        "--max-connections-per-host",
+        type=int,
+        metavar="N",
+        help="open at once from one host; more are closed",
+    )
     add("--idle-timeout", type=float, metavar="SECONDS", help="close connections that are silent for so long")
-    add("--max-pending", type=int, default=1024, metavar="N", help="datagrams handled at once (default: %(default)s)")
-    add("--drain-timeout", type=float, default=30.0, metavar="SECONDS", help="for handlers to end (default: 30)")
+    add(
+        "--max-pending",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="datagrams handled at once (default: %(default)s)",
+    )
+    add(
+        "--drain-timeout",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="for handlers to end (default: 30)",
+    )
     tls = parser.add_argument_group("TLS for --tcp and --unix")
     add = tls.add_argument
     add("--certfile", metavar="FILE", help="certificate chain, PEM")
@@ -98,7 +120,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--client-ca", metavar="FILE", help="ask clients for a certificate signed by one of these")
     program = parser.add_argument_group("program")
     add = program.add_argument
-    add("--loop", choices=("auto", "uvloop", "asyncio"), default="auto", help="(default: uvloop where installed)")
+    add(
+        "--loop",
+        choices=("auto", "uvloop", "asyncio"),
+        default="auto",
+        help="(default: uvloop where installed)",
+    )
     add("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="(default: info)")
     return parser
 
@@ -127,9 +154,7 @@ def _servings(options: argparse.Namespace) -> list[Serving]:
     servings = [serve(handler, *_address(place), **common) for place in options.tcp]
     servings += [serve(handler, path=path, path_mode=options.unix_mode, **common) for path in options.unix]
     servings += [
-        serve_datagrams(
-            handler, *_address(place), max_pending=options.max_pending, drain_timeout=options.drain_timeout
-        )
+        serve_datagrams(handler, *_address(place), max_pending=options.max_pending, drain_timeout=options.drain_timeout)
         for place in options.udp
     ]
     return servings

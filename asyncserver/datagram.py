@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Datagram"]
 
-logger = logging.getLogger("asyncserver")
+_logger = logging.getLogger("asyncserver")
 
 # Datagrams taken in one wake-up: long enough to save trips through the loop, and with quick handlers a fifth of a
 # millisecond for everybody else.
@@ -45,6 +45,7 @@ _LEAST_QUEUED = 512
 # Datagrams that a Unix socket may hold when nothing tells: far above net.unix.max_dgram_qlen.
 _UNIX_QUEUE = 4096
 
+Buffer: TypeAlias = "bytes | bytearray | memoryview"
 _Control: TypeAlias = "list[tuple[int, int, bytes]]"
 
 
@@ -60,14 +61,14 @@ class Datagram:
     __slots__ = ("address", "control", "data", "endpoint", "replied", "truncated", "unsent")
 
     def __init__(
-        self, endpoint: Endpoint, data: bytes, address: Address, control: _Control | None, *, truncated: bool
+        self, endpoint: Endpoint, data: bytes, address: Address, control: _Control | None, truncated: bool
     ) -> None:
-        self.endpoint = endpoint
-        self.data = data
-        self.address = address
-        self.truncated = truncated
-        self.replied = False
-        self.control = control
+        self.endpoint: Endpoint = endpoint
+        self.data: bytes = data
+        self.address: Address = address
+        self.truncated: bool = truncated
+        self.replied: bool = False
+        self.control: _Control | None = control
         self.unsent: bytes | None = None
 
     def __repr__(self) -> str:
@@ -84,7 +85,7 @@ class Datagram:
         """The address that the datagram was sent to, and that an answer comes from."""
         return self.endpoint.local_address(self.control)
 
-    async def reply(self, data: bytes) -> None:
+    async def reply(self, data: Buffer) -> None:
         """Send a datagram back, from the address that this one came to. As often as you like.
 
         Waits while the socket is full. Cancelled, it has not sent.
@@ -131,15 +132,18 @@ class Endpoint:
         self._bound = bound
         self._received = received
         self._drained = drained
-        self.sock = sock = bound.sock
+        self.sock: socket.socket = bound.sock
+        sock = self.sock
         self._fd = sock.fileno()
+        self._size = max_datagram_size
         self._buffer = memoryview(bytearray(max_datagram_size))
         self._unix = sock.family == socket.AF_UNIX
         self._watching = False
+        self._closed = False
         self._room: asyncio.Future[None] | None = None
         self._owed: int | None = None  # while draining: how many datagrams to read at most
-        self.sent = 0
-        self.failed = 0
+        self.sent: int = 0
+        self.failed: int = 0
         self._dropped = 0
         # On one address the kernel answers from that address by itself. On every interface it would choose one by the
         # route back, so there each datagram tells where it was sent to: recvmsg instead of recvfrom, about 1 us more.
@@ -153,6 +157,8 @@ class Endpoint:
         if not self._watching and self._owed != 0:
             self._loop.add_reader(self._fd, self._on_readable)
             self._watching = True
+            if self._owed is not None:  # what is owed may be nothing at all, which no event would tell
+                self._loop.call_soon(self._on_readable)
 
     def pause(self) -> None:
         """Leave datagrams in the kernel's buffer."""
@@ -161,20 +167,23 @@ class Endpoint:
             self._watching = False
 
     def _on_readable(self) -> None:
+        if not self._watching:
+            return
         for _ in range(_BATCH):
             try:
                 datagram = self._receive()
             except BlockingIOError:
-                self._owed = self._owed and 0
+                if self._owed is not None:
+                    self._owed = 0
                 break
             except OSError as exc:  # an ICMP error for something we sent; the next call goes on
                 self.failed += 1
-                logger.debug("receiving on %s: %s", self._bound.address, exc)
+                _logger.debug("receiving on %s: %s", self._bound.address, exc)
                 continue
             if self._owed is not None:
                 self._owed -= 1
             self._received(datagram)
-            if not self._watching or self._owed == 0:
+            if self._owed == 0 or not self._watching:  # the server may have paused us
                 break
         if self._owed == 0:
             self.pause()
@@ -184,12 +193,12 @@ class Endpoint:
         # With MSG_TRUNC the size is the datagram's own, recv(2). `recvfrom` would then return memory that was never
         # written, so it has to be the buffer of ours.
         size, address = self.sock.recvfrom_into(self._buffer, 0, socket.MSG_TRUNC)
-        return Datagram(self, bytes(self._buffer[:size]), address, None, truncated=size > len(self._buffer))
+        return Datagram(self, bytes(self._buffer[:size]), address, None, size > self._size)
 
     def _receive_any(self) -> Datagram:
         size, control, _, address = self.sock.recvmsg_into([self._buffer], 64, socket.MSG_TRUNC)
         data = bytes(self._buffer[:size])
-        return Datagram(self, data, address, _answering(control), truncated=size > len(self._buffer))
+        return Datagram(self, data, address, _answering(control), size > self._size)
 
     def _wildcard(self) -> bool:
         sock = self.sock
@@ -217,10 +226,12 @@ class Endpoint:
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         granted = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2  # socket(7): the kernel doubles it
         if granted < _RECEIVE_BUFFER:
-            logger.info(
+            _logger.info(
                 "%s: the kernel grants a receive buffer of %d bytes instead of %d, so long bursts will be dropped; "
                 "raise net.core.rmem_max",
-                self._bound.address, granted, _RECEIVE_BUFFER,
+                self._bound.address,
+                granted,
+                _RECEIVE_BUFFER,
             )
 
     @property
@@ -229,13 +240,13 @@ class Endpoint:
         return self._dropped + self._meminfo()[_MEMINFO_DROPS]
 
     def _meminfo(self) -> tuple[int, ...]:
-        if self._fd < 0 or self._unix:
+        if self._unix or self._closed:
             return (0,) * 9
         return _MEMINFO.unpack(self.sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))
 
     # -- sending
 
-    def try_send(self, data: bytes, address: Address, control: _Control | None) -> bool:
+    def try_send(self, data: Buffer, address: Address, control: _Control | None) -> bool:
         """Send now; false if there is no room. Raises as `Datagram.reply()`."""
         try:
             if control is None:
@@ -253,7 +264,7 @@ class Endpoint:
         self.sent += 1
         return True
 
-    async def send(self, data: bytes, address: Address, control: _Control | None) -> None:
+    async def send(self, data: Buffer, address: Address, control: _Control | None) -> None:
         """Send as soon as there is room. Raises as `Datagram.reply()`."""
         delay, longest = _UNIX_RETRY
         while not self.try_send(data, address, control):
@@ -284,13 +295,13 @@ class Endpoint:
 
     def drain(self) -> None:
         """Read what the kernel holds now, then no more; sending goes on."""
+        self.pause()
         queued = self._meminfo()[_MEMINFO_QUEUED]
         self._owed = _UNIX_QUEUE if self._unix else queued // _LEAST_QUEUED + 1
-        self.resume()
 
     def close(self) -> None:
         """Close the socket; what it still held is counted as dropped."""
-        if self._fd < 0:
+        if self._closed:
             return
         self.pause()
         if self._room is not None:
@@ -302,7 +313,7 @@ class Endpoint:
                 break
             self._dropped += 1
         self._dropped = self.dropped
-        self._fd = -1
+        self._closed = True
         self._bound.close()
 
 

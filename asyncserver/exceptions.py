@@ -17,7 +17,7 @@ __all__ = ["BindError", "IdleTimeout"]
 
 
 class BindError(OSError):
-    """An address could not be bound; says which, why, and what to do. `errno` is the system's, `__cause__` its error."""
+    """An address could not be bound: which, why, and what to do. `errno` is the system's, `__cause__` its error."""
 
 
 class IdleTimeout(TimeoutError):  # noqa: N818 - named like TimeoutError, whose kind it is

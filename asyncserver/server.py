@@ -12,14 +12,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-import sys
-from collections import Counter
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
-from .exceptions import IdleTimeout, Refused
-from .reports import DrainReport, ServerStats
+from ._tasks import start_task
+from .reports import DrainReport, ServerStats, outcome_of
 
 if TYPE_CHECKING:
     import socket
@@ -29,24 +27,12 @@ if TYPE_CHECKING:
     from ._types import Address, ErrorHandler
     from .binding import BoundSocket
 
-logger = logging.getLogger("asyncserver")
+_logger = logging.getLogger("asyncserver")
 
 # Seconds between cancelling a handler and taking its connection away.
 _CANCEL_GRACE = 1.0
 
-# How a peer's leaving looks to a handler that does not care to catch it: not the handler's error.
-_PEER_LEFT = (anyio.EndOfStream, anyio.IncompleteRead, anyio.BrokenResourceError)
-
 _Result = TypeVar("_Result")
-
-
-class Source(Protocol):
-    """What a handler handles: a connection or a datagram."""
-
-    peer_address: Address
-
-    def _begin_drain(self) -> None: ...
-    def abort(self) -> None: ...
 
 
 class Server:
@@ -54,6 +40,7 @@ class Server:
 
     Attributes:
         addresses: where clients reach it, an address for each socket.
+        idle_timeout: seconds of silence that a connection may keep, or None.
     """
 
     def __init__(
@@ -66,9 +53,10 @@ class Server:
         self._loop = loop
         self._bound = bound
         self.addresses: tuple[Address, ...] = tuple(one.address for one in bound)
+        self.idle_timeout: float | None = None
         self._drain_timeout = drain_timeout
         self._on_error = on_error
-        self._count: Counter[str] = Counter()
+        self._count = dict.fromkeys(ServerStats.__slots__, 0)
         self._live: dict[asyncio.Task[Any], Any] = {}
         self._starting: Any = None
         self._finishing: dict[asyncio.Task[Any], Any] = {}
@@ -76,6 +64,7 @@ class Server:
         self._closed = asyncio.Event()
         self._drainer: asyncio.Task[DrainReport] | None = None
         self._cleaner: asyncio.Task[None] | None = None
+        self._close_callbacks: list[Callable[[], object]] = []
         self._callers: set[asyncio.Task[Any] | None] = set()
         self._deadline = 0.0
         self._changed: asyncio.Future[None] | None = None
@@ -90,6 +79,14 @@ class Server:
         return f"<{type(self).__name__} {state} on {', '.join(map(str, self.addresses))}>"
 
     # -- for the caller
+
+    def add_close_callback(self, callback: Callable[[], object]) -> None:
+        """Call a function when the last handler has ended and the sockets are being closed.
+
+        Args:
+            callback: called without arguments, in the loop's thread; what it raises is logged.
+        """
+        self._close_callbacks.append(callback)
 
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
@@ -216,15 +213,20 @@ class Server:
 
     # -- handlers
 
-    def _start(self, handler: Callable[[Any], Coroutine[Any, Any, Any]], source: Any) -> None:
-        """Run a handler in a task of its own; where Python can, up to its first wait at once."""
+    def _for_this_server(self, handler: Any) -> Any:
+        """The function to call: a handler that needs to know its server has a method `for_server(server)`."""
+        make = getattr(handler, "for_server", None)
+        return handler if make is None else make(self)
+
+    def _start(self, handler: Callable[[Any], Coroutine[Any, Any, Any]], source: Any) -> bool:
+        """Run a handler in a task of its own, up to its first wait at once; true if it still runs."""
         self._starting = source
         try:
-            task = self._spawn(handler(source))
+            task = start_task(handler(source), self._loop)
         except Exception as exc:  # not even a coroutine: a wrong signature, most likely
             self._starting = None
             self._settle(source, exc, None)
-            return
+            return False
         except BaseException:  # SystemExit, KeyboardInterrupt: the program ends
             self._starting = None
             source.abort()
@@ -232,17 +234,10 @@ class Server:
         self._starting = None
         if task.done():
             self._judge(task, source)
-        else:
-            self._live[task] = source
-            task.add_done_callback(self._done_callback, context=self._context)
-
-    def _spawn(self, coroutine: Coroutine[Any, Any, _Result]) -> asyncio.Task[_Result]:
-        loop = self._loop
-        # An answer that needs no wait then costs no trip through the loop. By hand, because asyncio's
-        # eager_task_factory breaks on uvloop 0.23 with CPython 3.13.0; a factory that the program has set is kept.
-        if sys.version_info >= (3, 12) and loop.get_task_factory() is None:
-            return asyncio.Task(coroutine, loop=loop, eager_start=True)
-        return loop.create_task(coroutine)
+            return False
+        self._live[task] = source
+        task.add_done_callback(self._done_callback, context=self._context)
+        return True
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         source = self._live.pop(task, None)
@@ -261,7 +256,7 @@ class Server:
 
     def _settle(self, source: Any, exc: BaseException | None, result: Any) -> None:
         """Count how a handler ended, tell of its error, and close what it handled."""
-        outcome = self._outcome(exc)
+        outcome = outcome_of(exc)
         if outcome == "failed":
             self._report(exc, source)
         self._count[outcome] += 1
@@ -269,7 +264,7 @@ class Server:
         if finishing is None:
             self._gone(source)
             return
-        task = self._spawn(finishing)
+        task = start_task(finishing, self._loop)
         self._finishing[task] = source
         task.add_done_callback(self._finished)
 
@@ -283,33 +278,16 @@ class Server:
         self._released(source)
         self._tell_change()
 
-    @staticmethod
-    def _outcome(exc: BaseException | None) -> str:
-        if exc is None:
-            return "completed"
-        if isinstance(exc, asyncio.CancelledError):
-            return "cancelled"
-        if isinstance(exc, IdleTimeout):
-            return "timed_out"
-        if isinstance(exc, Refused):
-            return "refused"
-        if isinstance(exc, BaseExceptionGroup):  # of a task group in the handler
-            rest = exc.split(_PEER_LEFT)[1]
-            if rest is not None and rest.split(IdleTimeout)[1] is None:
-                return "timed_out"
-            return "completed" if rest is None else "failed"
-        return "completed" if isinstance(exc, _PEER_LEFT) else "failed"
-
     def _report(self, exc: BaseException | None, source: Any) -> None:
         """Log a handler's error once, and pass it to `on_error`, whose own errors do no harm."""
         if exc is None or isinstance(exc, SystemExit | KeyboardInterrupt):  # those end the loop, and tell by that
             return
-        logger.error("handler of %s failed", source.peer_address, exc_info=exc)
+        _logger.error("handler of %s failed", source.peer_address, exc_info=exc)
         if self._on_error is not None:
             try:
                 self._on_error(exc, source)
             except Exception:
-                logger.exception("on_error failed")
+                _logger.exception("on_error failed")
 
     # -- closing
 
@@ -350,10 +328,8 @@ class Server:
         return sum(self._count[outcome] for outcome in ("completed", "failed", "cancelled", "timed_out"))
 
     def _unfinished(self) -> bool:
-        return bool(self._waited_for() or self._finishing)
-
-    def _waited_for(self) -> dict[asyncio.Task[Any], Any]:
-        return {task: source for task, source in self._live.items() if task not in self._callers}
+        callers = sum(task in self._live for task in self._callers)
+        return len(self._live) > callers or bool(self._finishing)
 
     async def _drain(self) -> DrainReport:
         try:
@@ -370,17 +346,24 @@ class Server:
 
     async def _insist(self) -> tuple[int, int]:
         """Cancel the handlers that are left, then abort; returns how many of each it took."""
-        left = self._waited_for()
+        left = {task: source for task, source in self._live.items() if task not in self._callers}
         for task in left:
             task.cancel()
         for source in tuple(self._finishing.values()):
             source.abort()
         self._drop_waiting()
         end = self._loop.time() + _CANCEL_GRACE
-        await self._until(lambda: not (self._live.keys() & left.keys() or self._finishing), lambda: end)
+        ending = list(left)
+
+        def ended() -> bool:  # looks at each task about once, however many there are
+            while ending and ending[-1] not in self._live:
+                ending.pop()
+            return not (ending or self._finishing)
+
+        await self._until(ended, lambda: end)
         given_up = {task: source for task, source in left.items() if task in self._live}
         for task, source in given_up.items():
-            logger.warning("handler of %s ignored its cancellation: connection aborted", source.peer_address)
+            _logger.warning("handler of %s ignored its cancellation: connection aborted", source.peer_address)
             source.abort()
             del self._live[task]
             self._count["cancelled"] += 1
@@ -396,4 +379,9 @@ class Server:
             await self._insist()
         finally:
             self._release_sockets()
+            for callback in self._close_callbacks:
+                try:
+                    callback()
+                except Exception:
+                    _logger.exception("close callback %r failed", callback)
             self._closed.set()

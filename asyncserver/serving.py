@@ -92,7 +92,10 @@ class Serving(Coroutine[Any, Any, None]):
         """Warn about a server that nobody has started."""
         if not self._used:
             warnings.warn(
-                f"{self._name}(...) was never awaited: nothing has been served", RuntimeWarning, source=self, stacklevel=2
+                f"{self._name}(...) was never awaited: nothing has been served",
+                RuntimeWarning,
+                source=self,
+                stacklevel=2,
             )
 
     def _use(self) -> None:
@@ -267,7 +270,8 @@ def _check_handler(handler: object, name: str, argument: str) -> None:
     function = handler
     while isinstance(function, functools.partial):
         function = function.func
-    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):
+    called = getattr(type(function), "__call__", None)  # noqa: B004 - not whether it can be called, but what is then
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called):
         return
     shown = getattr(function, "__qualname__", repr(function))
     if isinstance(function, type):

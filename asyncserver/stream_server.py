@@ -19,12 +19,12 @@ from .tls import TLSContext
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Coroutine
 
     from ._types import Address, ErrorHandler, StreamHandler
     from .binding import BoundSocket
 
-logger = logging.getLogger("asyncserver")
+_logger = logging.getLogger("asyncserver")
 
 # Looks at the connections in each idle_timeout: one closes at most an eighth later than it should.
 _IDLE_LOOKS = 16
@@ -37,7 +37,7 @@ class StreamServer(Server):
         self,
         loop: asyncio.AbstractEventLoop,
         bound: list[BoundSocket],
-        handler: StreamHandler,
+        handler: StreamHandler | ProtocolHandler,
         *,
         ssl: ssl.SSLContext | None,
         ssl_handshake_timeout: float,
@@ -48,14 +48,15 @@ class StreamServer(Server):
         on_error: ErrorHandler | None,
     ) -> None:
         super().__init__(loop, bound, drain_timeout, on_error)
-        self._handler = handler
+        self.idle_timeout = idle_timeout
+        handler = self._handler = self._for_this_server(handler)
         self._ssl = ssl
         self._ssl_handshake_timeout = ssl_handshake_timeout
         self._max_connections = max_connections
         self._max_per_host = max_connections_per_host
         self._per_host: Counter[str] = Counter()
         self._connect: type[Stream | ProtocolConnection] = Stream
-        self._run: Callable[[Any], Coroutine[Any, Any, object]] = handler if ssl is None else self._run_tls
+        self._run: Any = handler if ssl is None else self._run_tls
         if isinstance(handler, ProtocolHandler):
             self._connect, self._run = ProtocolConnection, self._run_protocol
         self._paused = False
@@ -64,7 +65,6 @@ class StreamServer(Server):
         self._listeners = [Listener(loop, one, self._accepted, self._accept_failed) for one in bound]
         for listener in self._listeners:
             listener.resume()
-        self._idle_timeout = idle_timeout
         self._idle_seen: dict[Any, tuple[int, float]] = {}
         if idle_timeout is not None:
             self._look_for_idle()
@@ -83,6 +83,8 @@ class StreamServer(Server):
 
     def _serve(self, sock: socket.socket, address: Address) -> None:
         connection = self._connect(self._loop, sock, address, self._closing)
+        if self._closing.is_set():
+            connection._begin_drain()
         self._start(self._run, connection)
         if self._max_connections is not None:
             self._full = len(self._live) + len(self._finishing) >= self._max_connections
@@ -95,9 +97,10 @@ class StreamServer(Server):
             async with asyncio.timeout(self._ssl_handshake_timeout):
                 await stream.start_tls(self._ssl)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError, TimeoutError) as exc:
-            logger.debug("TLS handshake with %s failed: %s", stream.peer_address, exc)
+            _logger.debug("TLS handshake with %s failed: %s", stream.peer_address, exc)
             raise Refused from exc
-        return await self._handler(stream)
+        result: object = await self._handler(stream)
+        return result
 
     def _run_protocol(self, connection: ProtocolConnection) -> Coroutine[Any, Any, object]:
         return connection.run(self._handler, self._ssl, self._ssl_handshake_timeout)
@@ -184,22 +187,23 @@ class StreamServer(Server):
 
     def _look_for_idle(self) -> None:
         """Tell the connections that have not moved a byte. One look at all of them costs less than a timer each."""
-        assert self._idle_timeout is not None
+        assert self.idle_timeout is not None
         now = self._loop.time()
         for connection in self._live.values():
             moved = connection.bytes_received + connection.bytes_sent
             seen, since = self._idle_seen.get(connection, (-1, now))
             if seen != moved:
                 self._idle_seen[connection] = moved, now
-            elif now - since >= self._idle_timeout:
+            elif now - since >= self.idle_timeout:
                 self._idle_seen[connection] = moved, now
                 connection._expire()
         if not self._closed.is_set():
-            self._loop.call_later(self._idle_timeout / _IDLE_LOOKS, self._look_for_idle)
+            self._loop.call_later(self.idle_timeout / _IDLE_LOOKS, self._look_for_idle)
 
     # -- TLS
 
     def reload_tls(self, context: ssl.SSLContext | None = None) -> None:
+        """See Server."""
         self._require_open("reload_tls")
         if self._ssl is None:
             raise RuntimeError(f"{self!r} does not speak TLS: there is nothing to reload")
@@ -211,8 +215,6 @@ class StreamServer(Server):
                 )
             context = self._ssl.reload()
         self._ssl = context
-
-    reload_tls.__doc__ = Server.reload_tls.__doc__
 
 
 def _host(address: Address) -> str:

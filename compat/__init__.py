@@ -7,7 +7,7 @@ everything that is imported afterwards. `python -m compat script.py` does that f
 
 import socketserver as _socketserver
 from socketserver import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compat.forking import (
     ForkingMixIn,
@@ -27,6 +27,9 @@ from compat.threads import (
     ThreadingUnixDatagramServer,
     ThreadingUnixStreamServer,
 )
+
+if TYPE_CHECKING:
+    from compat.hosting import hosted as hosted
 
 __all__ = [
     "BaseRequestHandler",
@@ -49,12 +52,17 @@ __all__ = [
     "UDPServer",
     "UnixDatagramServer",
     "UnixStreamServer",
+    "hosted",
     "install",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """What else programs find in `socketserver` (`_SocketWriter`, the modules it imports) they find here."""
+    """Find `hosted`, and what else programs find in `socketserver` (`_SocketWriter`, the modules it imports)."""
+    if name == "hosted":
+        from compat.hosting import hosted  # noqa: PLC0415 - brings asyncserver, which the server classes do not need
+
+        return hosted
     try:
         return getattr(_socketserver, name)
     except AttributeError:
