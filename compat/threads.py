@@ -137,9 +137,8 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
         pool.on_room = None
         if limit is not None and len(pool) >= limit:
             pool.on_room = wake
-        full = (
-            limit is not None and len(pool) >= limit
-        )  # once more: one may have ended before it knew whom to wake
+        # Once more: one may have ended before it knew whom to wake.
+        full = limit is not None and len(pool) >= limit
         if full and not self._compat_was_full:
             self.times_full += 1
         self._compat_was_full = full
@@ -218,7 +217,5 @@ class ThreadingUnixStreamServer(ThreadingMixIn, UnixStreamServer, socketserver.T
     """A Unix stream server with a thread for each connection."""
 
 
-class ThreadingUnixDatagramServer(
-    ThreadingMixIn, UnixDatagramServer, socketserver.ThreadingUnixDatagramServer
-):
+class ThreadingUnixDatagramServer(ThreadingMixIn, UnixDatagramServer, socketserver.ThreadingUnixDatagramServer):
     """A Unix datagram server with a thread for each datagram that is being handled."""
