@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("compat")
 
 BATCH = 64  # requests between two looks at everything else; more gains nothing measurable
-RETRY_SECONDS = (
-    0.05  # until a request or a thread that the system refused is tried again: no spin, no long wait
-)
+RETRY_SECONDS = 0.05  # until a request or a thread that the system refused is tried again: no spin, no long wait
 FAILURES_IN_A_ROW = 10  # a listener that fails so often without a success is not worth a busy loop
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 HOOKS = ("get_request", "verify_request", "process_request", "service_actions", "_handle_request_noblock")
@@ -86,7 +84,7 @@ class ServingLoop:
         """Close what has not become a request yet, and the loop."""
         live.discard(self)
         if not self.server._compat_loops:
-            self._set_blocking(self._open_descriptor(), True)
+            self.restore_blocking()
         for handshake in list(self.handshakes):
             handshake.fail()
         if self.acceptors is not None:
@@ -96,7 +94,7 @@ class ServingLoop:
             end.close()
 
     def _listen_for_signals(self) -> tuple[socket.socket, socket.socket]:
-        """A pair whose second end wakes the loop, for a signal that comes just before the poll it should end."""
+        """A pair whose second end wakes the loop, for a signal that comes just before a poll."""
         ends = socket.socketpair()
         for end in ends:
             end.setblocking(False)
@@ -114,6 +112,11 @@ class ServingLoop:
             os.set_blocking(descriptor, blocking)
 
     # For other threads.
+
+    def restore_blocking(self) -> None:
+        """Give the listener back as it was: others may hold it as well."""
+        if self.pid == os.getpid():  # a child shares the setting, and may close its copy of the server
+            self._set_blocking(self._open_descriptor(), True)
 
     def wake(self) -> None:
         """Make the serving thread look at its state, from any thread and from signal handlers."""
@@ -203,9 +206,7 @@ class ServingLoop:
         self.loop.stop()
 
     def _wait(self) -> None:
-        timer = (
-            self.loop.call_later(self.poll_interval, self.loop.stop) if self.server._compat_ticks() else None
-        )
+        timer = self.loop.call_later(self.poll_interval, self.loop.stop) if self.server._compat_ticks() else None
         before = self._divert_signals(self._signals[1].fileno()) if self._signals else -1
         try:
             self.loop.run_forever()

@@ -27,11 +27,13 @@ import threading
 import traceback
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from contextvars import Context
 from time import monotonic
 from typing import Any, ParamSpec, TypeVar
+
+from compat.joinable import JoinableThreads
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -64,44 +66,6 @@ class Call:
         """Where the call is just now, as text; empty when it is not running."""
         frame = sys._current_frames().get(self.worker.ident or 0) if self.worker else None
         return "".join(traceback.format_stack(frame)) if frame else ""
-
-
-class JoinableThreads:
-    """Threads to join; each step is one operation on a dict, so any thread may take it at any time."""
-
-    def __init__(self) -> None:
-        self._threads: dict[threading.Thread, None] = {}
-        self._reap_at = 16
-
-    def __len__(self) -> int:
-        return len(self._threads)
-
-    def __iter__(self) -> Iterator[threading.Thread]:
-        return iter(list(self._threads))
-
-    def append(self, thread: threading.Thread) -> None:
-        """Remember a thread that has started."""
-        if len(self) >= self._reap_at:  # each time the number has doubled, so that it costs little per thread
-            self.reap()
-            self._reap_at = 2 * len(self) + 16
-        self._threads[thread] = None
-
-    def reap(self) -> None:
-        """Forget the threads that have ended."""
-        for thread in self:
-            if not thread.is_alive():
-                self._threads.pop(thread, None)
-
-    def join(self) -> None:
-        """Wait for all threads, also for those that they start meanwhile.
-
-        Raises:
-            RuntimeError: one of them is the calling thread.
-        """
-        while self._threads:
-            for thread in self:
-                self._threads.pop(thread, None)
-                thread.join()
 
 
 class _Worker(threading.Thread):
@@ -375,9 +339,7 @@ class ThreadPool(Executor):
         return False
 
 
-def _fulfil(
-    future: Future[Any], fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
+def _fulfil(future: Future[Any], fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if not future.set_running_or_notify_cancel():
         return
     try:

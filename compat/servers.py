@@ -114,9 +114,7 @@ class BaseServer(socketserver.BaseServer):
     def _compat_serve(self, poll_interval: float) -> None:
         serving = ServingLoop(self, poll_interval)
         loops: list[ServingLoop] = vars(self).setdefault("_compat_loops", [])
-        loops.append(
-            serving
-        )  # before the loop looks at the request for the first time, so that no wake-up is missed
+        loops.append(serving)  # before the loop first looks whether it should stop: no wake-up is missed
         try:
             serving.run()
         finally:
@@ -132,9 +130,7 @@ class BaseServer(socketserver.BaseServer):
     def _handle_request_noblock(self) -> None:
         """Take one request; also called by programs with a select loop of their own."""
         try:
-            request, client_address = (
-                with_limited_handshake(self) if is_tls_listener(self) else self.get_request()
-            )
+            request, client_address = with_limited_handshake(self) if is_tls_listener(self) else self.get_request()
         except OSError as error:
             self._compat_error = error
             return
@@ -169,7 +165,7 @@ class BaseServer(socketserver.BaseServer):
         """Whether `service_actions()` has to be called although nothing arrives."""
         return getattr(self.service_actions, "__module__", None) not in OURS
 
-    def _compat_full(self, wake: Callable[[], object]) -> bool:  # noqa: ARG002  # ThreadingMixIn uses it
+    def _compat_full(self, wake: Callable[[], object]) -> bool:  # ThreadingMixIn uses it
         """Whether no request should be taken now; if so, `wake` is called when that may have changed."""
         return False
 
@@ -200,6 +196,8 @@ class TCPServer(BaseServer, socketserver.TCPServer):
 
     def server_close(self) -> None:
         """Close the listener. A loop that still serves waits for `shutdown()`, without spinning."""
+        for serving in self._compat_loops:
+            serving.restore_blocking()
         self.socket.close()
         self._compat_wake()
 

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
-from compat.pool import Call, JoinableThreads, ThreadPool
+from compat.joinable import JoinableThreads
+from compat.pool import Call, ThreadPool
 from compat.servers import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer, redeclares
 
 logger = logging.getLogger("compat")
+
+_making_pools = threading.Lock()
 
 LOOK_AGAIN_SECONDS = 0.01  # a handler has reached its first blocking call by then
 WAKE_UP_SECONDS = 1.0  # for a handler to end once its socket is shut down, as asyncserver's drain gives
@@ -62,7 +65,6 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
     _compat_batching = 0
     _compat_pool: ThreadPool | None = None
     _compat_was_full = False
-    _compat_full_since = 0.0
     _compat_unwarned = True  # max_threads has not been reached, or not been told about
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -80,9 +82,8 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
         pool = self._compat_pool
         if pool is not None:
             pool.shutdown(wait=False)
-        threads = vars(self).pop(
-            "_threads", None
-        )  # the stdlib's server_close may come next, and must not wait yet
+        # The stdlib's server_close may come next, and must not wait yet.
+        threads = vars(self).pop("_threads", None)
         super().server_close()
         if pool is not None and self.graceful_timeout is not None:
             self.close_report = self._compat_close(pool, self.graceful_timeout)
@@ -94,17 +95,25 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
     def _compat_threads(self) -> ThreadPool:
         pool = self._compat_pool
         if pool is None or pool.closed or pool.daemon != self.daemon_threads:
-            if pool is not None:
-                pool.shutdown(wait=False)
-            pool = ThreadPool(self.max_threads, name=type(self).__name__, daemon=self.daemon_threads)
-            pool.on_starved = getattr(self, "_compat_wake", None)  # the server below us may be the stdlib's
-            self._compat_pool = pool
+            with _making_pools:  # several threads may serve at once, and a second pool would go unnoticed
+                pool = self._compat_fitting_pool()
         pool.max_threads = self.max_threads
         if self.block_on_close and not self.daemon_threads:
             vars(self).setdefault("_threads", JoinableThreads())
             pool.on_start = self._threads.append
         else:
             pool.on_start = None
+        return pool
+
+    def _compat_fitting_pool(self) -> ThreadPool:
+        pool = self._compat_pool
+        if pool is not None:
+            if not pool.closed and pool.daemon == self.daemon_threads:
+                return pool
+            pool.shutdown(wait=False)
+        pool = ThreadPool(self.max_threads, name=type(self).__name__, daemon=self.daemon_threads)
+        pool.on_starved = getattr(self, "_compat_wake", None)  # the server below us may be the stdlib's
+        self._compat_pool = pool
         return pool
 
     def _compat_hand_over(self) -> bool:
@@ -114,9 +123,8 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
             return True
         try:
             pool.wake()
-        except (
-            RuntimeError
-        ):  # no thread lives that could take them later: as in the stdlib, an error of the request
+        except RuntimeError:
+            # No thread lives that could take them later: as in the stdlib, an error of the request.
             for call in pool.take_back():
                 server.handle_error(*call.args)
                 server.shutdown_request(call.args[0])
@@ -129,12 +137,10 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
         pool.on_room = None
         if limit is not None and len(pool) >= limit:
             pool.on_room = wake
-        full = (
-            limit is not None and len(pool) >= limit
-        )  # once more: one may have ended before it knew whom to wake
+        # Once more: one may have ended before it knew whom to wake.
+        full = limit is not None and len(pool) >= limit
         if full and not self._compat_was_full:
             self.times_full += 1
-            self._compat_full_since = monotonic()
         self._compat_was_full = full
         if full and self._compat_unwarned:
             self._compat_warn(pool.calls())
@@ -142,11 +148,10 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
 
     def _compat_warn(self, calls: list[Call]) -> None:
         """Tell once; a moment late, as the handlers of a burst have hardly begun and show no stack yet."""
-        lasting = monotonic() - self._compat_full_since >= LOOK_AGAIN_SECONDS
-        if not calls or not (lasting or self.times_full > 1):
+        oldest = max(calls, key=Call.age, default=None)
+        if oldest is None or (oldest.age() < LOOK_AGAIN_SECONDS and self.times_full == 1):
             return
         self._compat_unwarned = False
-        oldest = max(calls, key=Call.age)
         logger.warning(
             "%s on %s handles %d requests, which is its max_threads: no more are taken until one ends"
             " (told once, counted in times_full). The oldest, from %s, has run for %.1f s and is here:\n%s",
@@ -212,7 +217,5 @@ class ThreadingUnixStreamServer(ThreadingMixIn, UnixStreamServer, socketserver.T
     """A Unix stream server with a thread for each connection."""
 
 
-class ThreadingUnixDatagramServer(
-    ThreadingMixIn, UnixDatagramServer, socketserver.ThreadingUnixDatagramServer
-):
+class ThreadingUnixDatagramServer(ThreadingMixIn, UnixDatagramServer, socketserver.ThreadingUnixDatagramServer):
     """A Unix datagram server with a thread for each datagram that is being handled."""

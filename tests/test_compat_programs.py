@@ -1,13 +1,17 @@
 """Unchanged programs under `python -m compat`, as people start them."""
 
+import fcntl
 import ftplib
 import io
 import os
 import re
+import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,9 +32,7 @@ def environment() -> dict[str, str]:
 def python(*arguments: object, cwd: Path = ROOT, check: bool = True) -> "subprocess.CompletedProcess[str]":
     """Run the interpreter to its end."""
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(
-        command, check=check, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=50
-    )
+    return subprocess.run(command, check=check, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=50)
 
 
 @contextmanager
@@ -38,9 +40,7 @@ def started(*arguments: object, **options: Any) -> Iterator["subprocess.Popen[st
     """A program that is killed if it is still there in the end."""
     command = [sys.executable, *map(str, arguments)]
     pipe = subprocess.PIPE
-    process = subprocess.Popen(
-        command, env=environment(), text=True, stdin=pipe, stdout=pipe, stderr=pipe, **options
-    )
+    process = subprocess.Popen(command, env=environment(), text=True, stdin=pipe, stdout=pipe, stderr=pipe, **options)
     with process:
         try:
             yield process
@@ -69,9 +69,7 @@ def connect(port: object) -> socket.socket:
         ("udp_server", ["udp_client_1", "udp_client_2"], ["CLIENT1111", "CLIENT2222"]),
     ],
 )
-def test_the_textbooks_programs_run(
-    server: str, clients: list[str], answers: list[str], tmp_path: Path
-) -> None:
+def test_the_textbooks_programs_run(server: str, clients: list[str], answers: list[str], tmp_path: Path) -> None:
     """Two clients at once, which loop for ever, each get their own answers; only the port is changed."""
     kind = socket.SOCK_STREAM if server.startswith("tcp") else socket.SOCK_DGRAM
     with socket.socket(socket.AF_INET, kind) as probe:
@@ -239,7 +237,7 @@ def test_sigterm_drains() -> None:
             idle.sendall(b"abc")
             assert idle.recv(100) == b"ABC"
             busy.sendall(b"slow")
-            busy_is_read(process, busy)
+            wait_until_sent(busy)
             process.send_signal(signal.SIGTERM)
             assert busy.recv(100) == b"SLOW"
             assert idle.recv(100) == b""
@@ -247,13 +245,8 @@ def test_sigterm_drains() -> None:
         assert line_of(process) == ["ended"]
 
 
-def busy_is_read(process: "subprocess.Popen[str]", client: socket.socket) -> None:
-    """Wait until the other side has taken what the client sent."""
-    del process
-    import fcntl
-    import struct
-    import termios
-
+def wait_until_sent(client: socket.socket) -> None:
+    """Wait until the other side has received what the client sent."""
     deadline = time.monotonic() + 10
     while struct.unpack("i", fcntl.ioctl(client, termios.TIOCOUTQ, b"\0" * 4))[0]:
         assert time.monotonic() < deadline
@@ -324,9 +317,10 @@ def test_without_descriptors_it_neither_spins_nor_dies() -> None:
     arguments = ["descriptors=40", "request_queue_size=200"]
     with started("-m", "compat", PROGRAMS / "echo_server.py", *arguments) as process, ExitStack() as stack:
         port, _ = line_of(process)
-        clients = [stack.enter_context(connect(port)) for _ in range(100)]
+        clients = [stack.enter_context(connect(port)) for _ in range(60)]
         for client in clients:
             client.sendall(b"abc")
+        time.sleep(0.3)  # the time that those have which can be answered
         answered = [client for client in clients if has_answer(client)]
         assert 10 < len(answered) < 40
         before = cpu_of(process.pid)
@@ -343,14 +337,8 @@ def test_without_descriptors_it_neither_spins_nor_dies() -> None:
 
 
 def has_answer(client: socket.socket) -> bool:
-    """Whether an answer arrives within a moment."""
-    client.settimeout(0.1)
-    try:
-        return client.recv(100, socket.MSG_PEEK) == b"ABC"
-    except TimeoutError:
-        return False
-    finally:
-        client.settimeout(10)
+    """Whether an answer has arrived."""
+    return bool(select.select([client], [], [], 0)[0])
 
 
 def cpu_of(pid: int) -> float:

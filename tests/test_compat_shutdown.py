@@ -1,5 +1,6 @@
 """shutdown() at once from everywhere, an idle server that sleeps, a closed one that does not spin."""
 
+import os
 import queue
 import resource
 import socket
@@ -176,6 +177,7 @@ def test_a_listener_that_lives_on_in_a_duplicate_is_not_watched_any_more() -> No
     other = server.socket.dup()
     thread = start(server)
     server.server_close()
+    assert os.get_blocking(other.fileno())
     with socket.create_connection(address, timeout=10) as client, other:
         accepted, _ = other.accept()
         with accepted:

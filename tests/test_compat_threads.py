@@ -55,9 +55,7 @@ class Echo(compat.BaseRequestHandler):
 
 
 @pytest.mark.parametrize("kind", ["ThreadingTCPServer", "ThreadingUDPServer"])
-def test_at_the_bound_taking_pauses_and_everything_is_served(
-    kind: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_at_the_bound_taking_pauses_and_everything_is_served(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     """Never more than max_threads at a time; one warning with the oldest handler's stack; a counter."""
     gate = threading.Event()
     running: list[int] = []
@@ -290,9 +288,7 @@ def test_threads_end_with_the_server() -> None:
                 client.sendall(b"abc")
                 assert client.recv(100) == b"ABC"
                 client.close()
-            ours = [
-                thread for thread in threading.enumerate() if thread.name.startswith("ThreadingTCPServer-")
-            ]
+            ours = [thread for thread in threading.enumerate() if thread.name.startswith("ThreadingTCPServer-")]
             assert ours
         for thread in ours:
             thread.join(10)
@@ -411,3 +407,20 @@ def test_a_handler_may_close_its_own_server_gracefully() -> None:
     server.graceful_timeout = 30
     with serving(server), connect(server):
         assert closed.wait(10)
+
+
+def test_several_producers_share_one_pool() -> None:
+    """When a server is served by several threads, their first requests do not each make a pool."""
+    for _ in range(50):
+        met = threading.Event()
+        together = threading.Barrier(4, action=met.set)
+        server: Any = compat.ThreadingTCPServer(LOOPBACK, lambda *_, together=together: together.wait(20))
+        pairs = [socket.socketpair() for _ in range(4)]
+        producers = [threading.Thread(target=server.process_request, args=(ours, "somewhere")) for ours, _ in pairs]
+        for producer in producers:
+            producer.start()
+        assert met.wait(20)
+        for producer, (_, theirs) in zip(producers, pairs, strict=True):
+            producer.join()
+            theirs.close()
+        server.server_close()

@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-# ruff: noqa: N802, PTH112, PTH118, PTH102, PTH123, PTH208, UP031
+# ruff: noqa: N802, UP031
 """A small FTP server as people write them on socketserver: a session per thread, state in the handler."""
 
 import os

@@ -1,4 +1,4 @@
-# ruff: noqa: B, C, D, E, ERA, F, I, N, PIE, PLW, PTH, Q, RET, RUF, S, SIM, T, UP
+# ruff: noqa: E701, ERA001
 # fmt: off
 # mypy: ignore-errors
 import socket

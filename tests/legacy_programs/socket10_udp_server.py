@@ -1,4 +1,3 @@
-# ruff: noqa: B, C, D, E, ERA, F, I, N, PIE, PLW, PTH, Q, RET, RUF, S, SIM, T, UP
 # fmt: off
 # mypy: ignore-errors
 import socketserver
