@@ -129,14 +129,14 @@ class Contender:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
                 for _ in range(3):
                     sock.sendto(b"", (host, int(port)))
-            load.run("udp", self.address, patience=60, connections=16, size=8192, operations=operations // 4)
-            load.run("udp", self.address, patience=60, connections=16, operations=operations)
+            load.run("udp", self.address, patience=20, connections=16, size=8192, operations=operations // 4)
+            load.run("udp", self.address, patience=20, connections=16, operations=operations)
             return
         mode = self.kind if self.kind in {"unix", "tls"} else "tcp"
-        load.run(mode, self.address, patience=60, connections=4, size=262144, operations=64)
-        load.run(mode, self.address, patience=60, connections=16, operations=operations)
+        load.run(mode, self.address, patience=20, connections=4, size=262144, operations=64)
+        load.run(mode, self.address, patience=20, connections=16, operations=operations)
         if mode == "tcp":
-            load.run("connect", self.address, patience=60, connections=8, operations=operations // 10)
+            load.run("connect", self.address, patience=20, connections=8, operations=operations // 10)
 
     def stop(self) -> None:
         """End it, politely first."""

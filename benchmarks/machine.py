@@ -34,7 +34,7 @@ def siblings(core: int) -> str:
 
 
 def choose_cores() -> tuple[int | None, int | None]:
-    """A core for servers and one for load, on different physical cores if possible; None if there is but one."""
+    """A core for servers and one for load, on different physical cores if possible; None if there is one."""
     usable = sorted(os.sched_getaffinity(0))
     if len(usable) < 2 or sys.platform != "linux":
         return None, None

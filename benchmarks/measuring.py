@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     Step = Callable[[str, int], None]
 
+PATIENCE = 20.0  # beyond a sample's own length: for 1,000 connections, and for answers that are lost
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -138,7 +140,7 @@ class Bench:
             for workload in group:
                 self._programs(workload)
             return
-        with self._contenders(_fit(peers, group[0]), group[0]) as contenders:
+        with self._contenders(self._able(peers, group), group) as contenders:
             self.step(f"warming up for {group[0].title}", 0)
             ready = [each for each in contenders if self._prepare(each, group)]
             for workload in group:
@@ -147,9 +149,18 @@ class Bench:
                     self._sample(contender, workload)
                     self.step(workload.title, 1)
 
+    def _able(self, peers: list[Peer], group: list[Workload]) -> list[Peer]:
+        """Those who have the kind of server and did not fail in every workload of an earlier round."""
+        return [
+            peer
+            for peer in _fit(peers, group[0])
+            if not all(self.run.result(each.name, peer.name).failed for each in group)
+        ]
+
     @contextlib.contextmanager
-    def _contenders(self, peers: list[Peer], workload: Workload) -> Iterator[list[Contender]]:
+    def _contenders(self, peers: list[Peer], group: list[Workload]) -> Iterator[list[Contender]]:
         """Servers that are up; all are started before the first is waited for."""
+        workload = group[0]
         self.step(f"starting servers for {workload.title}", 0)
         with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
             if workload.kind == "tls":
@@ -157,7 +168,7 @@ class Bench:
             cores = self.cores if workload.workers == 1 else set()
             started = []
             for peer in peers:
-                with self._recorded(workload.name, peer.name):
+                with self._recorded(group, peer.name):
                     contender = Contender(
                         peer, workload.kind, folder=Path(folder), cores=cores, workers=workload.workers
                     )
@@ -165,22 +176,23 @@ class Bench:
                     started.append(contender)
             up = []
             for contender in started:
-                with self._recorded(workload.name, contender.peer.name):
+                with self._recorded(group, contender.peer.name):
                     contender.wait_until_ready()
                     up.append(contender)
             yield up
 
     @contextlib.contextmanager
-    def _recorded(self, workload: str, peer: str) -> Iterator[None]:
+    def _recorded(self, workloads: list[Workload], peer: str) -> Iterator[None]:
         """A contender that fails is recorded with its reason; the run goes on."""
         try:
             yield
         except (StartError, LoadError, programs.ProgramError) as error:
-            self.run.result(workload, peer).error = str(error)
+            for workload in workloads:
+                self.run.result(workload.name, peer).error = str(error)
 
     def _prepare(self, contender: Contender, group: list[Workload]) -> bool:
         first, name = group[0], contender.peer.name
-        with self._recorded(first.name, name):
+        with self._recorded(group, name):
             if first.mode in {"tcp", "unix", "tls", "udp"}:
                 self.run.result(first.name, name).cold.append(
                     self._drive(contender, first, self.settings.seconds / 2)
@@ -191,7 +203,7 @@ class Bench:
 
     def _sample(self, contender: Contender, workload: Workload) -> None:
         result = self.run.result(workload.name, contender.peer.name)
-        with self._recorded(workload.name, contender.peer.name):
+        with self._recorded([workload], contender.peer.name):
             result.samples.append(self._drive(contender, workload, self.settings.seconds))
 
     def _drive(self, contender: Contender, workload: Workload, seconds: float) -> dict[str, float]:
@@ -199,7 +211,7 @@ class Bench:
             figures = self.load.run(
                 workload.mode,
                 contender.address,
-                patience=seconds + 60,
+                patience=seconds + PATIENCE,
                 connections=workload.connections,
                 size=workload.size,
                 depth=workload.depth,
@@ -214,6 +226,6 @@ class Bench:
     def _programs(self, workload: Workload) -> None:
         for name in programs.contenders(workload):
             self.step(workload.title, 1)
-            with self._recorded(workload.name, name):
+            with self._recorded([workload], name):
                 value = programs.run(workload, name, self.cores)
                 self.run.result(workload.name, name).samples.append({"value": value})

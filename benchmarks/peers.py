@@ -108,7 +108,7 @@ PEERS: tuple[Peer, ...] = (
     Peer("trio", "trio", "trio_streams", PROTOCOLS, ("trio",)),
     Peer("gevent", "gevent", "gevent_sockets", PROTOCOLS, ("gevent",)),
     Peer("twisted", "Twisted", "twisted_protocol", PROTOCOLS, ("twisted", "pyopenssl", "service-identity")),
-    Peer("easynetwork", "EasyNetwork", "easynetwork_handlers", PROTOCOLS, ("easynetwork",)),
+    *_loops("easynetwork", "EasyNetwork", "easynetwork_handlers", PROTOCOLS, "easynetwork"),
     Peer(
         "socketserver", "socketserver, threads", "handler_classes", LEGACY, (), ("--variant", "socketserver")
     ),

@@ -29,6 +29,11 @@ class Result:
     error: str | None = None
 
     @property
+    def failed(self) -> bool:
+        """Whether there is a reason why there is no figure."""
+        return self.error is not None and not self.samples
+
+    @property
     def best(self) -> float:
         """The smallest figure of all rounds: noise only ever adds."""
         return min((sample["value"] for sample in self.samples), default=math.nan)

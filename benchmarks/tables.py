@@ -66,12 +66,12 @@ def row(run: Run, result: Result, best: float) -> list[str]:
 def text_table(rows: list[list[str]]) -> str:
     """Aligned columns; a row of two cells is a remark and may be as long as it likes."""
     full = [cells for cells in rows if len(cells) > 2]
-    widths = [max(len(cells[i]) for cells in full) for i in range(len(full[0]))]
+    widths = [max(map(len, column)) for column in zip(*full, strict=True)] or [0]
     widths[0] = max(len(cells[0]) for cells in rows)
     lines = []
     for cells in rows:
-        if len(cells) == 2:
-            lines.append(f"{cells[0]:<{widths[0]}}  {cells[1]}")
+        if len(cells) <= 2:
+            lines.append(f"{cells[0]:<{widths[0]}}  {''.join(cells[1:])}")
             continue
         line = "  ".join(f"{cell:>{width}}" for cell, width in zip(cells[1:], widths[1:], strict=True))
         lines.append(f"{cells[0]:<{widths[0]}}  {line}")

@@ -50,11 +50,11 @@ def ready(address: Any) -> None:
     print(json.dumps({"address": address}), flush=True)
 
 
-def tls_context(options: argparse.Namespace) -> ssl.SSLContext | None:
-    """The server's context for kind tls, else None."""
+def tls_context(options: argparse.Namespace, library: Any = ssl) -> Any:
+    """The server's context for kind tls, from the standard library or one that stands in for it; else None."""
     if options.kind != "tls":
         return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = library.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(options.certificate)
     return context
 
