@@ -1,0 +1,235 @@
+"""Connection: a connected, non-blocking socket, plain or TLS, and the tasks that wait for it.
+
+What a Stream stands on: the descriptor's watches, the waiters, the TLS handshake, and the ways to end.
+
+States are functions. `_recv` and `_send` are what the next call does: use the socket, report the end, or refuse with
+the reason. The hot path looks at nothing else, and a state that is swapped in cannot be forgotten by a check.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import socket
+import ssl
+import struct
+import sys
+import termios
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import anyio
+
+from ._waiter import Waiter
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from ._types import Address
+
+CHUNK = 65536  # what one receive takes at most unless told otherwise; anyio's default, and a pipe's capacity
+
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # socket(7): SO_LINGER with no time discards what is unsent and resets
+
+
+def refuse_closed(_: object) -> NoReturn:
+    """Be a stream closed on this side."""
+    raise anyio.ClosedResourceError("this stream has been closed")
+
+
+def refuse_after_eof(_: object) -> NoReturn:
+    """Be a stream whose sending side has been ended."""
+    raise anyio.ClosedResourceError("send_eof() has been called on this stream: nothing more can be sent")
+
+
+def refuse_busy(_: object) -> NoReturn:
+    """Be a stream on which a send is under way."""
+    raise anyio.BusyResourceError("sending to")
+
+
+def refuse_torn(_: object) -> NoReturn:
+    """Be a TLS stream that stopped in the middle of a record or of its handshake."""
+    raise anyio.BrokenResourceError("TLS was interrupted in the middle of a record: this stream can only be closed")
+
+
+def at_end(_: int) -> bytes:
+    """Be a stream whose peer has ended."""
+    return b""
+
+
+class Connection:
+    """A connected socket and who waits for it.
+
+    The descriptor is registered, not the socket object: uvloop would hold a reference and keep it open.
+    """
+
+    __slots__ = (
+        "_fd",
+        "_loop",
+        "_read",
+        "_reading",
+        "_recv",
+        "_send",
+        "_sock",
+        "_watching",
+        "_writing",
+        "peer_address",
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, peer_address: Address) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._fd = sock.fileno()
+        self.peer_address = peer_address
+        self._recv: Callable[[int], bytes] = sock.recv
+        # What really reads, where _recv may be a state in front of it.
+        self._read: Callable[[int], bytes] = sock.recv
+        self._send: Callable[[Any], int] = sock.send
+        self._reading = Waiter(loop, "receiving from")
+        self._writing: Waiter | None = None
+        self._watching = False
+
+    # -- waiting
+
+    def _watch(self) -> None:
+        if not self._watching:
+            self._loop.add_reader(self._fd, self._on_readable)
+            self._watching = True
+
+    def _unwatch(self) -> None:
+        if self._watching:
+            self._watching = False
+            self._loop.remove_reader(self._fd)
+
+    def _on_readable(self) -> None:
+        waiter = self._reading
+        wakeup = waiter._wakeup
+        if wakeup is None:
+            self._unwatch()  # nobody waits: a level-triggered loop would call again and again
+        else:  # Waiter.wake(), inlined
+            waiter._wakeup = None
+            waiter._context.run(wakeup, waiter)
+
+    async def _readable(self) -> None:
+        """Wait until the socket may have bytes, or somebody calls `wake_soon()`."""
+        self._watch()
+        await self._reading
+
+    async def _writable(self) -> None:
+        """Wait until the socket takes bytes, or somebody calls `wake_soon()`."""
+        if self._writing is None:
+            self._writing = Waiter(self._loop, "sending to")
+        writing = self._writing
+        self._loop.add_writer(self._fd, writing.wake)
+        try:
+            await writing
+        finally:
+            if self._fd >= 0:
+                self._loop.remove_writer(self._fd)
+
+    def _wake_all(self) -> None:
+        self._reading.wake_soon()
+        if self._writing is not None:
+            self._writing.wake_soon()
+
+    def _unread(self) -> int:
+        """Bytes in the kernel, and in OpenSSL, that nobody has received."""
+        size = bytearray(4)
+        fcntl.ioctl(self._fd, termios.FIONREAD, size)
+        pending = self._sock.pending() if isinstance(self._sock, ssl.SSLSocket) else 0
+        return int.from_bytes(size, sys.byteorder) + pending
+
+    def _broken(self, exc: OSError) -> anyio.BrokenResourceError:
+        self._unwatch()
+        return anyio.BrokenResourceError(f"the connection with {self.peer_address!r} broke: {exc}")
+
+    # -- TLS
+
+    async def _handshake(self, context: ssl.SSLContext) -> None:
+        """Become the server side of a TLS connection. Fails with OSError, and is then good for closing only."""
+        self._unwatch()
+        self._recv = self._send = refuse_torn
+        try:
+            self._sock = sock = context.wrap_socket(
+                self._sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
+            )
+        except BaseException:  # it has closed the descriptor that it took over
+            self._close()
+            raise
+        while True:
+            try:
+                sock.do_handshake()
+            except ssl.SSLWantReadError:
+                await self._readable()
+            except ssl.SSLWantWriteError:
+                await self._writable()
+            else:
+                break
+            if self._fd < 0:
+                refuse_closed(None)
+        self._recv = self._read = self._read_tls
+        self._send = sock.send
+
+    def _read_tls(self, max_bytes: int) -> bytes:
+        sock = self._sock
+        try:
+            data: bytes = sock.read(max_bytes)  # type: ignore[attr-defined] # an SSLSocket; the hot path asks nothing
+        except ssl.SSLZeroReturnError:  # both sides have sent close_notify
+            return b""
+        if len(data) == max_bytes:
+            self._unwatch()  # the rest of a record is in OpenSSL, where the loop cannot see it: try that first
+        return data
+
+    async def _close_notify(self, sock: ssl.SSLSocket) -> None:
+        """Send TLS's end of stream; does not wait for the peer's."""
+        while True:
+            try:
+                sock.unwrap()
+            except ssl.SSLWantWriteError:
+                await self._writable()
+            except ssl.SSLWantReadError:
+                return  # sent, and the peer's is not here yet
+            else:
+                return
+
+    # -- ending
+
+    async def _finish(self, *, notify: bool) -> None:
+        """Bring the last bytes across, as far as the peer cooperates."""
+        sock = self._sock
+        if notify and isinstance(sock, ssl.SSLSocket):
+            with contextlib.suppress(ssl.SSLError):  # for example: its data crosses our close_notify
+                await self._close_notify(sock)
+        if self._unread():
+            sock.shutdown(socket.SHUT_WR)
+            await self._discard(sock)
+
+    async def _discard(self, sock: socket.socket) -> None:
+        """Throw away what arrives until the peer ends."""
+        while True:
+            try:
+                if not socket.socket.recv(sock, CHUNK):  # below TLS, if any
+                    return
+            except BlockingIOError:
+                await self._readable()
+
+    def abort(self) -> None:
+        """Close at once: what the kernel has not sent yet is thrown away and the peer gets a reset. Never waits."""
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):  # some kinds of socket know no lingering
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            self._close()
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            self._release()
+            self._sock.close()
+
+    def _release(self) -> None:
+        """Stop using the descriptor, and wake whoever waits for it."""
+        self._unwatch()
+        if self._writing is not None:
+            self._loop.remove_writer(self._fd)
+        self._fd = -1
+        self._recv = self._read = self._send = refuse_closed
+        self._wake_all()

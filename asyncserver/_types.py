@@ -1,0 +1,25 @@
+"""The shapes that pass between modules: addresses and handlers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
+
+if TYPE_CHECKING:
+    from .datagram import Datagram
+    from .stream import Stream
+
+__all__ = ["Address", "DatagramHandler", "ErrorHandler", "StreamHandler"]
+
+#: (host, port) of IPv4, (host, port, flowinfo, scope) of IPv6, or a Unix socket's path ("" when it has none).
+#: Any, as in the standard library's own annotations: whoever serves one kind knows which it gets.
+Address: TypeAlias = Any
+
+#: Called once for each connection.
+StreamHandler: TypeAlias = Callable[["Stream"], Coroutine[Any, Any, object]]
+
+#: Called once for each datagram; what it returns, unless None, is sent back.
+DatagramHandler: TypeAlias = Callable[["Datagram"], Coroutine[Any, Any, bytes | None]]
+
+#: Called with whatever a handler raised and the Stream or Datagram it was handling.
+ErrorHandler: TypeAlias = Callable[[BaseException, Union["Stream", "Datagram"]], object]

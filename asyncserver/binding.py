@@ -1,0 +1,293 @@
+"""Binding: where a server is to be reached, checked when it is made and bound when it is opened.
+
+host and port   one name or address, several, or None for every interface, IPv4 and IPv6
+path            a Unix socket's file
+sock, fd        a socket that somebody else has bound; it is ours from then on
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .exceptions import BindError
+
+if TYPE_CHECKING:
+    from ._types import Address
+
+_KINDS = {socket.SOCK_STREAM: "stream", socket.SOCK_DGRAM: "datagram"}
+
+# How often a free port is drawn again when it is free for one address of several only.
+_PORT_DRAWS = 20
+
+_ADVICE = {
+    errno.EADDRINUSE: "it is taken: stop the program that has it, or choose another (port=0 picks a free one)",
+    errno.EACCES: "permission denied: ports below 1024 and other people's folders need privileges; choose another",
+    errno.EPERM: "permission denied: choose another",
+    errno.EADDRNOTAVAIL: "no interface of this machine has that address: use one of its own, or host=None for all",
+    errno.ENOENT: "the folder does not exist: make it first",
+    errno.ENOTDIR: "a part of the path is not a folder",
+    errno.EAFNOSUPPORT: "this machine does not support that kind of address",
+}
+
+
+@dataclass(frozen=True)
+class Binding:
+    """One way, and one only, to name where to listen. Raises TypeError or ValueError for anything else."""
+
+    host: str | Sequence[str] | None = None
+    port: int | None = None
+    path: str | os.PathLike[str] | None = None
+    path_mode: int | None = None
+    sock: socket.socket | None = None
+    fd: int | None = None
+    backlog: int = 0
+    reuse_port: bool = False
+
+    def __post_init__(self) -> None:
+        given = {
+            "host and port": self.host is not None or self.port is not None,
+            "path": self.path is not None,
+            "sock": self.sock is not None,
+            "fd": self.fd is not None,
+        }
+        names = [name for name, present in given.items() if present]
+        if len(names) != 1:
+            raise TypeError(
+                "give one place to listen on: host and port, path, sock, or fd; got "
+                + (" together with ".join(names) or "none of them")
+            )
+        if names == ["host and port"]:
+            self._check_port()
+        if self.path_mode is not None and self.path is None:
+            raise TypeError(f"path_mode={self.path_mode:#o} is for a Unix socket: it needs path")
+
+    def _check_port(self) -> None:
+        if self.port is None:
+            raise TypeError(f"host={self.host!r} needs a port too; port=0 picks a free one")
+        if isinstance(self.port, bool) or not isinstance(self.port, int):
+            raise TypeError(f"port must be a whole number, got {self.port!r}")
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port must be from 0 to 65535, got {self.port}")
+        host: Any = self.host
+        if isinstance(host, str | None):
+            return
+        if not isinstance(host, Sequence) or not host or not all(isinstance(name, str) for name in host):
+            raise TypeError(f"host must be a name or address, a sequence of them, or None, got {host!r}")
+
+    async def open(self, kind: socket.SocketKind) -> list[BoundSocket]:
+        """Bind every address, or none.
+
+        Args:
+            kind: SOCK_STREAM (the sockets also listen) or SOCK_DGRAM.
+
+        Raises:
+            BindError: an address could not be had.
+        """
+        if self.path is not None:
+            return [self._open_path(kind, os.fspath(self.path))]
+        if self.sock is not None or self.fd is not None:
+            return [self._adopt(kind)]
+        addresses = await self._resolve(kind)
+        for draws in range(_PORT_DRAWS, -1, -1):
+            opened: list[BoundSocket] = []
+            try:
+                self._open_addresses(kind, addresses, opened)
+            except BaseException as exc:
+                for bound in opened:
+                    bound.close()
+                # The port that the system picked for the first address may be taken on the next one.
+                redraw = self.port == 0 and opened and getattr(exc, "errno", 0) == errno.EADDRINUSE
+                if not redraw or not draws:
+                    raise
+            else:
+                return opened
+        raise AssertionError("unreachable")
+
+    async def _resolve(self, kind: socket.SocketKind) -> list[tuple[int, tuple[Any, ...]]]:
+        hosts = [self.host] if isinstance(self.host, str | None) else self.host
+        found: dict[tuple[int, tuple[Any, ...]], None] = {}  # ordered, each once
+        for host in hosts:
+            try:
+                infos = await asyncio.get_running_loop().getaddrinfo(
+                    host or None, self.port, type=kind, flags=socket.AI_PASSIVE
+                )
+            except (socket.gaierror, UnicodeError) as exc:
+                raise BindError(
+                    getattr(exc, "errno", None) or errno.EINVAL,
+                    f"the host name {host!r} does not resolve ({exc}): check its spelling, or give an address",
+                ) from exc
+            found |= {(info[0], info[4]): None for info in infos}
+        return list(found)
+
+    def _open_addresses(
+        self, kind: socket.SocketKind, addresses: list[tuple[int, tuple[Any, ...]]], opened: list[BoundSocket]
+    ) -> None:
+        everywhere = self.host is None or self.host == ""
+        missing: BindError | None = None
+        for family, address in addresses:
+            # Every address of a server has the same port, also when the system picks it.
+            port = opened[0].sock.getsockname()[1] if opened else self.port
+            target = (address[0], port, *address[2:])
+            try:
+                opened.append(self._open_address(kind, family, target))
+            except BindError as exc:
+                # On a machine without IPv6 "every interface" means those of IPv4.
+                if not (everywhere and exc.errno in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}):
+                    raise
+                missing = exc
+        if missing is not None and not opened:
+            raise missing
+
+    def _open_address(self, kind: socket.SocketKind, family: int, address: tuple[Any, ...]) -> BoundSocket:
+        with _explained(f"{_KINDS[kind]} address {_shown(address)}"):
+            sock = socket.socket(family, kind)
+            with _closing_on_error(sock):
+                if family == socket.AF_INET6:
+                    # IPv4 has sockets of its own; mapped addresses would only confuse (RFC 4942, 2.2).
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                if kind == socket.SOCK_STREAM:
+                    # Bind while connections of an earlier server are in TIME_WAIT. On UDP it would share the port.
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    # Inherited by accepted sockets: a reply goes out when it is sent, not when the peer has
+                    # acknowledged the one before (RFC 896 against delayed acknowledgements).
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if self.reuse_port:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                sock.bind(address)
+                return self._ready(kind, sock)
+
+    def _open_path(self, kind: socket.SocketKind, path: str) -> BoundSocket:
+        with _explained(f"Unix {_KINDS[kind]} socket {path!r}"):
+            sock = socket.socket(socket.AF_UNIX, kind)
+            with _closing_on_error(sock):
+                if path.startswith("\0"):  # Linux's abstract names (unix(7)): no file
+                    sock.bind(path)
+                    return self._ready(kind, sock)
+                _remove_stale(path, kind)
+                sock.bind(path)
+                try:
+                    if self.path_mode is not None:
+                        os.chmod(path, self.path_mode)  # nobody can connect before listen()
+                    return self._ready(kind, sock, path)
+                except BaseException:
+                    os.unlink(path)
+                    raise
+
+    def _adopt(self, kind: socket.SocketKind) -> BoundSocket:
+        sock = self.sock
+        if sock is None:
+            with _explained(f"file descriptor {self.fd}"):
+                sock = socket.socket(fileno=self.fd)
+        with _explained(f"{sock!r}"), contextlib.ExitStack() as on_error:
+            if self.sock is None:
+                on_error.callback(sock.detach)  # refused: whoever gave the number still owns it
+            if sock.type != kind:
+                raise BindError(
+                    errno.EPROTOTYPE,
+                    f"{sock!r} is not a {_KINDS[kind]} socket: use serve() for streams, "
+                    "serve_datagrams() for datagrams",
+                )
+            if sock.family != socket.AF_UNIX and sock.getsockname()[1] == 0:
+                raise BindError(errno.EINVAL, f"{sock!r} is not bound to an address: bind() it first")
+            bound = self._ready(kind, sock)
+            on_error.pop_all()
+        return bound
+
+    def _ready(self, kind: socket.SocketKind, sock: socket.socket, path: str | None = None) -> BoundSocket:
+        if kind == socket.SOCK_STREAM:
+            sock.listen(self.backlog)
+        sock.setblocking(False)
+        return BoundSocket(sock, path)
+
+
+class BoundSocket:
+    """A bound socket, and the file that goes with it if it is a Unix socket that we made."""
+
+    def __init__(self, sock: socket.socket, path: str | None = None) -> None:
+        self.sock = sock
+        self._path = path
+        self._identity = _identity(path) if path is not None else None
+
+    @property
+    def address(self) -> Address:
+        """Where clients reach it."""
+        address: Address = self.sock.getsockname()
+        return address
+
+    def close(self) -> None:
+        """Close the socket; remove its file unless it has become another's. May be called twice."""
+        if self._path is not None and _identity(self._path) == self._identity:
+            with contextlib.suppress(OSError):  # the folder may have become read-only: nothing depends on the file
+                os.unlink(self._path)
+        self._path = None
+        self.sock.close()
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _remove_stale(path: str, kind: socket.SocketKind) -> None:
+    """Remove the socket file that a dead server left behind; leave a live one, and any other file, alone."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(status.st_mode):
+        raise BindError(errno.EEXIST, f"{path!r} exists and is not a socket: choose another path, or remove it")
+    with socket.socket(socket.AF_UNIX, kind) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:  # nobody has it open: unix(7)
+            if _identity(path) == (status.st_dev, status.st_ino):
+                os.unlink(path)
+            return
+        except FileNotFoundError:
+            return
+        except BlockingIOError:
+            pass  # alive, and its backlog is full
+        except OSError as exc:
+            if exc.errno != errno.EPROTOTYPE:  # alive, but of the other kind
+                raise
+    raise BindError(errno.EADDRINUSE, f"{path!r} belongs to a running server: stop it, or choose another path")
+
+
+@contextlib.contextmanager
+def _explained(place: str) -> Any:
+    """Turn the system's error into one that says what to do."""
+    try:
+        yield
+    except BindError:
+        raise
+    except OSError as exc:
+        advice = _ADVICE.get(exc.errno or 0, exc.strerror or str(exc))
+        raise BindError(exc.errno, f"cannot listen on {place}: {advice}") from exc
+    except OverflowError as exc:
+        raise ValueError(f"cannot listen on {place}: {exc}") from exc
+
+
+@contextlib.contextmanager
+def _closing_on_error(sock: socket.socket) -> Any:
+    try:
+        yield
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _shown(address: tuple[Any, ...]) -> str:
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,28 @@
+"""The errors of our own.
+
+    Exception
+     +-- OSError
+          +-- BindError          an address could not be bound or listened on
+          +-- TimeoutError
+               +-- IdleTimeout   nothing was received or sent for `idle_timeout` seconds
+
+Everything else that a stream raises is anyio's: EndOfStream, IncompleteRead, DelimiterNotFound (the peer's bytes
+ended, or are not what was asked for), BrokenResourceError (the connection broke), ClosedResourceError (we closed it),
+BusyResourceError (two tasks used one direction at once). Wrong arguments are TypeError and ValueError.
+"""
+
+from __future__ import annotations
+
+__all__ = ["BindError", "IdleTimeout"]
+
+
+class BindError(OSError):
+    """An address could not be bound: which, why, and what to do. `errno` is the system's, `__cause__` its error."""
+
+
+class IdleTimeout(TimeoutError):  # noqa: N818 - named like TimeoutError, whose kind it is
+    """The connection was silent in both directions for `idle_timeout` seconds."""
+
+
+class Refused(Exception):  # noqa: N818 - not an error of anybody's, but how a connection ended
+    """Inside the package only: a connection was closed before its handler saw it."""

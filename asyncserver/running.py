@@ -1,0 +1,97 @@
+"""run: a program that serves until it is told to stop. The only place that knows uvloop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import threading
+from typing import TYPE_CHECKING, Literal
+
+from .serving import Serving
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from .server import Server
+
+__all__ = ["run"]
+
+logger = logging.getLogger("asyncserver")
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def run(*servings: Serving, loop: Literal["auto", "uvloop", "asyncio"] = "auto") -> None:
+    """Serve until SIGINT or SIGTERM, or until every server has been closed; then drain and return.
+
+    The first signal drains, a second one cancels what is left at once. If a server cannot start, those that did are
+    closed and the error is raised. Outside the main thread no signals are handled, since Python delivers them there.
+
+    Args:
+        servings: what `serve()` and `serve_datagrams()` return, one or several.
+        loop: "uvloop", the standard library's "asyncio", or "auto" for uvloop where it is installed.
+
+    Raises:
+        BindError: an address could not be had.
+        ModuleNotFoundError: uvloop was asked for and is not installed.
+        RuntimeError: called where an event loop runs already.
+    """
+    for serving in servings:
+        if not isinstance(serving, Serving):
+            raise TypeError(f"run() expects what serve() and serve_datagrams() return; got {serving!r}")
+    if not servings:
+        raise TypeError("run() needs a server: run(serve(handler, host, port))")
+    factory = _loop_factory(loop)
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(_run(servings))
+
+
+def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    if name not in {"auto", "uvloop", "asyncio"}:
+        raise ValueError(f'loop must be "auto", "uvloop" or "asyncio", got {name!r}')
+    if name != "asyncio":
+        try:
+            import uvloop  # noqa: PLC0415 - optional, and 10 ms that a program with a loop of its own need not pay
+        except ModuleNotFoundError:
+            if name == "uvloop":
+                raise
+        else:
+            return uvloop.new_event_loop
+    return asyncio.new_event_loop
+
+
+async def _run(servings: Sequence[Serving]) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        servers = [await stack.enter_async_context(serving) for serving in servings]
+        for server in servers:
+            logger.info("%r", server)
+        with _stopping(servers):
+            await asyncio.wait([asyncio.ensure_future(server.wait_closed()) for server in servers])
+
+
+@contextlib.contextmanager
+def _stopping(servers: Sequence[Server]) -> Iterator[None]:
+    """Close the servers when a signal asks for it."""
+    loop = asyncio.get_running_loop()
+    closing: list[asyncio.Task[object]] = []
+
+    def stop(number: signal.Signals) -> None:
+        if closing:
+            logger.warning("%s again: cancelling what still runs", number.name)
+        else:
+            logger.info("%s: no new work, waiting for what runs; once more to end it now", number.name)
+        timeout = 0.0 if closing else None
+        closing.extend([loop.create_task(server.close(timeout)) for server in servers])
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    for number in _STOP_SIGNALS:
+        loop.add_signal_handler(number, stop, number)
+    try:
+        yield
+    finally:
+        for number in _STOP_SIGNALS:
+            loop.remove_signal_handler(number)

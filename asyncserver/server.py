@@ -1,0 +1,394 @@
+"""Server: the handlers that run, what has become of them, and how they are brought to an end.
+
+    serving -> close(): nothing new -> handlers are told -> they end -> deadline: cancel -> a second later: abort
+
+The same for connections (stream_server.py) and for datagrams (datagram_server.py). A handler runs in a task of its
+own, with its own contextvars context, and whatever it raises stays there: `_settle` is the one place where a
+handler's end is judged, counted and told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import sys
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import anyio
+
+from .exceptions import IdleTimeout, Refused
+from .reports import DrainReport, ServerStats
+
+if TYPE_CHECKING:
+    import socket
+    import ssl
+    from collections.abc import Callable, Coroutine
+
+    from ._types import Address, ErrorHandler
+    from .binding import BoundSocket
+
+logger = logging.getLogger("asyncserver")
+
+# Seconds between cancelling a handler and taking its connection away.
+_CANCEL_GRACE = 1.0
+
+# How the end of its connection looks to a handler that does not care to catch it: not the handler's error.
+_ENDED = (anyio.EndOfStream, anyio.IncompleteRead, anyio.BrokenResourceError, anyio.ClosedResourceError)
+
+_Result = TypeVar("_Result")
+
+
+class Server:
+    """A running server. Made by `serve()` and `serve_datagrams()`; use it in the loop's thread only.
+
+    Attributes:
+        addresses: where clients reach it, an address for each socket.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        bound: list[BoundSocket],
+        drain_timeout: float,
+        on_error: ErrorHandler | None,
+    ) -> None:
+        self._loop = loop
+        self._bound = bound
+        self.addresses: tuple[Address, ...] = tuple(one.address for one in bound)
+        self._drain_timeout = drain_timeout
+        self._on_error = on_error
+        self._count = dict.fromkeys(ServerStats.__slots__, 0)
+        self._live: dict[asyncio.Task[Any], Any] = {}
+        self._starting: Any = None
+        self._finishing: dict[asyncio.Task[Any], Any] = {}
+        self._closing = asyncio.Event()
+        self._closed = asyncio.Event()
+        self._drainer: asyncio.Task[DrainReport] | None = None
+        self._cleaner: asyncio.Task[None] | None = None
+        self._callers: set[asyncio.Task[Any] | None] = set()
+        self._deadline = 0.0
+        self._changed: asyncio.Future[None] | None = None
+        # Both are asked for at every start of a handler; a bound method and a context each would be memory kept
+        # for as long as the handler runs.
+        self._done_callback = self._done
+        self._context = contextvars.copy_context()
+
+    def __repr__(self) -> str:
+        """Tell where it listens and whether it does."""
+        state = "closed" if self._closed.is_set() else "closing" if self._closing.is_set() else "serving"
+        return f"<{type(self).__name__} {state} on {', '.join(map(str, self.addresses))}>"
+
+    # -- for the caller
+
+    @property
+    def sockets(self) -> tuple[socket.socket, ...]:
+        """The sockets it listens on; none once it closes."""
+        return () if self._closing.is_set() else tuple(one.sock for one in self._bound)
+
+    @property
+    def connections(self) -> frozenset[Any]:
+        """The connections whose handlers run now, as a snapshot: their Streams, or what stands for them."""
+        starting = () if self._starting is None else (self._starting,)
+        return frozenset((*self._live.values(), *starting))
+
+    def stats(self) -> ServerStats:
+        """Count what has happened so far."""
+        active = len(self._live) + len(self._finishing) + (self._starting is not None)
+        return ServerStats(**{**self._count, **self._measured(), "active": active})
+
+    def pause(self) -> None:
+        """Take nothing new; the kernel queues connections and datagrams, until its limits. Handlers go on.
+
+        Raises:
+            RuntimeError: the server has been closed.
+        """
+        self._require_open("pause")
+        self._pause()
+
+    def resume(self) -> None:
+        """Undo `pause()`.
+
+        Raises:
+            RuntimeError: the server has been closed.
+        """
+        self._require_open("resume")
+        self._resume()
+
+    def reload_tls(self, context: ssl.SSLContext | None = None) -> None:
+        """Use new certificates for new connections; those that are open keep theirs.
+
+        Args:
+            context: the context to use from now on; None reads again the files given to `tls_context()`.
+
+        Raises:
+            RuntimeError: the server does not speak TLS or has been closed, or the context was not made by
+                `tls_context()` and no new one is given.
+            OSError: a file cannot be read, or does not hold what it should; the old context stays in use.
+        """
+        self._require_open("reload_tls")
+        raise RuntimeError(f"{self!r} does not speak TLS: there is nothing to reload")
+
+    async def close(self, drain_timeout: float | None = None) -> DrainReport:
+        """Stop, politely: no new work, then wait for the handlers, then insist.
+
+        * Nothing new is taken. Connections and datagrams that the kernel holds already are still served.
+        * Every handler is told (`stream.closing`). A connection that is between two messages comes to its end of
+          stream; one in the middle of a message goes on until it has answered.
+        * Handlers that still run after `drain_timeout` seconds are cancelled, and a second later aborted.
+
+        Called again, it waits for the same end, sooner if the new timeout says so. Called from inside a handler it
+        does not wait for that handler, which has until the deadline, and at least a second, to end. If the caller is
+        cancelled while it waits, the deadline is now: close() ends within about a second, then CancelledError is
+        raised.
+
+        Args:
+            drain_timeout: seconds; None for the server's own.
+
+        Returns:
+            how many handlers completed, were cancelled, were aborted.
+        """
+        seconds = self._drain_timeout if drain_timeout is None else drain_timeout
+        deadline = self._loop.time() + seconds
+        if self._drainer is None:
+            self._deadline = deadline
+            self._drainer = self._loop.create_task(self._drain())
+        elif drain_timeout is not None:
+            self._hasten(deadline)
+        caller = asyncio.current_task()
+        self._callers.add(caller)
+        self._tell_change()
+        try:
+            return await self._outlast(self._drainer)
+        finally:
+            self._callers.discard(caller)
+            self._tell_change()
+
+    async def wait_closed(self) -> None:
+        """Wait until the server has closed and the last handler has ended, or been given up."""
+        await self._closed.wait()
+
+    async def _end(self) -> None:
+        """Close, and see the last handler end."""
+        try:
+            await self.close()
+        finally:
+            assert self._cleaner is not None
+            await self._outlast(self._cleaner)
+
+    # -- for what brings the work in
+
+    def _pause(self) -> None:
+        raise NotImplementedError
+
+    def _resume(self) -> None:
+        raise NotImplementedError
+
+    def _stop(self) -> None:
+        """Take what the kernel holds already, then nothing more."""
+        raise NotImplementedError
+
+    def _release_sockets(self) -> None:
+        """Close what handlers needed to the end."""
+
+    def _drop_waiting(self) -> None:
+        """Close what was taken from the kernel and has no handler yet."""
+
+    def _measured(self) -> dict[str, int]:
+        """Counters that are read from elsewhere."""
+        return {}
+
+    def _released(self, source: Any) -> None:
+        """A handler has ended, and what it handled is closed."""
+
+    def _finish(self, source: Any) -> Coroutine[Any, Any, object] | None:
+        """Close what a handler handled; what has to wait for that is left to the coroutine returned."""
+
+    # -- handlers
+
+    def _start(self, handler: Callable[[Any], Coroutine[Any, Any, Any]], source: Any) -> None:
+        """Run a handler in a task of its own; where Python can, up to its first wait at once."""
+        self._starting = source
+        try:
+            task = self._spawn(handler(source))
+        except Exception as exc:  # not even a coroutine: a wrong signature, most likely
+            self._starting = None
+            self._settle(source, exc, None)
+            return
+        except BaseException:  # SystemExit, KeyboardInterrupt: the program ends
+            self._starting = None
+            source.abort()
+            raise
+        self._starting = None
+        if task.done():
+            self._judge(task, source)
+        else:
+            self._live[task] = source
+            task.add_done_callback(self._done_callback, context=self._context)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, _Result]) -> asyncio.Task[_Result]:
+        loop = self._loop
+        # An answer that needs no wait then costs no trip through the loop. By hand, because asyncio's
+        # eager_task_factory breaks on uvloop 0.23 with CPython 3.13.0; a factory that the program has set is kept.
+        if sys.version_info >= (3, 12) and loop.get_task_factory() is None:
+            return asyncio.Task(coroutine, loop=loop, eager_start=True)
+        return loop.create_task(coroutine)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        source = self._live.pop(task, None)
+        if source is not None:  # else given up after it was aborted
+            self._judge(task, source)
+        elif not task.cancelled():
+            task.exception()  # nobody is left to hear it
+
+    def _judge(self, task: asyncio.Task[Any], source: Any) -> None:
+        if task.cancelled():
+            self._settle(source, asyncio.CancelledError(), None)
+        elif (exc := task.exception()) is not None:
+            self._settle(source, exc, None)
+        else:
+            self._settle(source, None, task.result())
+
+    def _settle(self, source: Any, exc: BaseException | None, result: Any) -> None:
+        """Count how a handler ended, tell of its error, and close what it handled."""
+        outcome = self._outcome(exc)
+        if outcome == "failed":
+            self._report(exc, source)
+        self._count[outcome] += 1
+        finishing = self._finish(source)
+        if finishing is None:
+            self._gone(source)
+            return
+        task = self._spawn(finishing)
+        self._finishing[task] = source
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        source = self._finishing.pop(task)
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            self._report(exc, source)
+        self._gone(source)
+
+    def _gone(self, source: Any) -> None:
+        self._released(source)
+        self._tell_change()
+
+    @staticmethod
+    def _outcome(exc: BaseException | None) -> str:
+        if exc is None:
+            return "completed"
+        if isinstance(exc, asyncio.CancelledError):
+            return "cancelled"
+        if isinstance(exc, IdleTimeout):
+            return "timed_out"
+        if isinstance(exc, Refused):
+            return "refused"
+        if isinstance(exc, BaseExceptionGroup):  # of a task group in the handler
+            rest = exc.split(_ENDED)[1]
+            if rest is not None and rest.split(IdleTimeout)[1] is None:
+                return "timed_out"
+            return "completed" if rest is None else "failed"
+        return "completed" if isinstance(exc, _ENDED) else "failed"
+
+    def _report(self, exc: BaseException | None, source: Any) -> None:
+        """Log a handler's error once, and pass it to `on_error`, whose own errors do no harm."""
+        if exc is None or isinstance(exc, SystemExit | KeyboardInterrupt):  # those end the loop, and tell by that
+            return
+        logger.error("handler of %s failed", source.peer_address, exc_info=exc)
+        if self._on_error is not None:
+            try:
+                self._on_error(exc, source)
+            except Exception:
+                logger.exception("on_error failed")
+
+    # -- closing
+
+    def _require_open(self, what: str) -> None:
+        if self._drainer is not None:
+            raise RuntimeError(f"{what}(): {self!r} has been closed; start another with serve()")
+
+    async def _outlast(self, task: asyncio.Task[_Result]) -> _Result:
+        """Wait for a task of ours to its end; being cancelled hurries it, and is passed on afterwards."""
+        cancelled: asyncio.CancelledError | None = None
+        with anyio.CancelScope(shield=True):  # an anyio scope would cancel again in every round of the loop
+            while not task.done():
+                try:
+                    await asyncio.wait([task])
+                except asyncio.CancelledError as exc:
+                    cancelled = exc
+                    self._hasten(self._loop.time())
+        if cancelled is not None:
+            raise cancelled
+        return task.result()
+
+    def _hasten(self, deadline: float) -> None:
+        self._deadline = min(self._deadline, deadline)
+        self._tell_change()
+
+    def _tell_change(self) -> None:
+        if self._changed is not None and not self._changed.done():
+            self._changed.set_result(None)
+
+    async def _until(self, reached: Callable[[], bool], deadline: Callable[[], float]) -> None:
+        """Wait for a condition that `_tell_change` may have changed, or for the deadline, which may move."""
+        while not reached() and (seconds := deadline() - self._loop.time()) > 0:
+            self._changed = self._loop.create_future()
+            await asyncio.wait([self._changed], timeout=seconds)
+        self._changed = None
+
+    def _ended(self) -> int:
+        return sum(self._count[outcome] for outcome in ("completed", "failed", "cancelled", "timed_out"))
+
+    def _unfinished(self) -> bool:
+        callers = sum(task in self._live for task in self._callers)
+        return len(self._live) > callers or bool(self._finishing)
+
+    async def _drain(self) -> DrainReport:
+        try:
+            before = self._ended()
+            self._stop()
+            self._closing.set()
+            for source in tuple(self._live.values()):
+                source._begin_drain()
+            await self._until(lambda: not self._unfinished(), lambda: self._deadline)
+            cancelled, aborted = await self._insist()
+            return DrainReport(self._ended() - before - cancelled - aborted, cancelled, aborted)
+        finally:
+            self._cleaner = self._loop.create_task(self._clean())
+
+    async def _insist(self) -> tuple[int, int]:
+        """Cancel the handlers that are left, then abort; returns how many of each it took."""
+        left = {task: source for task, source in self._live.items() if task not in self._callers}
+        for task in left:
+            task.cancel()
+        for source in tuple(self._finishing.values()):
+            source.abort()
+        self._drop_waiting()
+        end = self._loop.time() + _CANCEL_GRACE
+        ending = list(left)
+
+        def ended() -> bool:  # looks at each task about once, however many there are
+            while ending and ending[-1] not in self._live:
+                ending.pop()
+            return not (ending or self._finishing)
+
+        await self._until(ended, lambda: end)
+        given_up = {task: source for task, source in left.items() if task in self._live}
+        for task, source in given_up.items():
+            logger.warning("handler of %s ignored its cancellation: connection aborted", source.peer_address)
+            source.abort()
+            del self._live[task]
+            self._count["cancelled"] += 1
+            self._released(source)
+        return len(left) - len(given_up), len(given_up)
+
+    async def _clean(self) -> None:
+        """Wait for handlers that called close() themselves, then say that all is over."""
+        try:
+            end = max(self._deadline, self._loop.time() + _CANCEL_GRACE)
+            await self._until(lambda: not (self._live or self._finishing), lambda: end)
+            self._callers.clear()
+            await self._insist()
+        finally:
+            self._release_sockets()
+            self._closed.set()

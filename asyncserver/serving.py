@@ -1,0 +1,315 @@
+"""serve and serve_datagrams: the arguments checked, and one object for both ways to use a server."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import socket
+import ssl as _ssl
+import sys
+import warnings
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+from .adapters import ProtocolHandler
+from .binding import Binding
+from .datagram_server import DatagramServer
+from .stream_server import StreamServer
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Awaitable, Callable, Generator, Sequence
+    from types import TracebackType
+
+    from ._types import DatagramHandler, ErrorHandler, StreamHandler
+    from .server import Server
+
+__all__ = ["Serving", "serve", "serve_datagrams"]
+
+# Seconds a client has for TLS's handshake; asyncio's and uvloop's default is 60, which lets silent clients gather.
+_HANDSHAKE_TIMEOUT = 30.0
+
+
+class Serving(Coroutine[Any, Any, None]):
+    """What `serve()` and `serve_datagrams()` return: a server that has yet to start. Use it once, in one of two ways.
+
+    * `await serving`: binds, serves until the server is closed or the task cancelled, drains, returns. It is a
+      coroutine, so `asyncio.run(serving)` and `asyncio.create_task(serving)` take it too.
+    * `async with serving as server:` has bound on entry, serves in the background, and drains on exit.
+    """
+
+    def __init__(self, name: str, start: Callable[[], Awaitable[Server]]) -> None:
+        self._name = name
+        self._start = start
+        self._used = False
+        self._coroutine: Coroutine[Any, Any, None] | None = None
+        self._server: Server | None = None
+
+    async def __aenter__(self) -> Server:
+        """Bind and start; returns the running Server.
+
+        Raises:
+            BindError: an address could not be bound; nothing is left open.
+        """
+        self._use()
+        self._server = await self._start()
+        return self._server
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Drain and close; returns when the last handler has ended, or was given up."""
+        assert self._server is not None
+        await self._server._end()
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        """Serve until closed or cancelled."""
+        return self._running().__await__()
+
+    def __call__(self) -> Serving:
+        """Raise, with what to write: `anyio.run` wants the function and its arguments."""
+        raise TypeError(
+            f"{self._name}(...) is not a function; write asyncio.run({self._name}(handler, ...)) "
+            f"or anyio.run(functools.partial({self._name}, handler, ...))"
+        )
+
+    def send(self, value: Any) -> Any:
+        """Go on, as a coroutine."""
+        return self._running().send(value)
+
+    def throw(self, *exc: Any) -> Any:
+        """Raise inside, as in a coroutine."""
+        return self._running().throw(*exc)
+
+    def close(self) -> None:
+        """Give up what has not started, or, as a coroutine, is not to go on."""
+        self._used = True
+        if self._coroutine is not None:
+            self._coroutine.close()
+
+    def __del__(self) -> None:
+        """Warn about a server that nobody has started."""
+        if not self._used:
+            warnings.warn(
+                f"{self._name}(...) was never awaited: nothing has been served",
+                RuntimeWarning,
+                source=self,
+                stacklevel=2,
+            )
+
+    def _use(self) -> None:
+        if self._used:
+            raise RuntimeError(f"this {self._name}(...) has been used already: call {self._name}() again")
+        self._used = True
+
+    def _running(self) -> Coroutine[Any, Any, None]:
+        if self._coroutine is None:
+            self._use()
+            self._coroutine = self._serve()
+        return self._coroutine
+
+    async def _serve(self) -> None:
+        server = await self._start()
+        try:
+            await server.wait_closed()
+        finally:
+            await server._end()
+
+
+def serve(
+    handler: StreamHandler | ProtocolHandler,
+    host: str | Sequence[str] | None = None,
+    port: int | None = None,
+    *,
+    # other places to listen on
+    path: str | os.PathLike[str] | None = None,
+    path_mode: int | None = None,
+    sock: socket.socket | None = None,
+    fd: int | None = None,
+    backlog: int = 1024,
+    reuse_port: bool = False,
+    # TLS
+    ssl: _ssl.SSLContext | None = None,
+    ssl_handshake_timeout: float = _HANDSHAKE_TIMEOUT,
+    # limits
+    max_connections: int | None = None,
+    max_connections_per_host: int | None = None,
+    idle_timeout: float | None = None,
+    # the end
+    drain_timeout: float = 30.0,
+    on_error: ErrorHandler | None = None,
+) -> Serving:
+    """Serve connections: TCP, Unix, with or without TLS.
+
+    Use the result in one of two ways:
+
+    * `await serve(...)` binds, serves until closed or cancelled, drains, returns;
+    * `async with serve(...) as server:` serves in the background, and drains on exit.
+
+    Args:
+        handler: `async def handler(stream)`, called for each connection in a task of its own. When it returns or
+            raises, what it sent is delivered and the connection closed; an error is logged and hurts no other
+            connection. Or what `from_protocol()` or `from_callback()` returns.
+        host: a name or address, several, or None for every interface, IPv4 and IPv6.
+        port: 0 picks a free one, the same for every address; `server.addresses` tells.
+        path: a Unix socket's path. A dead server's socket file is replaced, a live one's never; removed on close.
+        path_mode: permissions of that file, such as 0o660; None leaves them to the umask.
+        sock: a bound stream socket instead; the server closes it.
+        fd: the same as a descriptor.
+        backlog: connections that the kernel queues while we do not accept; it grants net.core.somaxconn at most.
+        reuse_port: let other processes of this user listen on the same port, balanced by the kernel (socket(7)).
+        ssl: a context for the server side, such as `tls_context()` makes; None serves without TLS.
+        ssl_handshake_timeout: seconds for the handshake; who takes longer is closed and counted as refused.
+        max_connections: when so many are open, accepting pauses and the kernel's queue holds the rest.
+        max_connections_per_host: when so many are open from one address, more from it are closed at once and counted
+            as refused.
+        idle_timeout: seconds without a byte in either direction after which the pending or next `receive()` (and a
+            pending `send()`) raises IdleTimeout, up to an eighth later. Uncaught it closes the connection, without
+            an error in the log.
+        drain_timeout: seconds that handlers have to end when the server closes; then they are cancelled.
+        on_error: called as `on_error(exception, stream)` besides the log line when a handler has raised; what it
+            raises itself is logged.
+
+    Raises:
+        TypeError, ValueError: at once, for wrong arguments.
+        BindError: when it starts, if an address cannot be had; then nothing is left open.
+    """
+    _check_handler(handler, "serve", "stream")
+    _check_count("backlog", backlog, 0)
+    _check_count("max_connections", max_connections)
+    _check_count("max_connections_per_host", max_connections_per_host)
+    _check_seconds("ssl_handshake_timeout", ssl_handshake_timeout)
+    _check_seconds("idle_timeout", idle_timeout)
+    _check_seconds("drain_timeout", drain_timeout, zero=True)
+    _check_context(ssl)
+    binding = Binding(host, port, path, path_mode, sock, fd, backlog, reuse_port)
+
+    async def start() -> Server:
+        return StreamServer(
+            asyncio.get_running_loop(),
+            await binding.open(socket.SOCK_STREAM),
+            handler,
+            ssl=ssl,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            max_connections=max_connections,
+            max_connections_per_host=max_connections_per_host,
+            idle_timeout=idle_timeout,
+            drain_timeout=drain_timeout,
+            on_error=on_error,
+        )
+
+    return Serving("serve", start)
+
+
+def serve_datagrams(
+    handler: DatagramHandler | ProtocolHandler,
+    host: str | Sequence[str] | None = None,
+    port: int | None = None,
+    *,
+    # other places to receive on
+    path: str | os.PathLike[str] | None = None,
+    path_mode: int | None = None,
+    sock: socket.socket | None = None,
+    fd: int | None = None,
+    reuse_port: bool = False,
+    # limits
+    max_datagram_size: int = 65535,
+    max_pending: int = 1024,
+    # the end
+    drain_timeout: float = 30.0,
+    on_error: ErrorHandler | None = None,
+) -> Serving:
+    """Serve datagrams: UDP and Unix datagram sockets. Used like `serve()`.
+
+    Args:
+        handler: `async def handler(datagram)`, called for each datagram in a task of its own; bytes that it returns
+            are sent back. Or what `from_protocol()` returns.
+        host: a name or address, several, or None for every interface, IPv4 and IPv6. An answer comes from the
+            address that the datagram was sent to; on every interface (None, "0.0.0.0", "::") finding that out costs
+            about 1 us per datagram.
+        port: 0 picks a free one, the same for every address; `server.addresses` tells.
+        path: a Unix socket's path, as for `serve()`.
+        path_mode: permissions of that file.
+        sock: a bound datagram socket instead; the server closes it.
+        fd: the same as a descriptor.
+        reuse_port: let other processes of this user receive on the same port, balanced by the kernel.
+        max_datagram_size: bytes of a datagram that are kept; of a longer one the beginning, and it is marked
+            `truncated`. UDP's can have 65,507 bytes, those of Unix sockets more.
+        max_pending: when so many handlers run, reading pauses and the kernel's buffer takes the burst.
+        drain_timeout: seconds that handlers have to end when the server closes; then they are cancelled.
+        on_error: called as `on_error(exception, datagram)` besides the log line when a handler has raised.
+
+    Raises:
+        TypeError, ValueError: at once, for wrong arguments.
+        BindError: when it starts, if an address cannot be had; then nothing is left open.
+    """
+    _check_handler(handler, "serve_datagrams", "datagram")
+    _check_count("max_datagram_size", max_datagram_size)
+    _check_count("max_pending", max_pending)
+    _check_seconds("drain_timeout", drain_timeout, zero=True)
+    binding = Binding(host, port, path, path_mode, sock, fd, 0, reuse_port)
+
+    async def start() -> Server:
+        return DatagramServer(
+            asyncio.get_running_loop(),
+            await binding.open(socket.SOCK_DGRAM),
+            handler,
+            max_datagram_size=max_datagram_size,
+            max_pending=max_pending,
+            drain_timeout=drain_timeout,
+            on_error=on_error,
+        )
+
+    return Serving("serve_datagrams", start)
+
+
+def _check_handler(handler: object, name: str, argument: str) -> None:
+    if isinstance(handler, ProtocolHandler):
+        return
+    function = handler
+    while isinstance(function, functools.partial):
+        function = function.func
+    called = getattr(type(function), "__call__", None)  # noqa: B004 - not whether it can be called, but what is then
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called):
+        return
+    shown = getattr(function, "__qualname__", repr(function))
+    if isinstance(function, type):
+        # Whoever has such a class has imported its module; we need not.
+        legacy = getattr(sys.modules.get("socketserver"), "BaseRequestHandler", ())
+        if issubclass(function, legacy):
+            advice = f"a socketserver handler class; wrap it: {name}(compat.hosted({shown}), ...)"
+        elif issubclass(function, asyncio.BaseProtocol):
+            advice = f"a protocol class; wrap it: {name}(asyncserver.from_protocol({shown}), ...)"
+        else:
+            advice = "a class; give a coroutine function, or an instance with `async def __call__`"
+        raise TypeError(f"{name}() got {shown}, {advice}")
+    raise TypeError(
+        f"{name}() expects a coroutine function, `async def handler({argument})`; got {shown}"
+        + (": make it `async def`; for more arguments use functools.partial" if callable(function) else "")
+    )
+
+
+def _check_count(name: str, value: int | None, least: int = 1) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def _check_seconds(name: str, value: float | None, *, zero: bool = False) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number of seconds, got {value!r}")
+    if not (value > 0 or (zero and value == 0)):
+        raise ValueError(f"{name} must be {'at least' if zero else 'more than'} 0 seconds, got {value!r}")
+
+
+def _check_context(context: object) -> None:
+    if context is not None and not isinstance(context, _ssl.SSLContext):
+        raise TypeError(f"ssl must be an ssl.SSLContext, such as asyncserver.tls_context() makes; got {context!r}")
+    if isinstance(context, _ssl.SSLContext) and context.protocol == _ssl.PROTOCOL_TLS_CLIENT:
+        raise ValueError("ssl got a context for clients: make one with asyncserver.tls_context(certfile, keyfile)")

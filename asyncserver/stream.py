@@ -1,0 +1,486 @@
+"""Stream: one connection's bytes, an anyio ByteStream.
+
+Theory of operation:
+
+* Nothing is held in between. `receive()` waits until the loop says readable, then takes bytes out of the kernel
+  itself, one `recv` per wake-up so that no connection can starve the others; `send()` returns when the kernel has
+  every byte. A handler that does not read lets the kernel's buffer fill, and TCP slows the peer down: flow control
+  needs no code here. Only `receive_exactly` and `receive_until` keep what they read too much of, in one buffer.
+* The descriptor is watched from the first wait on. When it turns readable and nobody waits, the watch ends; an
+  unwatched stream tries `recv` first, and watches again when that would block.
+* TLS is the same: an `SSLSocket` in non-blocking mode, OpenSSL reading and writing the descriptor itself. Its
+  "want read" is one more way to say "would block".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import types
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio.abc import ByteStream, SocketAttribute
+from anyio.streams.tls import TLSAttribute
+
+from ._connection import (
+    CHUNK,
+    Connection,
+    at_end,
+    refuse_after_eof,
+    refuse_busy,
+    refuse_closed,
+    refuse_torn,
+)
+from ._waiter import Waiter
+from .exceptions import IdleTimeout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Mapping
+
+    from ._types import Address
+
+__all__ = ["Stream"]
+
+# Operations that may find their answer at once before the stream lets others run. At about 5 us each that is a
+# third of a millisecond, which is what another connection then waits.
+_SPIN_LIMIT = 64
+# Seconds that aclose() may take to bring the last bytes across: a retransmission (RFC 6298 starts at 1 s) fits in,
+# and a draining server is not held up.
+_CLOSE_TIMEOUT = 2.0
+
+_WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError)
+
+
+class Stream(Connection, ByteStream):
+    """One connection, as its handler sees it. Made by a server, and closed by it when the handler ends.
+
+    One task may receive while another sends; two that receive, or two that send, at once get `BusyResourceError` and
+    nothing is lost. Cancelling a receive loses nothing either. Cancelling `send` may leave a part of its data sent,
+    and how much is not known: the peer can no longer tell where a message begins.
+
+    Attributes:
+        peer_address: (host, port), of IPv6 (host, port, flowinfo, scope); of a Unix peer its path, mostly "".
+        bytes_received: payload bytes received so far.
+        bytes_sent: payload bytes sent so far.
+    """
+
+    __slots__ = (
+        "_answered",
+        "_buffer",
+        "_closing",
+        "_idle_mark",
+        "_owed",
+        "_spins",
+        "bytes_received",
+        "bytes_sent",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        peer_address: Address,
+        closing: asyncio.Event,
+    ) -> None:
+        Connection.__init__(self, loop, sock, peer_address)
+        self._closing = closing
+        self.bytes_received = 0
+        self.bytes_sent = 0
+        self._buffer: bytearray | None = None
+        self._spins = 0
+        self._answered = 0  # bytes_received at our last send: equal to it, we are between two messages
+        self._idle_mark = -1  # bytes both ways when the idle timeout struck, until a receive or send tells
+        self._owed = 0  # bytes that were on this host when the drain began, and must still be answered
+
+    def __repr__(self) -> str:
+        """Tell the peer and the state."""
+        return f"<Stream {self.peer_address!r} {'closed' if self._fd < 0 else 'open'}>"
+
+    @property
+    def closing(self) -> asyncio.Event:
+        """Set as soon as the server has begun to drain."""
+        return self._closing
+
+    @property
+    def local_address(self) -> Address:
+        """The address on this side.
+
+        Raises:
+            anyio.ClosedResourceError: the stream has been closed.
+        """
+        if self._fd < 0:
+            refuse_closed(None)
+        address: Address = self._sock.getsockname()
+        return address
+
+    # -- receiving
+
+    async def receive(self, max_bytes: int = CHUNK) -> bytes:
+        """Receive what there is, at least one byte.
+
+        Args:
+            max_bytes: how many bytes to take at most; at least 1.
+
+        Raises:
+            anyio.EndOfStream: the peer has ended its side, or the server drains and no message is under way.
+            anyio.BrokenResourceError: the connection broke; under TLS also an end without close_notify
+                (RFC 8446, 6.1), since data may be missing. `__cause__` is the system's error.
+            anyio.ClosedResourceError: the stream has been closed on this side.
+            anyio.BusyResourceError: another task is receiving.
+            IdleTimeout: nothing went either way for the server's `idle_timeout`. The stream can still be used.
+        """
+        return await self._chunk(max_bytes, anyio.EndOfStream)
+
+    async def receive_exactly(self, nbytes: int) -> bytes:
+        """Receive exactly so many bytes. Cancelled, it keeps what has arrived for the next receive.
+
+        Args:
+            nbytes: how many bytes.
+
+        Raises:
+            anyio.IncompleteRead: the stream ended before. What had arrived stays to be received.
+            Exception: as `receive()`, except EndOfStream.
+        """
+        while len(buffer := self._buffered()) < nbytes:
+            await self._fill()
+        return self._cut(buffer, nbytes)
+
+    async def receive_until(self, delimiter: bytes, max_bytes: int) -> bytes:
+        """Receive up to a delimiter, and return what came before it. Cancelled, it loses nothing.
+
+        Args:
+            delimiter: the bytes to look for; taken from the stream, not returned.
+            max_bytes: how many bytes to look through for the whole delimiter.
+
+        Raises:
+            anyio.DelimiterNotFound: the first `max_bytes` bytes do not hold the delimiter. They stay to be received.
+            anyio.IncompleteRead: the stream ended before the delimiter. What had arrived stays to be received.
+            Exception: as `receive()`, except EndOfStream.
+        """
+        if not delimiter:
+            raise ValueError("receive_until() needs a delimiter of at least one byte")
+        searched = 0
+        while (index := (buffer := self._buffered()).find(delimiter, searched, max_bytes)) < 0:
+            if len(buffer) >= max_bytes:
+                raise anyio.DelimiterNotFound(max_bytes)
+            searched = max(0, len(buffer) - len(delimiter) + 1)
+            await self._fill()
+        data = self._cut(buffer, index)
+        del buffer[: len(delimiter)]
+        return data
+
+    @types.coroutine
+    def _chunk(
+        self, max_bytes: int = CHUNK, end: type[BaseException] = StopAsyncIteration, *, more: bool = False
+    ) -> Generator[Any, None, bytes]:
+        """Take what the buffer holds (unless we want more), or else the kernel; raises `end` at the end.
+
+        The hot path, and so a generator that yields the waiter itself: every function in between would be one more
+        frame that each wake-up has to pass through.
+        """
+        if self._buffer and not more:
+            return self._take(max_bytes)
+        waiter = self._reading
+        if waiter.busy:
+            raise anyio.BusyResourceError("receiving from")
+        while True:
+            if self._watching:
+                waiter.busy = waiter._asyncio_future_blocking = True
+                try:
+                    yield waiter
+                except BaseException:
+                    waiter._wakeup = None  # a dead task must not be woken
+                    waiter.busy = False
+                    raise
+                waiter.busy = False
+            elif self._spun():
+                yield None
+            try:
+                data = self._recv(max_bytes)
+            except _WOULD_BLOCK:
+                self._check_idle()
+                self._watch()
+                continue
+            except ssl.SSLWantWriteError:  # OpenSSL must answer (a key update) before it can read on
+                yield from self._writable().__await__()
+                continue
+            except OSError as exc:
+                raise self._broken(exc) from exc
+            if data:
+                self.bytes_received += len(data)
+                return data
+            self._ended(max_bytes)
+            raise end
+
+    # Receive the next chunk; the iteration stops at the end of the stream.
+    __anext__ = _chunk  # type: ignore[assignment] # an awaitable is what the language asks for
+
+    def _spun(self) -> bool:
+        """Count an operation that need not wait; true when it is time to let others run."""
+        self._spins += 1
+        if self._spins < _SPIN_LIMIT:
+            return False
+        self._spins = 0
+        return True
+
+    def _ended(self, max_bytes: int) -> None:
+        if max_bytes < 1:
+            raise ValueError(f"max_bytes must be at least 1, got {max_bytes}")
+        self._unwatch()  # a descriptor at its end is readable for ever
+        self._recv = at_end
+
+    def _buffered(self) -> bytearray:
+        if self._reading.busy:
+            raise anyio.BusyResourceError("receiving from")
+        if self._recv is refuse_closed:
+            refuse_closed(None)
+        if self._buffer is None:
+            self._buffer = bytearray()
+        return self._buffer
+
+    def _take(self, max_bytes: int) -> bytes:
+        if max_bytes < 1:
+            raise ValueError(f"max_bytes must be at least 1, got {max_bytes}")
+        return self._cut(self._buffered(), max_bytes)
+
+    @staticmethod
+    def _cut(buffer: bytearray, nbytes: int) -> bytes:
+        with memoryview(buffer) as view:
+            data = bytes(view[:nbytes])
+        del buffer[:nbytes]
+        return data
+
+    async def _fill(self) -> None:
+        if self._spun():
+            await asyncio.sleep(0)
+        try:
+            data = await self._chunk(CHUNK, anyio.EndOfStream, more=True)
+        except anyio.EndOfStream as exc:
+            raise anyio.IncompleteRead from exc
+        self._buffered().extend(data)
+
+    # -- sending
+
+    async def send(self, item: bytes) -> None:
+        """Send all the bytes; returns when the kernel has taken them, so a slow peer slows the handler down.
+
+        Args:
+            item: any bytes-like object.
+
+        Raises:
+            anyio.BrokenResourceError: the connection broke; `__cause__` is the system's error.
+            anyio.ClosedResourceError: the stream has been closed, or `send_eof()` called.
+            anyio.BusyResourceError: another task is sending.
+            IdleTimeout: the peer took nothing, and sent nothing, for the server's `idle_timeout`.
+        """
+        try:
+            sent = self._send(item)
+        except (BlockingIOError, ssl.SSLWantWriteError):
+            sent = 0
+        except OSError as exc:
+            raise self._broken(exc) from exc
+        self.bytes_sent += sent
+        if sent != len(item):
+            await self._send_rest(memoryview(item).cast("B")[sent:])
+        if self._answered != self.bytes_received:
+            self._answered = self.bytes_received
+        elif self._spun():  # nothing was received since the last send, so nothing may have been waited for
+            await asyncio.sleep(0)
+
+    async def _send_rest(self, rest: memoryview) -> None:
+        tls = isinstance(self._sock, ssl.SSLSocket)
+        write, self._send = self._send, refuse_busy
+        after = write  # what the next send() does
+        blocked = not tls  # OpenSSL takes one record at a time, a plain socket as much as there is room for
+        try:
+            while rest:
+                if blocked:
+                    await self._writable()
+                elif self._spun():
+                    await asyncio.sleep(0)
+                if self._send is not refuse_busy:  # closed meanwhile
+                    self._send(rest)
+                try:
+                    sent = write(rest)
+                except (BlockingIOError, ssl.SSLWantWriteError):
+                    self._check_idle()
+                    blocked = True
+                    after = refuse_torn if tls else write  # OpenSSL insists on finishing the record it has begun
+                    continue
+                except OSError as exc:
+                    raise self._broken(exc) from exc
+                self.bytes_sent += sent
+                rest = rest[sent:]
+                blocked, after = not tls, write
+        finally:
+            if self._send is refuse_busy:
+                self._send = after
+
+    async def send_eof(self) -> None:
+        """End our side of the connection; the peer's side stays open. Under TLS that is a close_notify.
+
+        Raises:
+            anyio.BusyResourceError: a send is under way.
+            anyio.BrokenResourceError: the connection is broken.
+            anyio.ClosedResourceError: the stream has been closed.
+        """
+        if self._send is refuse_after_eof:
+            return
+        if self._send in {refuse_busy, refuse_closed, refuse_torn}:
+            self._send(b"")
+        try:
+            if isinstance(self._sock, ssl.SSLSocket):
+                await self._close_notify(self._sock)
+            else:
+                self._sock.shutdown(socket.SHUT_WR)
+        except OSError as exc:
+            raise self._broken(exc) from exc
+        self._send = refuse_after_eof
+        self._answered = self.bytes_received
+
+    # -- ending
+
+    async def aclose(self) -> None:
+        """Close both directions; whoever still waits on the stream gets `ClosedResourceError`. May be called twice.
+
+        What was sent is on its way: the kernel delivers it after the close. When unread bytes are left, closing would
+        make the kernel send a reset instead, and the peer could lose our last answer (RFC 1122, 4.2.2.13); then our
+        side is ended first and what still arrives is thrown away until the peer ends too, for two seconds at most.
+        Under TLS a close_notify is sent; the peer's is not waited for. Cancelled, it closes at once.
+        """
+        if self._recv is refuse_closed:
+            return
+        notify = self._send not in {refuse_torn, refuse_after_eof, refuse_busy}
+        self._recv = self._send = refuse_closed
+        self._unwatch()
+        self._wake_all()
+        self._reading, self._writing = Waiter(self._loop, "closing"), None
+        try:
+            async with asyncio.timeout(_CLOSE_TIMEOUT):
+                await self._finish(notify=notify)
+        except (OSError, TimeoutError):
+            pass  # broken, or too slow: nothing more can be done for this peer
+        finally:
+            self._close()
+
+    def detach(self) -> socket.socket:
+        """Give the socket away: non-blocking, and a `ssl.SSLSocket` under TLS. The stream then counts as closed.
+
+        Raises:
+            RuntimeError: bytes taken from the socket still wait in the stream; receive them first.
+            anyio.ClosedResourceError: the stream has been closed.
+        """
+        if self._recv is refuse_closed:
+            refuse_closed(None)
+        if self._buffer:
+            raise RuntimeError(f"{len(self._buffer)} received bytes wait in {self!r}; receive them before detach()")
+        self._release()
+        return self._sock
+
+    async def start_tls(self, context: ssl.SSLContext) -> None:
+        """Go over to TLS, as the server side, on this same stream. Put it under `asyncio.timeout()` to bound it.
+
+        Args:
+            context: a context for the server side.
+
+        Raises:
+            RuntimeError: the stream is under TLS already; or plain bytes wait that came behind the request to start
+                TLS. Those are not under its protection: to go on would be an injection (RFC 3207, 6; CVE-2011-0411).
+            anyio.BrokenResourceError: the handshake failed; `__cause__` tells why.
+            Exception: as `receive()` and `send()`. After an error or a cancellation only `aclose()` is left.
+        """
+        if isinstance(self._sock, ssl.SSLSocket):
+            raise RuntimeError("start_tls(): this stream is under TLS already")  # noqa: TRY004 - a state, no argument
+        if self._buffered():
+            raise RuntimeError("start_tls(): the peer sent plain bytes behind its request to start TLS")
+        if self._send in {refuse_after_eof, refuse_busy}:
+            self._send(b"")
+        try:
+            await self._handshake(context)
+        except OSError as exc:
+            raise self._broken(exc) from exc
+        if self._closing.is_set():
+            self._owe(1)  # who came through a handshake while we drain has its question still before it
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        """Anyio's typed attributes, for `extra()`: SocketAttribute, and under TLS TLSAttribute."""
+        sock = self._sock
+        attributes: dict[Any, Callable[[], Any]] = {
+            SocketAttribute.family: lambda: sock.family,
+            SocketAttribute.local_address: lambda: self.local_address,
+            SocketAttribute.raw_socket: lambda: sock,
+            SocketAttribute.remote_address: lambda: self.peer_address,
+        }
+        if sock.family in {socket.AF_INET, socket.AF_INET6}:
+            attributes[SocketAttribute.local_port] = lambda: self.local_address[1]
+            attributes[SocketAttribute.remote_port] = lambda: self.peer_address[1]
+        if isinstance(sock, ssl.SSLSocket):
+            attributes |= _tls_attributes(sock)
+        return attributes
+
+    # -- for the server
+
+    def _begin_drain(self) -> None:
+        """End at the next message boundary, but answer what had reached this host by now."""
+        if self._recv is self._read and self._fd >= 0:  # otherwise at its end, or in its handshake
+            self._owe(self._unread())
+
+    def _close_if_quiet(self) -> bool:
+        """Close now, if that cannot cost the peer anything: no TLS to end, nothing unread."""
+        if self._fd >= 0:
+            if isinstance(self._sock, ssl.SSLSocket) or (self._recv is not at_end and self._unread()):
+                return False
+            self._close()
+        return True
+
+    def _owe(self, nbytes: int) -> None:
+        self._owed = nbytes
+        self._recv = self._receive_owed
+        self._unwatch()
+        self._reading.wake_soon()
+
+    def _receive_owed(self, max_bytes: int) -> bytes:
+        """Read while the server drains: to a message boundary, then report the end."""
+        between = self._answered == self.bytes_received and not self._buffer
+        if between and self._owed <= 0:
+            return b""
+        data = self._read(max_bytes)
+        # TLS: its bytes are more than their payload, so what the kernel holds now is the better estimate.
+        self._owed = min(self._owed - len(data), self._unread())
+        self._unwatch()  # so that the next receive comes by here before it waits
+        return data
+
+    def _check_idle(self) -> None:
+        if self._idle_mark == self.bytes_received + self.bytes_sent:
+            self._idle_mark = -1
+            raise IdleTimeout(f"nothing received from or sent to {self.peer_address!r} for the idle timeout")
+
+    def _expire(self) -> None:
+        """Make the pending or the next wait raise IdleTimeout, unless something moves before."""
+        self._idle_mark = self.bytes_received + self.bytes_sent
+        self._unwatch()
+        self._wake_all()
+
+
+def _tls_attributes(sock: ssl.SSLSocket) -> dict[Any, Callable[[], Any]]:
+    def unique() -> bytes | None:
+        with contextlib.suppress(ValueError):
+            return sock.get_channel_binding("tls-unique")
+        return None
+
+    return {
+        TLSAttribute.alpn_protocol: sock.selected_alpn_protocol,
+        TLSAttribute.channel_binding_tls_unique: unique,
+        TLSAttribute.cipher: sock.cipher,
+        TLSAttribute.peer_certificate: lambda: sock.getpeercert(binary_form=False),
+        TLSAttribute.peer_certificate_binary: lambda: sock.getpeercert(binary_form=True),
+        TLSAttribute.server_side: lambda: True,
+        TLSAttribute.shared_ciphers: sock.shared_ciphers,
+        TLSAttribute.ssl_object: lambda: sock,
+        TLSAttribute.standard_compatible: lambda: True,
+        TLSAttribute.tls_version: sock.version,
+    }

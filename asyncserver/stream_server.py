@@ -1,0 +1,222 @@
+"""StreamServer: what comes in through listeners. Limits, TLS, idle connections, and what a connection leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from .adapters import ProtocolConnection, ProtocolHandler
+from .exceptions import Refused
+from .listener import Listener
+from .server import Server
+from .stream import Stream
+from .tls import TLSContext
+
+if TYPE_CHECKING:
+    import socket
+    import ssl
+    from collections.abc import Coroutine
+
+    from ._types import Address, ErrorHandler, StreamHandler
+    from .binding import BoundSocket
+
+logger = logging.getLogger("asyncserver")
+
+# Looks at the connections in each idle_timeout: one closes at most an eighth later than it should.
+_IDLE_LOOKS = 16
+
+
+class StreamServer(Server):
+    """Serves connections. Its public face is `Server`."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        bound: list[BoundSocket],
+        handler: StreamHandler | ProtocolHandler,
+        *,
+        ssl: ssl.SSLContext | None,
+        ssl_handshake_timeout: float,
+        max_connections: int | None,
+        max_connections_per_host: int | None,
+        idle_timeout: float | None,
+        drain_timeout: float,
+        on_error: ErrorHandler | None,
+    ) -> None:
+        super().__init__(loop, bound, drain_timeout, on_error)
+        self._handler: Any = handler
+        self._ssl = ssl
+        self._ssl_handshake_timeout = ssl_handshake_timeout
+        self._max_connections = max_connections
+        self._max_per_host = max_connections_per_host
+        self._per_host: Counter[str] = Counter()
+        self._connect: type[Stream | ProtocolConnection] = Stream
+        self._run: Any = handler if ssl is None else self._run_tls
+        if isinstance(handler, ProtocolHandler):
+            self._connect, self._run = ProtocolConnection, self._run_protocol
+        self._paused = False
+        self._full = False
+        self._waiting: deque[tuple[socket.socket, Address]] = deque()
+        self._listeners = [Listener(loop, one, self._accepted, self._accept_failed) for one in bound]
+        for listener in self._listeners:
+            listener.resume()
+        self._idle_timeout = idle_timeout
+        self._idle_seen: dict[Any, tuple[int, float]] = {}
+        if idle_timeout is not None:
+            self._look_for_idle()
+
+    # -- what comes in
+
+    def _accepted(self, sock: socket.socket, address: Address) -> None:
+        self._count["accepted"] += 1
+        if self._max_per_host is not None and not self._enter_host(address):
+            self._count["refused"] += 1
+            sock.close()
+        elif self._full:  # only what the kernel still held when the server began to close
+            self._waiting.append((sock, address))
+        else:
+            self._serve(sock, address)
+
+    def _serve(self, sock: socket.socket, address: Address) -> None:
+        connection = self._connect(self._loop, sock, address, self._closing)
+        if self._closing.is_set():
+            connection._begin_drain()
+        self._start(self._run, connection)
+        if self._max_connections is not None:
+            self._full = len(self._live) + len(self._finishing) >= self._max_connections
+            if self._full:
+                self._apply_pause()
+
+    async def _run_tls(self, stream: Stream) -> object:
+        assert self._ssl is not None
+        try:
+            async with asyncio.timeout(self._ssl_handshake_timeout):
+                await stream.start_tls(self._ssl)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError, TimeoutError) as exc:
+            logger.debug("TLS handshake with %s failed: %s", stream.peer_address, exc)
+            raise Refused from exc
+        result: object = await self._handler(stream)
+        return result
+
+    def _run_protocol(self, connection: ProtocolConnection) -> Coroutine[Any, Any, object]:
+        return connection.run(self._handler, self._ssl, self._ssl_handshake_timeout)
+
+    def _accept_failed(self) -> None:
+        self._count["accept_errors"] += 1
+
+    def _enter_host(self, address: Address) -> bool:
+        host = _host(address)
+        if self._per_host[host] >= (self._max_per_host or 0):
+            return False
+        self._per_host[host] += 1
+        return True
+
+    # -- pausing and stopping
+
+    def _pause(self) -> None:
+        self._paused = True
+        self._apply_pause()
+
+    def _resume(self) -> None:
+        self._paused = False
+        self._apply_pause()
+
+    def _apply_pause(self) -> None:
+        for listener in self._listeners:
+            if self._paused or self._full:
+                listener.pause()
+            else:
+                listener.resume()
+
+    def _stop(self) -> None:
+        listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            listener.close()
+
+    def _unfinished(self) -> bool:
+        return bool(self._waiting) or super()._unfinished()
+
+    def _drop_waiting(self) -> None:
+        while self._waiting:
+            sock, address = self._waiting.popleft()
+            sock.close()
+            self._leave_host(address)
+            self._count["refused"] += 1
+
+    # -- what a connection leaves behind
+
+    def _finish(self, source: Any) -> Coroutine[Any, Any, object] | None:
+        return None if source._close_if_quiet() else source.aclose()
+
+    def _released(self, source: Any) -> None:
+        self._count["bytes_received"] += source.bytes_received
+        self._count["bytes_sent"] += source.bytes_sent
+        self._idle_seen.pop(source, None)
+        self._leave_host(source.peer_address)
+        for listener in self._listeners:
+            listener.retry()
+        if self._full:
+            self._full = len(self._live) + len(self._finishing) >= (self._max_connections or 0)
+            if not self._full:
+                self._take_waiting()
+
+    def _take_waiting(self) -> None:
+        while self._waiting and not self._full:
+            self._serve(*self._waiting.popleft())
+        self._apply_pause()
+
+    def _leave_host(self, address: Address) -> None:
+        if self._max_per_host is not None:
+            host = _host(address)
+            self._per_host[host] -= 1
+            if not self._per_host[host]:
+                del self._per_host[host]
+
+    def _measured(self) -> dict[str, int]:
+        open_now = (*self.connections, *self._finishing.values())
+        return {
+            "bytes_received": self._count["bytes_received"] + sum(one.bytes_received for one in open_now),
+            "bytes_sent": self._count["bytes_sent"] + sum(one.bytes_sent for one in open_now),
+        }
+
+    # -- idle connections
+
+    def _look_for_idle(self) -> None:
+        """Tell the connections that have not moved a byte. One look at all of them costs less than a timer each."""
+        assert self._idle_timeout is not None
+        now = self._loop.time()
+        for connection in self._live.values():
+            moved = connection.bytes_received + connection.bytes_sent
+            seen, since = self._idle_seen.get(connection, (-1, now))
+            if seen != moved:
+                self._idle_seen[connection] = moved, now
+            elif now - since >= self._idle_timeout:
+                self._idle_seen[connection] = moved, now
+                connection._expire()
+        if not self._closed.is_set():
+            self._loop.call_later(self._idle_timeout / _IDLE_LOOKS, self._look_for_idle)
+
+    # -- TLS
+
+    def reload_tls(self, context: ssl.SSLContext | None = None) -> None:
+        """See Server."""
+        self._require_open("reload_tls")
+        if self._ssl is None:
+            raise RuntimeError(f"{self!r} does not speak TLS: there is nothing to reload")
+        if context is None:
+            if not isinstance(self._ssl, TLSContext):
+                raise RuntimeError(
+                    "reload_tls() can read files again only for a context made by asyncserver.tls_context(); "
+                    "give the new context: reload_tls(context)"
+                )
+            context = self._ssl.reload()
+        self._ssl = context
+
+
+def _host(address: Address) -> str:
+    """Whom a limit per host counts: an address without its port; all Unix peers are one."""
+    return str(address[0]) if isinstance(address, tuple) else ""

@@ -1,0 +1,114 @@
+"""The README's programs, run as a reader would: each block saved as a file and started."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import trustme
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROOT = Path(__file__).parent.parent
+PROGRAMS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+SERVERS = [program for program in PROGRAMS if "8080" in program]
+
+
+def free_port() -> int:
+    with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+        tcp.bind(("127.0.0.1", 0))
+        udp.bind(tcp.getsockname())
+        port: int = tcp.getsockname()[1]
+        return port
+
+
+def ask_tcp(port: int, folder: Path, question: bytes) -> bytes:
+    del folder
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(question)
+        return client.recv(99)
+
+
+def ask_udp(port: int, folder: Path, question: bytes) -> bytes:
+    del folder
+    with socket.socket(type=socket.SOCK_DGRAM) as client:
+        client.settimeout(10)
+        client.sendto(question, ("127.0.0.1", port))
+        return client.recv(99)
+
+
+def ask_unix_and_tls(port: int, folder: Path, question: bytes) -> bytes:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(folder / "upper.sock"))
+        client.sendall(question)
+        answer = client.recv(99)
+    context = ssl.create_default_context(cafile=str(folder / "ca.pem"))
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as client,
+    ):
+        client.sendall(question)
+        assert client.recv(99) == answer
+    return answer
+
+
+def client_for(program: str) -> tuple[Callable[[int, Path, bytes], bytes], bytes]:
+    if "serve_datagrams" in program:
+        return ask_udp, b"HELLO\n"
+    if "tls_context" in program:
+        return ask_unix_and_tls, b"HELLO\n"
+    return ask_tcp, b"5\n" if "receive_until" in program else b"HELLO\n"
+
+
+def certificates(folder: Path) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+    for blob in certificate.cert_chain_pems:
+        blob.write_to_path(str(folder / "chain.pem"), append=True)
+    certificate.private_key_pem.write_to_path(str(folder / "key.pem"))
+
+
+def wait_until_served(process: subprocess.Popen[bytes], port: int, kind: socket.SocketKind) -> None:
+    """Wait for the port to be taken: a program has no other way to say that it listens."""
+    while process.poll() is None:
+        with socket.socket(type=kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, kind == socket.SOCK_STREAM)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                return
+    pytest.fail(f"the program ended with status {process.returncode}")
+
+
+@pytest.mark.parametrize("program", SERVERS, ids=lambda text: text.splitlines()[3][:40])
+def test_program_of_the_readme_serves_and_ends_politely(program: str, tmp_path: Path) -> None:
+    """Each server in the README answers, and Ctrl-C ends it with status 0."""
+    port = free_port()
+    certificates(tmp_path)
+    (tmp_path / "program.py").write_text(program.replace("8080", str(port)))
+    environment = {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+    process = subprocess.Popen([sys.executable, "program.py"], cwd=tmp_path, env=environment)
+    ask, expected = client_for(program)
+    try:
+        kind = socket.SOCK_DGRAM if ask is ask_udp else socket.SOCK_STREAM
+        wait_until_served(process, port, kind)
+        assert ask(port, tmp_path, b"hello\n") == expected
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) in ({0} if "asyncserver.run" in program else {1, 130, -signal.SIGINT})
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_every_program_is_tried() -> None:
+    """No block of Python in the README is left out."""
+    assert len(SERVERS) == len(PROGRAMS) >= 6
