@@ -27,9 +27,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks", description="Measure server libraries side by side on this machine."
     )
     parser.add_argument("--quick", action="store_true", help="shorter samples, fewer rounds and workloads")
-    parser.add_argument(
-        "--workload", action="append", default=[], metavar="NAME", help="only this one; repeatable"
-    )
+    parser.add_argument("--workload", action="append", default=[], metavar="NAME", help="only this one; repeatable")
     parser.add_argument(
         "--peer",
         action="append",

@@ -34,9 +34,7 @@ def compile_c(
     if compiler is None:
         return None
     BUILD.mkdir(exist_ok=True)
-    fresh = program.with_suffix(
-        f".{os.getpid()}"
-    )  # renamed when complete, so that two runs at once do no harm
+    fresh = program.with_suffix(f".{os.getpid()}")  # renamed when complete, so that two runs at once do no harm
     command = [compiler, *FLAGS, *defines, "-o", str(fresh), str(source), *libraries]
     subprocess.run(command, check=True, capture_output=True, text=True)
     return fresh.replace(program)

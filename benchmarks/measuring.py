@@ -70,9 +70,7 @@ def measure(peers: list[Peer], workloads: list[Workload], settings: Settings, st
     """
     begun = time.monotonic()
     server_core, load_core = machine.choose_cores()
-    load = (
-        loading.Load(None, c_tls=False, core=load_core) if settings.python_load else loading.build(load_core)
-    )
+    load = loading.Load(None, c_tls=False, core=load_core) if settings.python_load else loading.build(load_core)
     run = Run(
         started=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         settings={
@@ -114,9 +112,7 @@ def _notes(load: Load, workloads: list[Workload]) -> list[str]:
         notes.append("only one core: server and load generator share it, wall-clock figures mean little")
     cores = len(os.sched_getaffinity(0))
     if any(each.workers >= cores for each in workloads):
-        notes.append(
-            f"{cores} cores for two workers and the load generator: figures of workers mean little here"
-        )
+        notes.append(f"{cores} cores for two workers and the load generator: figures of workers mean little here")
     return notes
 
 
@@ -194,9 +190,7 @@ class Bench:
         first, name = group[0], contender.peer.name
         with self._recorded(group, name):
             if first.mode in {"tcp", "unix", "tls", "udp"}:
-                self.run.result(first.name, name).cold.append(
-                    self._drive(contender, first, self.settings.seconds / 2)
-                )
+                self.run.result(first.name, name).cold.append(self._drive(contender, first, self.settings.seconds / 2))
             contender.warm_up(self.load, self.settings.warm_up)
             return True
         return False

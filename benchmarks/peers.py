@@ -54,9 +54,7 @@ def _version(distribution: str) -> str | None:
         return "from this clone" if distribution == "asyncserver" else None
 
 
-def _loops(
-    name: str, title: str, server: str, kinds: frozenset[str], *requires: str, **more: object
-) -> list[Peer]:
+def _loops(name: str, title: str, server: str, kinds: frozenset[str], *requires: str, **more: object) -> list[Peer]:
     """The same server on both loops."""
     arguments: tuple[str, ...] = more.pop("arguments", ())  # type: ignore[assignment]
     ours = bool(more.pop("ours", False))
@@ -109,9 +107,7 @@ PEERS: tuple[Peer, ...] = (
     Peer("gevent", "gevent", "gevent_sockets", PROTOCOLS, ("gevent",)),
     Peer("twisted", "Twisted", "twisted_protocol", PROTOCOLS, ("twisted", "pyopenssl", "service-identity")),
     *_loops("easynetwork", "EasyNetwork", "easynetwork_handlers", PROTOCOLS, "easynetwork"),
-    Peer(
-        "socketserver", "socketserver, threads", "handler_classes", LEGACY, (), ("--variant", "socketserver")
-    ),
+    Peer("socketserver", "socketserver, threads", "handler_classes", LEGACY, (), ("--variant", "socketserver")),
     Peer(
         "compat",
         "compat, threads",

@@ -83,11 +83,7 @@ def workload_table(run: Run, workload: str) -> list[list[str]]:
     results = run.of(workload)
     best = next((result.best for result in results if result.samples), math.nan)
     rows = [HEADINGS, *(row(run, result, best) for result in results)]
-    keep = [
-        i
-        for i in range(len(HEADINGS))
-        if i == 0 or any(len(cells) > 2 and cells[i] != "-" for cells in rows[1:])
-    ]
+    keep = [i for i in range(len(HEADINGS)) if i == 0 or any(len(cells) > 2 and cells[i] != "-" for cells in rows[1:])]
     return [cells if len(cells) == 2 else [cells[i] for i in keep] for cells in rows]
 
 
@@ -96,9 +92,7 @@ def text(run: Run) -> str:
     parts = []
     for name, workload in run.workloads.items():
         if run.of(name):
-            parts.append(
-                f"{workload['title']}  [{workload['unit']}]\n{text_table(workload_table(run, name))}"
-            )
+            parts.append(f"{workload['title']}  [{workload['unit']}]\n{text_table(workload_table(run, name))}")
     missing = [f"{peer['title']}: {peer['missing']}" for peer in run.peers.values() if peer["missing"]]
     parts += [f"not taking part: {line}" for line in missing]
     parts += [f"note: {note}" for note in run.notes]

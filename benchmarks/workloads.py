@@ -86,13 +86,9 @@ WORKLOADS: tuple[Workload, ...] = (
     Workload("tcp-64", "TCP echo, 64 B, 64 connections", "tcp", "tcp", connections=64),
     Workload("tcp-64-1", "TCP echo, 64 B, 1 connection", "tcp", "tcp", quick=False),
     Workload("tcp-64-1000", "TCP echo, 64 B, 1,000 connections", "tcp", "tcp", connections=1000, quick=False),
-    Workload(
-        "tcp-1k", "TCP echo, 1 KiB, 64 connections", "tcp", "tcp", connections=64, size=1024, quick=False
-    ),
+    Workload("tcp-1k", "TCP echo, 1 KiB, 64 connections", "tcp", "tcp", connections=64, size=1024, quick=False),
     Workload("tcp-256k", "TCP echo, 256 KiB, 8 connections", "tcp", "tcp", connections=8, size=262144),
-    Workload(
-        "pipelined", "TCP echo, 16 x 64 B pipelined, 64 connections", "tcp", "tcp", connections=64, depth=16
-    ),
+    Workload("pipelined", "TCP echo, 16 x 64 B pipelined, 64 connections", "tcp", "tcp", connections=64, depth=16),
     Workload("connect", "Connect, echo, close; 32 clients", "tcp", "connect", connections=32),
     Workload(
         "memory",
@@ -105,17 +101,11 @@ WORKLOADS: tuple[Workload, ...] = (
         not_for=_THREADED,
     ),
     Workload("tls-1k", "TLS echo, 1 KiB, 64 connections", "tls", "tls", connections=64, size=1024),
-    Workload(
-        "unix-64", "Unix stream echo, 64 B, 64 connections", "unix", "unix", connections=64, quick=False
-    ),
+    Workload("unix-64", "Unix stream echo, 64 B, 64 connections", "unix", "unix", connections=64, quick=False),
     Workload("udp-64", "UDP echo, 64 B, 64 sockets", "udp", "udp", connections=64),
     Workload("udp-burst", "UDP burst, 1,000 at once", "udp", "burst", "% lost", connections=10, depth=1000),
-    Workload(
-        "legacy-connect", "Legacy handler: connect, line, close", "legacy-tcp", "connect", connections=32
-    ),
-    Workload(
-        "legacy-messages", "Legacy handler: lines on 64 connections", "legacy-tcp", "tcp", connections=64
-    ),
+    Workload("legacy-connect", "Legacy handler: connect, line, close", "legacy-tcp", "connect", connections=32),
+    Workload("legacy-messages", "Legacy handler: lines on 64 connections", "legacy-tcp", "tcp", connections=64),
     Workload("legacy-udp", "Legacy handler: datagrams, 64 sockets", "legacy-udp", "udp", connections=64),
     Workload(
         "legacy-idle",
@@ -156,4 +146,6 @@ def select(names: list[str], *, quick: bool) -> list[Workload]:
     for name in names:
         if name not in known:
             raise ValueError(f"no workload is called {name!r}; there are: {', '.join(known)}")
-    return [known[name] for name in names] or [each for each in WORKLOADS if each.quick or not quick]
+    if names:  # in the table's order, which keeps workloads of one group together
+        return [each for each in WORKLOADS if each.name in names]
+    return [each for each in WORKLOADS if each.quick or not quick]

@@ -1,4 +1,4 @@
-"""asyncserver with coroutine handlers; with `--variant protocol`, asyncio protocols through `from_protocol`."""
+"""asyncserver with coroutine handlers; `--variant protocol`: asyncio protocols through `from_protocol`."""
 
 import asyncio
 from typing import Any

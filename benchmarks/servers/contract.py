@@ -51,7 +51,7 @@ def ready(address: Any) -> None:
 
 
 def tls_context(options: argparse.Namespace, library: Any = ssl) -> Any:
-    """The server's context for kind tls, from the standard library or one that stands in for it; else None."""
+    """The server's context for kind tls, from the standard library or a stand-in for it; else None."""
     if options.kind != "tls":
         return None
     context = library.SSLContext(ssl.PROTOCOL_TLS_SERVER)

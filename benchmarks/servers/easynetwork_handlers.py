@@ -39,9 +39,7 @@ class AnyBytes(BufferedIncrementalPacketSerializer[bytes, bytes, bytearray]):
     def create_deserializer_buffer(self, _sizehint: int) -> bytearray:
         return bytearray(MAX_READ)
 
-    def buffered_incremental_deserialize(
-        self, buffer: bytearray
-    ) -> Generator[None, int, tuple[bytes, bytes]]:
+    def buffered_incremental_deserialize(self, buffer: bytearray) -> Generator[None, int, tuple[bytes, bytes]]:
         length = yield
         return bytes(memoryview(buffer)[:length]), b""
 

@@ -1,8 +1,8 @@
 """Handler classes as written for socketserver, a thread each.
 
-`--variant` says who runs them: `socketserver`, `compat`, or `gevent` (socketserver under gevent's monkey patch, which
-makes its threads greenlets). The legacy kinds answer line by line through files, as old handlers do; the others echo
-whatever a socket receives.
+`--variant` says who runs them: `socketserver`, `compat`, or `gevent` (socketserver under gevent's monkey patch,
+which makes its threads greenlets). The legacy kinds answer line by line through files, as old handlers do; the
+others echo whatever a socket receives.
 """
 
 import importlib

@@ -1,5 +1,6 @@
 """Twisted protocols on its epoll reactor."""
 
+from pathlib import Path
 from socket import SO_RCVBUF, SOL_SOCKET
 from typing import Any
 
@@ -32,8 +33,7 @@ def main() -> None:
     elif options.kind == "unix":
         port = loop.listenUNIX(options.path, factory, backlog=BACKLOG)
     elif options.kind == "tls":
-        with open(options.certificate, "rb") as file:
-            certificate = ssl.PrivateCertificate.loadPEM(file.read())
+        certificate = ssl.PrivateCertificate.loadPEM(Path(options.certificate).read_bytes())
         port = loop.listenSSL(0, factory, certificate.options(), backlog=BACKLOG, interface=HOST)
     else:
         port = loop.listenTCP(0, factory, backlog=BACKLOG, interface=HOST)
