@@ -27,8 +27,8 @@ style: dev
 
 types: dev
 	@$(BIN)/mypy
-	@$(BIN)/pyright --verifytypes asyncserver --ignoreexternal
-	@$(BIN)/pyright --verifytypes compat --ignoreexternal
+	@PATH="$(abspath $(BIN)):$$PATH" pyright --verifytypes asyncserver --ignoreexternal
+	@PATH="$(abspath $(BIN)):$$PATH" pyright --verifytypes compat --ignoreexternal
 
 coverage: dev
 	@rm -f .coverage .coverage.*

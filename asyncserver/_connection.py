@@ -80,7 +80,7 @@ class Connection:
         self._loop = loop
         self._sock = sock
         self._fd = sock.fileno()
-        self.peer_address = peer_address
+        self.peer_address: Address = peer_address
         self._recv: Callable[[int], bytes] = sock.recv
         # What really reads, where _recv may be a state in front of it.
         self._read: Callable[[int], bytes] = sock.recv

@@ -57,7 +57,7 @@ class Waiter:
         # Asked by the task at every wait and every wake-up: builtins, because a Python function costs twice as much.
         self.get_loop: Callable[[], asyncio.AbstractEventLoop | None] = weakref.ref(loop)
         self.result: Callable[[], object] = _nothing
-        self.busy = False
+        self.busy: bool = False
 
     def __await__(self) -> Generator[Waiter, None, None]:
         """Wait until woken.

@@ -136,10 +136,10 @@ class ProtocolConnection:
         peer_address: Address,
         closing: asyncio.Event,
     ) -> None:
-        self.loop = loop
-        self.peer_address = peer_address
-        self.bytes_received = 0
-        self.bytes_sent = 0
+        self.loop: asyncio.AbstractEventLoop = loop
+        self.peer_address: Address = peer_address
+        self.bytes_received: int = 0
+        self.bytes_sent: int = 0
         self.protocol: asyncio.BaseProtocol | None = None
         self.task: asyncio.Task[Any] | None = None
         self._sock = sock

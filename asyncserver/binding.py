@@ -212,7 +212,7 @@ class BoundSocket:
     """A bound socket, and the file that goes with it if it is a Unix socket that we made."""
 
     def __init__(self, sock: socket.socket, path: str | None = None) -> None:
-        self.sock = sock
+        self.sock: socket.socket = sock
         self._path = path
         self._identity = _identity(path) if path is not None else None
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ._types import DatagramHandler, ErrorHandler
     from .binding import BoundSocket
 
-logger = logging.getLogger("asyncserver")
+_logger = logging.getLogger("asyncserver")
 
 
 class DatagramServer(Server):
@@ -36,7 +36,7 @@ class DatagramServer(Server):
         on_error: ErrorHandler | None,
     ) -> None:
         super().__init__(loop, bound, drain_timeout, on_error)
-        self._handler: Any = handler
+        self._handler: Any = self._for_this_server(handler)
         self._max_pending = max_pending
         self._paused = False
         self._full = False
@@ -82,7 +82,7 @@ class DatagramServer(Server):
             if not datagram.endpoint.try_send(result, datagram.address, datagram.control):
                 datagram.unsent = bytes(result)
         except anyio.BrokenResourceError as error:
-            logger.debug("%s", error)  # the sender's choice, not the handler's error
+            _logger.debug("%s", error)  # the sender's choice, not the handler's error
             return None
         except OSError as error:
             return error

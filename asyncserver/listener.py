@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ._types import Address
     from .binding import BoundSocket
 
-logger = logging.getLogger("asyncserver")
+_logger = logging.getLogger("asyncserver")
 
 # Connections accepted in one wake-up. Each starts a handler at once, so this bounds what others wait: about a
 # millisecond.
@@ -70,7 +70,7 @@ class Listener:
         self._bound = bound
         self._accepted = accepted
         self._failed = failed
-        self.sock = bound.sock
+        self.sock: socket.socket = bound.sock
         # The properties make enums and `socket.accept` asks them anew for each connection: 2 us of about 35.
         self._kind = (int(self.sock.family), int(self.sock.type), self.sock.proto)
         self._watching = False
@@ -139,7 +139,7 @@ class Listener:
         if now - self._warned >= _WARN_EVERY:
             self._warned = now
             reason = "out of descriptors or memory" if exc.errno in _EXHAUSTED else "unexpected error"
-            logger.warning(
+            _logger.warning(
                 "accepting on %s pauses, %s (%s): connections wait in the kernel's queue and accepting is tried "
                 "again every %g s and when a connection closes",
                 self._bound.address,

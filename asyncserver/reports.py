@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
+import anyio
+
+from .exceptions import IdleTimeout, Refused
+
 __all__ = ["DrainReport", "ServerStats"]
+
+# How the end of its connection looks to a handler that does not care to catch it: not the handler's error.
+_ENDED = (anyio.EndOfStream, anyio.IncompleteRead, anyio.BrokenResourceError, anyio.ClosedResourceError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,3 +72,21 @@ class ServerStats:
     datagrams_answered: int = 0
     datagrams_silent: int = 0
     datagrams_dropped: int = 0
+
+
+def outcome_of(exc: BaseException | None) -> str:
+    """Which counter of ServerStats a handler's end belongs to, by what it raised."""
+    if exc is None:
+        return "completed"
+    if isinstance(exc, asyncio.CancelledError):
+        return "cancelled"
+    if isinstance(exc, IdleTimeout):
+        return "timed_out"
+    if isinstance(exc, Refused):
+        return "refused"
+    if isinstance(exc, BaseExceptionGroup):  # of a task group in the handler
+        rest = exc.split(_ENDED)[1]
+        if rest is not None and rest.split(IdleTimeout)[1] is None:
+            return "timed_out"
+        return "completed" if rest is None else "failed"
+    return "completed" if isinstance(exc, _ENDED) else "failed"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
-logger = logging.getLogger("asyncserver")
+_logger = logging.getLogger("asyncserver")
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -66,7 +66,7 @@ async def _run(servings: Sequence[Serving]) -> None:
     async with contextlib.AsyncExitStack() as stack:
         servers = [await stack.enter_async_context(serving) for serving in servings]
         for server in servers:
-            logger.info("%r", server)
+            _logger.info("%r", server)
         with _stopping(servers):
             await asyncio.wait([asyncio.ensure_future(server.wait_closed()) for server in servers])
 
@@ -79,9 +79,9 @@ def _stopping(servers: Sequence[Server]) -> Iterator[None]:
 
     def stop(number: signal.Signals) -> None:
         if closing:
-            logger.warning("%s again: cancelling what still runs", number.name)
+            _logger.warning("%s again: cancelling what still runs", number.name)
         else:
-            logger.info("%s: no new work, waiting for what runs; once more to end it now", number.name)
+            _logger.info("%s: no new work, waiting for what runs; once more to end it now", number.name)
         timeout = 0.0 if closing else None
         closing.extend([loop.create_task(server.close(timeout)) for server in servers])
 

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
-from .exceptions import IdleTimeout, Refused
-from .reports import DrainReport, ServerStats
+from .reports import DrainReport, ServerStats, outcome_of
 
 if TYPE_CHECKING:
     import socket
@@ -28,13 +27,10 @@ if TYPE_CHECKING:
     from ._types import Address, ErrorHandler
     from .binding import BoundSocket
 
-logger = logging.getLogger("asyncserver")
+_logger = logging.getLogger("asyncserver")
 
 # Seconds between cancelling a handler and taking its connection away.
 _CANCEL_GRACE = 1.0
-
-# How the end of its connection looks to a handler that does not care to catch it: not the handler's error.
-_ENDED = (anyio.EndOfStream, anyio.IncompleteRead, anyio.BrokenResourceError, anyio.ClosedResourceError)
 
 _Result = TypeVar("_Result")
 
@@ -44,6 +40,7 @@ class Server:
 
     Attributes:
         addresses: where clients reach it, an address for each socket.
+        idle_timeout: seconds of silence that a connection may keep, or None.
     """
 
     def __init__(
@@ -56,6 +53,7 @@ class Server:
         self._loop = loop
         self._bound = bound
         self.addresses: tuple[Address, ...] = tuple(one.address for one in bound)
+        self.idle_timeout: float | None = None
         self._drain_timeout = drain_timeout
         self._on_error = on_error
         self._count = dict.fromkeys(ServerStats.__slots__, 0)
@@ -66,6 +64,7 @@ class Server:
         self._closed = asyncio.Event()
         self._drainer: asyncio.Task[DrainReport] | None = None
         self._cleaner: asyncio.Task[None] | None = None
+        self._close_callbacks: list[Callable[[], object]] = []
         self._callers: set[asyncio.Task[Any] | None] = set()
         self._deadline = 0.0
         self._changed: asyncio.Future[None] | None = None
@@ -80,6 +79,14 @@ class Server:
         return f"<{type(self).__name__} {state} on {', '.join(map(str, self.addresses))}>"
 
     # -- for the caller
+
+    def add_close_callback(self, callback: Callable[[], object]) -> None:
+        """Call a function when the last handler has ended and the sockets are being closed.
+
+        Args:
+            callback: called without arguments, in the loop's thread; what it raises is logged.
+        """
+        self._close_callbacks.append(callback)
 
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
@@ -206,6 +213,11 @@ class Server:
 
     # -- handlers
 
+    def _for_this_server(self, handler: Any) -> Any:
+        """The function to call: a handler that needs to know its server has a method `for_server(server)`."""
+        make = getattr(handler, "for_server", None)
+        return handler if make is None else make(self)
+
     def _start(self, handler: Callable[[Any], Coroutine[Any, Any, Any]], source: Any) -> None:
         """Run a handler in a task of its own; where Python can, up to its first wait at once."""
         self._starting = source
@@ -251,7 +263,7 @@ class Server:
 
     def _settle(self, source: Any, exc: BaseException | None, result: Any) -> None:
         """Count how a handler ended, tell of its error, and close what it handled."""
-        outcome = self._outcome(exc)
+        outcome = outcome_of(exc)
         if outcome == "failed":
             self._report(exc, source)
         self._count[outcome] += 1
@@ -273,33 +285,16 @@ class Server:
         self._released(source)
         self._tell_change()
 
-    @staticmethod
-    def _outcome(exc: BaseException | None) -> str:
-        if exc is None:
-            return "completed"
-        if isinstance(exc, asyncio.CancelledError):
-            return "cancelled"
-        if isinstance(exc, IdleTimeout):
-            return "timed_out"
-        if isinstance(exc, Refused):
-            return "refused"
-        if isinstance(exc, BaseExceptionGroup):  # of a task group in the handler
-            rest = exc.split(_ENDED)[1]
-            if rest is not None and rest.split(IdleTimeout)[1] is None:
-                return "timed_out"
-            return "completed" if rest is None else "failed"
-        return "completed" if isinstance(exc, _ENDED) else "failed"
-
     def _report(self, exc: BaseException | None, source: Any) -> None:
         """Log a handler's error once, and pass it to `on_error`, whose own errors do no harm."""
         if exc is None or isinstance(exc, SystemExit | KeyboardInterrupt):  # those end the loop, and tell by that
             return
-        logger.error("handler of %s failed", source.peer_address, exc_info=exc)
+        _logger.error("handler of %s failed", source.peer_address, exc_info=exc)
         if self._on_error is not None:
             try:
                 self._on_error(exc, source)
             except Exception:
-                logger.exception("on_error failed")
+                _logger.exception("on_error failed")
 
     # -- closing
 
@@ -375,7 +370,7 @@ class Server:
         await self._until(ended, lambda: end)
         given_up = {task: source for task, source in left.items() if task in self._live}
         for task, source in given_up.items():
-            logger.warning("handler of %s ignored its cancellation: connection aborted", source.peer_address)
+            _logger.warning("handler of %s ignored its cancellation: connection aborted", source.peer_address)
             source.abort()
             del self._live[task]
             self._count["cancelled"] += 1
@@ -391,4 +386,9 @@ class Server:
             await self._insist()
         finally:
             self._release_sockets()
+            for callback in self._close_callbacks:
+                try:
+                    callback()
+                except Exception:
+                    _logger.exception("close callback %r failed", callback)
             self._closed.set()

@@ -87,8 +87,8 @@ class Stream(Connection, ByteStream):
     ) -> None:
         Connection.__init__(self, loop, sock, peer_address)
         self._closing = closing
-        self.bytes_received = 0
-        self.bytes_sent = 0
+        self.bytes_received: int = 0
+        self.bytes_sent: int = 0
         self._buffer: bytearray | None = None
         self._spins = 0
         self._answered = 0  # bytes_received at our last send: equal to it, we are between two messages
@@ -216,7 +216,7 @@ class Stream(Connection, ByteStream):
             raise end
 
     # Receive the next chunk; the iteration stops at the end of the stream.
-    __anext__ = _chunk  # type: ignore[assignment] # an awaitable is what the language asks for
+    __anext__: Any = _chunk  # anyio says coroutine; the language asks for an awaitable
 
     def _spun(self) -> bool:
         """Count an operation that need not wait; true when it is time to let others run."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ._types import Address, ErrorHandler, StreamHandler
     from .binding import BoundSocket
 
-logger = logging.getLogger("asyncserver")
+_logger = logging.getLogger("asyncserver")
 
 # Looks at the connections in each idle_timeout: one closes at most an eighth later than it should.
 _IDLE_LOOKS = 16
@@ -48,7 +48,8 @@ class StreamServer(Server):
         on_error: ErrorHandler | None,
     ) -> None:
         super().__init__(loop, bound, drain_timeout, on_error)
-        self._handler: Any = handler
+        self.idle_timeout = idle_timeout
+        handler = self._handler = self._for_this_server(handler)
         self._ssl = ssl
         self._ssl_handshake_timeout = ssl_handshake_timeout
         self._max_connections = max_connections
@@ -64,7 +65,6 @@ class StreamServer(Server):
         self._listeners = [Listener(loop, one, self._accepted, self._accept_failed) for one in bound]
         for listener in self._listeners:
             listener.resume()
-        self._idle_timeout = idle_timeout
         self._idle_seen: dict[Any, tuple[int, float]] = {}
         if idle_timeout is not None:
             self._look_for_idle()
@@ -97,7 +97,7 @@ class StreamServer(Server):
             async with asyncio.timeout(self._ssl_handshake_timeout):
                 await stream.start_tls(self._ssl)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError, TimeoutError) as exc:
-            logger.debug("TLS handshake with %s failed: %s", stream.peer_address, exc)
+            _logger.debug("TLS handshake with %s failed: %s", stream.peer_address, exc)
             raise Refused from exc
         result: object = await self._handler(stream)
         return result
@@ -187,18 +187,18 @@ class StreamServer(Server):
 
     def _look_for_idle(self) -> None:
         """Tell the connections that have not moved a byte. One look at all of them costs less than a timer each."""
-        assert self._idle_timeout is not None
+        assert self.idle_timeout is not None
         now = self._loop.time()
         for connection in self._live.values():
             moved = connection.bytes_received + connection.bytes_sent
             seen, since = self._idle_seen.get(connection, (-1, now))
             if seen != moved:
                 self._idle_seen[connection] = moved, now
-            elif now - since >= self._idle_timeout:
+            elif now - since >= self.idle_timeout:
                 self._idle_seen[connection] = moved, now
                 connection._expire()
         if not self._closed.is_set():
-            self._loop.call_later(self._idle_timeout / _IDLE_LOOKS, self._look_for_idle)
+            self._loop.call_later(self.idle_timeout / _IDLE_LOOKS, self._look_for_idle)
 
     # -- TLS
 
