@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
     from benchmarks.workloads import Workload
 
-IMPORTS = {
-    "asyncio": "import asyncio",
-    "socketserver + asyncio": "import socketserver, asyncio",
-    "asyncserver": "import asyncserver",
-    "compat": "import compat",
-    "uvloop": "import uvloop",
-    "anyio": "import anyio; import anyio._backends._asyncio",
-    "trio": "import trio",
-    "gevent": "import gevent.server",
-    "twisted": "from twisted.internet import reactor, protocol",
-    "easynetwork": "import easynetwork.servers",
-}
+IMPORTS = (
+    "import asyncio",
+    "import socketserver, asyncio",
+    "import asyncserver",
+    "import compat",
+    "import uvloop",
+    "import anyio, anyio._backends._asyncio",
+    "import trio",
+    "import gevent.server",
+    "import twisted.internet.reactor, twisted.internet.protocol",
+    "import easynetwork.servers",
+)
 SHUTDOWNS = ("socketserver", "compat")
 
 _TIMED_IMPORT = """
@@ -56,7 +56,7 @@ def run(workload: Workload, name: str, cores: AbstractSet[int]) -> float:
     """
     if workload.mode == "shutdown":
         return _output(["-m", "benchmarks.shutdown_latency", name], cores)
-    code = _TIMED_IMPORT.format(IMPORTS[name])
+    code = _TIMED_IMPORT.format(name)
     return min(_output(["-c", code], cores) for _ in range(3))  # the first may still have to write bytecode
 
 

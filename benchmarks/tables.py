@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from benchmarks import targets
+
 if TYPE_CHECKING:
     from benchmarks.results import Result, Run
 
@@ -63,8 +65,8 @@ def row(run: Run, result: Result, best: float) -> list[str]:
     ]
 
 
-def text_table(rows: list[list[str]]) -> str:
-    """Aligned columns; a row of two cells is a remark and may be as long as it likes."""
+def text_table(rows: list[list[str]], left: int = 1) -> str:
+    """Aligned columns, the first ones to the left; a row of two cells is a remark as long as it likes."""
     full = [cells for cells in rows if len(cells) > 2]
     widths = [max(map(len, column)) for column in zip(*full, strict=True)] or [0]
     widths[0] = max(len(cells[0]) for cells in rows)
@@ -73,8 +75,11 @@ def text_table(rows: list[list[str]]) -> str:
         if len(cells) <= 2:
             lines.append(f"{cells[0]:<{widths[0]}}  {''.join(cells[1:])}")
             continue
-        line = "  ".join(f"{cell:>{width}}" for cell, width in zip(cells[1:], widths[1:], strict=True))
-        lines.append(f"{cells[0]:<{widths[0]}}  {line}")
+        padded = [
+            f"{cell:<{width}}" if i < left else f"{cell:>{width}}"
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)
 
 
@@ -93,7 +98,74 @@ def text(run: Run) -> str:
     for name, workload in run.workloads.items():
         if run.of(name):
             parts.append(f"{workload['title']}  [{workload['unit']}]\n{text_table(workload_table(run, name))}")
-    missing = [f"{peer['title']}: {peer['missing']}" for peer in run.peers.values() if peer["missing"]]
-    parts += [f"not taking part: {line}" for line in missing]
-    parts += [f"note: {note}" for note in run.notes]
-    return "\n\n".join(parts)
+    rows = targets.table(run)
+    if len(rows) > 1:
+        parts.append("Targets (ratios of the best rounds)\n" + text_table(rows, left=3))
+    return "\n\n".join([*parts, "\n".join(remarks(run))])
+
+
+def remarks(run: Run) -> list[str]:
+    """What a reader must know besides the figures."""
+    lines = [
+        f"not taking part: {peer['title']}: {peer['missing']}" for peer in run.peers.values() if peer["missing"]
+    ]
+    if any(result.error and result.samples for result in run.results):
+        lines.append("(!) failed in some rounds; see the JSON")
+    return lines + [f"note: {note}" for note in run.notes]
+
+
+def about(run: Run) -> list[str]:
+    """When, where and how the run was made."""
+    settings, machine = run.settings, run.machine
+    versions: dict[str, str] = {}
+    for peer in run.peers.values():
+        versions |= peer["versions"]
+    return [
+        f"{run.started[:10]}, {machine['cpu']}, {machine['cores']} cores, {machine['kernel']}, {machine['python']}",
+        f"{settings['rounds']} rounds of {settings['seconds_per_sample']:g} s per figure"
+        + (", quick mode" if settings["quick"] else "")
+        + f"; server on core {settings['server_core']}, load generator ({settings['load']}) on {settings['load_core']}",
+        ", ".join(f"{name} {version}" for name, version in sorted(versions.items())),
+    ]
+
+
+def markdown_table(rows: list[list[str]], left: int = 1) -> str:
+    """A table for Markdown; the first row is the heading."""
+    width = len(rows[0])
+    lines = [cells + [""] * (width - len(cells)) for cells in rows]
+    lines.insert(1, ["---"] * left + ["---:"] * (width - left))
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def overview(run: Run) -> list[list[str]]:
+    """Peers by workloads: each figure as a multiple of the best of its column."""
+    names = [name for name in run.workloads if any(result.samples for result in run.of(name)) and name != "import"]
+    rows = [["", *names]]
+    for peer in run.peers:
+        cells = []
+        for name in names:
+            best = run.of(name)[0].best
+            figure = run.figure(name, peer)
+            cells.append("" if math.isnan(figure) else f"{figure / best:.2f}" if best > 0 else number(figure))
+        if any(cells):
+            rows.append([title(run, peer), *cells])
+    return rows
+
+
+def markdown(run: Run, charts: dict[str, str]) -> str:
+    """The whole report.
+
+    Args:
+        run: The results.
+        charts: Workload -> file name of its chart.
+    """
+    parts = ["# Results", "  \n".join(about(run)), "\n".join(f"* {line}" for line in remarks(run))]
+    parts += ["## Targets", markdown_table(targets.table(run), left=3)]
+    parts += ["## Overview: multiples of the best in each column; less is better", markdown_table(overview(run))]
+    for name, workload in run.workloads.items():
+        if not run.of(name):
+            continue
+        parts += [f"## {workload['title']}", f"`{name}`, {workload['unit']}"]
+        parts += [f"![{workload['title']}]({charts[name]})"] if name in charts else []
+        parts.append(markdown_table(workload_table(run, name)))
+    return "\n\n".join(part for part in parts if part) + "\n"
