@@ -45,12 +45,16 @@ def chart(run: Run, workload: str) -> str | None:
     height = TOP + ROW * len(results) + 12
     about = f"{run.started[:10]}, {run.machine['python']}, {run.machine['cpu']}"
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
-        f'viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(described["title"])}">',
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
+            f'viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(described["title"])}">'
+        ),
         f"<style>{STYLE}</style>",
         f'<text class="title" x="8" y="20">{escape(described["title"])}</text>',
-        f'<text class="small" x="8" y="38">{escape(described["unit"])}; less is better; '
-        f"the line reaches to the worst round; {escape(about)}</text>",
+        (
+            f'<text class="small" x="8" y="38">{escape(described["unit"])}; less is better; '
+            f"the line reaches to the worst round; {escape(about)}</text>"
+        ),
         f'<line class="axis" x1="{LEFT}" y1="{TOP - 8}" x2="{LEFT}" y2="{height - 8}"/>',
     ]
     for i, result in enumerate(results):
@@ -64,10 +68,14 @@ def _bar(run: Run, result: Result, y: int, scale: float, base: float) -> list[st
     middle = y + ROW // 2 - 2
     label = f"{result.best / base:.2f} x  ({tables.number(result.best)})"
     return [
-        f'<text class="{"ours" if ours else "peer"}" x="{LEFT - 8}" y="{middle + 4}" text-anchor="end">'
-        f"{escape(tables.title(run, result.peer))}</text>",
-        f'<rect class="bar{" mine" if ours else ""}" x="{LEFT}" y="{y}" width="{max(best, 1):.1f}" '
-        f'height="{ROW - 6}" rx="2"/>',
+        (
+            f'<text class="{"ours" if ours else "peer"}" x="{LEFT - 8}" y="{middle + 4}" text-anchor="end">'
+            f"{escape(tables.title(run, result.peer))}</text>"
+        ),
+        (
+            f'<rect class="bar{" mine" if ours else ""}" x="{LEFT}" y="{y}" width="{max(best, 1):.1f}" '
+            f'height="{ROW - 6}" rx="2"/>'
+        ),
         f'<line class="spread" x1="{LEFT + best:.1f}" y1="{middle}" x2="{LEFT + worst:.1f}" y2="{middle}"/>',
         f'<text class="small" x="{LEFT + worst + 8:.1f}" y="{middle + 4}">{label}</text>',
     ]

@@ -106,9 +106,7 @@ def text(run: Run) -> str:
 
 def remarks(run: Run) -> list[str]:
     """What a reader must know besides the figures."""
-    lines = [
-        f"not taking part: {peer['title']}: {peer['missing']}" for peer in run.peers.values() if peer["missing"]
-    ]
+    lines = [f"not taking part: {peer['title']}: {peer['missing']}" for peer in run.peers.values() if peer["missing"]]
     if any(result.error and result.samples for result in run.results):
         lines.append("(!) failed in some rounds; see the JSON")
     return lines + [f"note: {note}" for note in run.notes]
