@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
+import os
 import socket
 import ssl
 import struct
@@ -140,8 +142,24 @@ class Connection:
         return int.from_bytes(size, sys.byteorder) + pending
 
     def _broken(self, exc: OSError) -> anyio.BrokenResourceError:
+        """Be broken from now on. The kernel tells an error once and then reports an end, as if all had come."""
         self._unwatch()
+        self._send = functools.partial(self._refuse_broken, exc)
+        self._recv = functools.partial(self._receive_rest, exc)
+        return self._brokenness(exc)
+
+    def _brokenness(self, exc: OSError) -> anyio.BrokenResourceError:
         return anyio.BrokenResourceError(f"the connection with {self.peer_address!r} broke: {exc}")
+
+    def _refuse_broken(self, exc: OSError, _: object) -> NoReturn:
+        raise self._brokenness(exc) from exc
+
+    def _receive_rest(self, exc: OSError, max_bytes: int) -> bytes:
+        """Receive what had arrived before the connection broke."""
+        with contextlib.suppress(OSError):
+            if data := self._read(max_bytes):
+                return data
+        raise self._brokenness(exc) from exc
 
     # -- TLS
 
@@ -190,7 +208,35 @@ class Connection:
             except ssl.SSLWantReadError:
                 return  # sent, and the peer's is not here yet
             else:
+                self._recv = at_end  # the peer's was there already
                 return
+
+    async def _half_close_notify(self, sock: ssl.SSLSocket) -> None:
+        """Send TLS's end of stream and leave the peer's side alone.
+
+        Python's `unwrap()` goes on to look for the peer's close_notify, and OpenSSL gives the connection up when it
+        finds data there instead. So for the time of the call the descriptor is a socket that nothing comes out of,
+        and what was written into it is sent on.
+        """
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.setblocking(False)
+            kept = os.dup(self._fd)
+            try:
+                os.dup2(ours.fileno(), self._fd, inheritable=False)
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    sock.unwrap()
+            finally:
+                # epoll watches what the descriptor stood for, and that lives on in `kept`.
+                os.dup2(kept, self._fd, inheritable=False)
+                os.close(kept)
+            theirs.setblocking(False)
+            alert = theirs.recv(CHUNK)
+        while alert:
+            try:
+                alert = alert[socket.socket.send(sock, alert) :]
+            except BlockingIOError:
+                await self._writable()
 
     # -- ending
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from .adapters import EndpointTransport, ProtocolHandler
+from ._transports import EndpointTransport
+from .adapters import ProtocolHandler
 from .datagram import Datagram, Endpoint
 from .server import Server
 
@@ -54,14 +55,14 @@ class DatagramServer(Server):
         if self._transports:
             self._settle(datagram, self._transports[datagram.endpoint].received(datagram), None)
             return
-        self._start(self._handler, datagram)
-        if len(self._live) + len(self._finishing) >= self._max_pending:
+        pending = self._start(self._handler, datagram) or datagram.unsent is not None
+        if pending and len(self._live) + len(self._finishing) >= self._max_pending:
             self._full = True
             self._apply_pause()
 
     def _close_soon(self) -> None:
         """A protocol has closed its transport."""
-        self._closer = self._spawn(self.close())
+        self._closer = self._loop.create_task(self.close())
 
     def _settle(self, source: Any, exc: BaseException | None, result: Any) -> None:
         if exc is None and result is not None:

@@ -12,11 +12,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
+from ._tasks import start_task
 from .reports import DrainReport, ServerStats, outcome_of
 
 if TYPE_CHECKING:
@@ -218,15 +218,15 @@ class Server:
         make = getattr(handler, "for_server", None)
         return handler if make is None else make(self)
 
-    def _start(self, handler: Callable[[Any], Coroutine[Any, Any, Any]], source: Any) -> None:
-        """Run a handler in a task of its own; where Python can, up to its first wait at once."""
+    def _start(self, handler: Callable[[Any], Coroutine[Any, Any, Any]], source: Any) -> bool:
+        """Run a handler in a task of its own, up to its first wait at once; true if it still runs."""
         self._starting = source
         try:
-            task = self._spawn(handler(source))
+            task = start_task(handler(source), self._loop)
         except Exception as exc:  # not even a coroutine: a wrong signature, most likely
             self._starting = None
             self._settle(source, exc, None)
-            return
+            return False
         except BaseException:  # SystemExit, KeyboardInterrupt: the program ends
             self._starting = None
             source.abort()
@@ -234,17 +234,10 @@ class Server:
         self._starting = None
         if task.done():
             self._judge(task, source)
-        else:
-            self._live[task] = source
-            task.add_done_callback(self._done_callback, context=self._context)
-
-    def _spawn(self, coroutine: Coroutine[Any, Any, _Result]) -> asyncio.Task[_Result]:
-        loop = self._loop
-        # An answer that needs no wait then costs no trip through the loop. By hand, because asyncio's
-        # eager_task_factory breaks on uvloop 0.23 with CPython 3.13.0; a factory that the program has set is kept.
-        if sys.version_info >= (3, 12) and loop.get_task_factory() is None:
-            return asyncio.Task(coroutine, loop=loop, eager_start=True)
-        return loop.create_task(coroutine)
+            return False
+        self._live[task] = source
+        task.add_done_callback(self._done_callback, context=self._context)
+        return True
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         source = self._live.pop(task, None)
@@ -271,7 +264,7 @@ class Server:
         if finishing is None:
             self._gone(source)
             return
-        task = self._spawn(finishing)
+        task = start_task(finishing, self._loop)
         self._finishing[task] = source
         task.add_done_callback(self._finished)
 

@@ -15,27 +15,26 @@ Theory of operation:
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import functools
 import socket
 import ssl
 import types
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from anyio.abc import ByteStream, SocketAttribute
-from anyio.streams.tls import TLSAttribute
+from anyio.abc import ByteStream
 
+from ._attributes import socket_attributes
 from ._connection import (
     CHUNK,
-    Connection,
     at_end,
     refuse_after_eof,
     refuse_busy,
     refuse_closed,
     refuse_torn,
 )
+from ._served import ServedConnection
 from ._waiter import Waiter
-from .exceptions import IdleTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -54,7 +53,7 @@ _CLOSE_TIMEOUT = 2.0
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError)
 
 
-class Stream(Connection, ByteStream):
+class Stream(ServedConnection, ByteStream):
     """One connection, as its handler sees it. Made by a server, and closed by it when the handler ends.
 
     One task may receive while another sends; two that receive, or two that send, at once get `BusyResourceError` and
@@ -67,54 +66,18 @@ class Stream(Connection, ByteStream):
         bytes_sent: payload bytes sent so far.
     """
 
-    __slots__ = (
-        "_answered",
-        "_buffer",
-        "_closing",
-        "_idle_mark",
-        "_owed",
-        "_spins",
-        "bytes_received",
-        "bytes_sent",
-    )
+    __slots__ = ("_buffer", "_spins")
 
     def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        sock: socket.socket,
-        peer_address: Address,
-        closing: asyncio.Event,
+        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, peer_address: Address, closing: asyncio.Event
     ) -> None:
-        Connection.__init__(self, loop, sock, peer_address)
-        self._closing = closing
-        self.bytes_received: int = 0
-        self.bytes_sent: int = 0
+        ServedConnection.__init__(self, loop, sock, peer_address, closing)
         self._buffer: bytearray | None = None
         self._spins = 0
-        self._answered = 0  # bytes_received at our last send: equal to it, we are between two messages
-        self._idle_mark = -1  # bytes both ways when the idle timeout struck, until a receive or send tells
-        self._owed = 0  # bytes that were on this host when the drain began, and must still be answered
 
     def __repr__(self) -> str:
         """Tell the peer and the state."""
         return f"<Stream {self.peer_address!r} {'closed' if self._fd < 0 else 'open'}>"
-
-    @property
-    def closing(self) -> asyncio.Event:
-        """Set as soon as the server has begun to drain."""
-        return self._closing
-
-    @property
-    def local_address(self) -> Address:
-        """The address on this side.
-
-        Raises:
-            anyio.ClosedResourceError: the stream has been closed.
-        """
-        if self._fd < 0:
-            refuse_closed(None)
-        address: Address = self._sock.getsockname()
-        return address
 
     # -- receiving
 
@@ -184,9 +147,9 @@ class Stream(Connection, ByteStream):
         if self._buffer and not more:
             return self._take(max_bytes)
         waiter = self._reading
-        if waiter.busy:
-            raise anyio.BusyResourceError("receiving from")
         while True:
+            if waiter.busy:
+                raise anyio.BusyResourceError("receiving from")
             if self._watching:
                 waiter.busy = waiter._asyncio_future_blocking = True
                 try:
@@ -276,6 +239,8 @@ class Stream(Connection, ByteStream):
             anyio.BusyResourceError: another task is sending.
             IdleTimeout: the peer took nothing, and sent nothing, for the server's `idle_timeout`.
         """
+        if type(item) is not bytes:
+            item = _octets(item)
         try:
             sent = self._send(item)
         except (BlockingIOError, ssl.SSLWantWriteError):
@@ -284,7 +249,7 @@ class Stream(Connection, ByteStream):
             raise self._broken(exc) from exc
         self.bytes_sent += sent
         if sent != len(item):
-            await self._send_rest(memoryview(item).cast("B")[sent:])
+            await self._send_rest(memoryview(item)[sent:])
         if self._answered != self.bytes_received:
             self._answered = self.bytes_received
         elif self._spun():  # nothing was received since the last send, so nothing may have been waited for
@@ -329,11 +294,11 @@ class Stream(Connection, ByteStream):
         """
         if self._send is refuse_after_eof:
             return
-        if self._send in {refuse_busy, refuse_closed, refuse_torn}:
+        if self._send in {refuse_busy, refuse_closed, refuse_torn} or isinstance(self._send, functools.partial):
             self._send(b"")
         try:
             if isinstance(self._sock, ssl.SSLSocket):
-                await self._close_notify(self._sock)
+                await self._half_close_notify(self._sock)
             else:
                 self._sock.shutdown(socket.SHUT_WR)
         except OSError as exc:
@@ -408,79 +373,10 @@ class Stream(Connection, ByteStream):
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
         """Anyio's typed attributes, for `extra()`: SocketAttribute, and under TLS TLSAttribute."""
-        sock = self._sock
-        attributes: dict[Any, Callable[[], Any]] = {
-            SocketAttribute.family: lambda: sock.family,
-            SocketAttribute.local_address: lambda: self.local_address,
-            SocketAttribute.raw_socket: lambda: sock,
-            SocketAttribute.remote_address: lambda: self.peer_address,
-        }
-        if sock.family in {socket.AF_INET, socket.AF_INET6}:
-            attributes[SocketAttribute.local_port] = lambda: self.local_address[1]
-            attributes[SocketAttribute.remote_port] = lambda: self.peer_address[1]
-        if isinstance(sock, ssl.SSLSocket):
-            attributes |= _tls_attributes(sock)
-        return attributes
-
-    # -- for the server
-
-    def _begin_drain(self) -> None:
-        """End at the next message boundary, but answer what had reached this host by now."""
-        if self._recv is self._read and self._fd >= 0:  # otherwise at its end, or in its handshake
-            self._owe(self._unread())
-
-    def _close_if_quiet(self) -> bool:
-        """Close now, if that cannot cost the peer anything: no TLS to end, nothing unread."""
-        if self._fd >= 0:
-            if isinstance(self._sock, ssl.SSLSocket) or (self._recv is not at_end and self._unread()):
-                return False
-            self._close()
-        return True
-
-    def _owe(self, nbytes: int) -> None:
-        self._owed = nbytes
-        self._recv = self._receive_owed
-        self._unwatch()
-        self._reading.wake_soon()
-
-    def _receive_owed(self, max_bytes: int) -> bytes:
-        """Read while the server drains: to a message boundary, then report the end."""
-        between = self._answered == self.bytes_received and not self._buffer
-        if between and self._owed <= 0:
-            return b""
-        data = self._read(max_bytes)
-        # TLS: its bytes are more than their payload, so what the kernel holds now is the better estimate.
-        self._owed = min(self._owed - len(data), self._unread())
-        self._unwatch()  # so that the next receive comes by here before it waits
-        return data
-
-    def _check_idle(self) -> None:
-        if self._idle_mark == self.bytes_received + self.bytes_sent:
-            self._idle_mark = -1
-            raise IdleTimeout(f"nothing received from or sent to {self.peer_address!r} for the idle timeout")
-
-    def _expire(self) -> None:
-        """Make the pending or the next wait raise IdleTimeout, unless something moves before."""
-        self._idle_mark = self.bytes_received + self.bytes_sent
-        self._unwatch()
-        self._wake_all()
+        return socket_attributes(self._sock, self.peer_address)
 
 
-def _tls_attributes(sock: ssl.SSLSocket) -> dict[Any, Callable[[], Any]]:
-    def unique() -> bytes | None:
-        with contextlib.suppress(ValueError):
-            return sock.get_channel_binding("tls-unique")
-        return None
-
-    return {
-        TLSAttribute.alpn_protocol: sock.selected_alpn_protocol,
-        TLSAttribute.channel_binding_tls_unique: unique,
-        TLSAttribute.cipher: sock.cipher,
-        TLSAttribute.peer_certificate: lambda: sock.getpeercert(binary_form=False),
-        TLSAttribute.peer_certificate_binary: lambda: sock.getpeercert(binary_form=True),
-        TLSAttribute.server_side: lambda: True,
-        TLSAttribute.shared_ciphers: sock.shared_ciphers,
-        TLSAttribute.ssl_object: lambda: sock,
-        TLSAttribute.standard_compatible: lambda: True,
-        TLSAttribute.tls_version: sock.version,
-    }
+def _octets(item: Any) -> Any:
+    """A bytes-like object whose length is its size in bytes."""
+    view = memoryview(item)
+    return view.cast("B") if view.nbytes else b""

@@ -1,0 +1,103 @@
+"""ServedConnection: a connection in a server's hands: counted, told to come to an end, timed out when idle.
+
+between two messages   our last act was to send, or the peer has said nothing yet: the drain may end it here
+owed                   bytes that had reached this host when the drain began: answered before it ends
+"""
+
+from __future__ import annotations
+
+import ssl
+from typing import TYPE_CHECKING
+
+from ._connection import Connection, at_end, refuse_closed
+from .exceptions import IdleTimeout
+
+if TYPE_CHECKING:
+    import asyncio
+    import socket
+
+    from ._types import Address
+
+
+class ServedConnection(Connection):
+    """What a Stream has because a server runs it.
+
+    Attributes:
+        bytes_received: payload bytes received so far.
+        bytes_sent: payload bytes sent so far.
+    """
+
+    __slots__ = ("_answered", "_closing", "_idle_mark", "_owed", "bytes_received", "bytes_sent")
+
+    _buffer: bytearray | None
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, peer_address: Address, closing: asyncio.Event
+    ) -> None:
+        Connection.__init__(self, loop, sock, peer_address)
+        self._closing = closing
+        self.bytes_received: int = 0
+        self.bytes_sent: int = 0
+        self._answered = 0  # bytes_received at our last send: equal to it, we are between two messages
+        self._idle_mark = -1  # bytes both ways when the idle timeout struck, until a receive or send tells
+        self._owed = 0  # while draining
+
+    @property
+    def closing(self) -> asyncio.Event:
+        """Set as soon as the server has begun to drain."""
+        return self._closing
+
+    @property
+    def local_address(self) -> Address:
+        """The address on this side.
+
+        Raises:
+            anyio.ClosedResourceError: the stream has been closed.
+        """
+        if self._fd < 0:
+            refuse_closed(None)
+        address: Address = self._sock.getsockname()
+        return address
+
+    # -- for the server
+
+    def _begin_drain(self) -> None:
+        """End at the next message boundary, but answer what had reached this host by now."""
+        if self._recv is self._read and self._fd >= 0:  # otherwise at its end, or in its handshake
+            self._owe(self._unread())
+
+    def _close_if_quiet(self) -> bool:
+        """Close now, if that cannot cost the peer anything: no TLS to end, nothing unread."""
+        if self._fd >= 0:
+            if isinstance(self._sock, ssl.SSLSocket) or (self._recv is not at_end and self._unread()):
+                return False
+            self._close()
+        return True
+
+    def _owe(self, nbytes: int) -> None:
+        self._owed = nbytes
+        self._recv = self._receive_owed
+        self._unwatch()
+        self._reading.wake_soon()
+
+    def _receive_owed(self, max_bytes: int) -> bytes:
+        """Read while the server drains: to a message boundary, then report the end."""
+        between = self._answered == self.bytes_received and not self._buffer
+        if between and self._owed <= 0:
+            return b""
+        data = self._read(max_bytes)
+        # TLS: its bytes are more than their payload, so what the kernel holds now is the better estimate.
+        self._owed = min(self._owed - len(data), self._unread())
+        self._unwatch()  # so that the next receive comes by here before it waits
+        return data
+
+    def _check_idle(self) -> None:
+        if self._idle_mark == self.bytes_received + self.bytes_sent:
+            self._idle_mark = -1
+            raise IdleTimeout(f"nothing received from or sent to {self.peer_address!r} for the idle timeout")
+
+    def _expire(self) -> None:
+        """Make the pending or the next wait raise IdleTimeout, unless something moves before."""
+        self._idle_mark = self.bytes_received + self.bytes_sent
+        self._unwatch()
+        self._wake_all()

@@ -1,0 +1,242 @@
+"""What asyncio's protocols see of a connection or an endpoint: transports of ours, and relays that count."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from ._types import Address
+    from .adapters import ProtocolConnection, ProtocolHandler
+    from .datagram import Datagram, Endpoint
+
+
+def relay(connection: ProtocolConnection, protocol: Any) -> asyncio.BaseProtocol:
+    """What stands between the loop's transport and a protocol."""
+    if isinstance(protocol, asyncio.BufferedProtocol):
+        return _BufferedRelay(connection, protocol)
+    return _Relay(connection, protocol)
+
+
+class _RelayBase(asyncio.BaseProtocol):
+    """What the loop's transport calls: counts, and lets no exception of the protocol out."""
+
+    def __init__(self, connection: ProtocolConnection, protocol: Any) -> None:
+        self._connection = connection
+        self._protocol = protocol
+
+    def _call(self, name: str, *arguments: object) -> Any:
+        try:
+            return getattr(self._protocol, name)(*arguments)
+        except Exception as exc:
+            self._connection.fail(exc)
+            return None
+
+    def connection_made(self, transport: Any) -> None:
+        self._connection.made(transport)
+        self._call("connection_made", ProtocolTransport(self._connection, transport))
+
+    def eof_received(self) -> bool:
+        return bool(self._call("eof_received"))
+
+    def pause_writing(self) -> None:
+        self._call("pause_writing")
+
+    def resume_writing(self) -> None:
+        self._call("resume_writing")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._call("connection_lost", exc)
+        self._connection.lost()
+
+
+class _Relay(_RelayBase, asyncio.Protocol):
+    def data_received(self, data: bytes) -> None:
+        self._connection.count_received(len(data))
+        self._call("data_received", data)
+
+
+class _BufferedRelay(_RelayBase, asyncio.BufferedProtocol):
+    def get_buffer(self, sizehint: int) -> Any:
+        buffer = self._call("get_buffer", sizehint)
+        return bytearray(1) if buffer is None else buffer  # it raised: the connection closes, bytes no longer matter
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._connection.count_received(nbytes)
+        self._call("buffer_updated", nbytes)
+
+
+class ProtocolTransport(asyncio.Transport):
+    """The loop's transport, counted. All that it does not count it passes on."""
+
+    # What asyncio asks before it lets `loop.start_tls()` use a transport.
+    _start_tls_compatible = True
+
+    def __init__(self, connection: ProtocolConnection, transport: asyncio.Transport) -> None:
+        super().__init__()
+        self._connection = connection
+        self._transport = transport
+
+    def __repr__(self) -> str:
+        """Tell the loop's transport."""
+        return f"<ProtocolTransport {self._transport!r}>"
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self._transport.write(data)
+        self._connection.count_sent(len(data))
+
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
+        lines = list(list_of_data)
+        self._transport.writelines(lines)
+        self._connection.count_sent(sum(map(len, lines)))
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._connection.protocol = protocol
+        self._transport.set_protocol(relay(self._connection, protocol))
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        assert self._connection.protocol is not None
+        return self._connection.protocol
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        if name == "peername":
+            return self._connection.peer_address
+        return self._transport.get_extra_info(name, default)
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def pause_reading(self) -> None:
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._transport.resume_reading()
+
+    def is_reading(self) -> bool:
+        return self._transport.is_reading()
+
+    def write_eof(self) -> None:
+        self._transport.write_eof()
+        self._connection.count_sent(0)
+
+    def can_write_eof(self) -> bool:
+        return self._transport.can_write_eof()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._transport.set_write_buffer_limits(high, low)
+
+    def get_write_buffer_size(self) -> int:
+        return self._transport.get_write_buffer_size()
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        return self._transport.get_write_buffer_limits()
+
+
+class EndpointTransport(asyncio.DatagramTransport):
+    """The transport of a DatagramProtocol, over an endpoint of ours: also for Unix sockets, and on uvloop too."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        endpoint: Endpoint,
+        handler: ProtocolHandler,
+        close: Callable[[], object],
+    ) -> None:
+        super().__init__()
+        self._loop = loop
+        self._endpoint = endpoint
+        self._close = close
+        self._closing = False
+        self._answering: Datagram | None = None
+        self._unsent: deque[tuple[bytes, Address]] = deque()
+        self._sending: asyncio.Task[None] | None = None
+        self._protocol: Any = handler.make(None)
+        self._protocol.connection_made(self)
+
+    def received(self, datagram: Datagram) -> BaseException | None:
+        """Give a datagram to the protocol; returns what it raised."""
+        sent = self._endpoint.sent + len(self._unsent)
+        self._answering = datagram
+        try:
+            self._protocol.datagram_received(datagram.data, datagram.address)
+        except Exception as exc:
+            return exc
+        finally:
+            self._answering = None
+            datagram.replied = self._endpoint.sent + len(self._unsent) > sent
+        return None
+
+    def lost(self) -> None:
+        """The server has closed."""
+        self._closing = True
+        if self._sending is not None:
+            self._sending.cancel()
+        self._protocol.connection_lost(None)
+
+    def sendto(self, data: bytes | bytearray | memoryview, addr: Any = None) -> None:
+        if addr is None:
+            raise ValueError("sendto() needs the address to send to: a server's socket is not connected")
+        if not self._unsent and self._try_send(data, addr):
+            return
+        self._unsent.append((bytes(data), addr))
+        if self._sending is None:
+            self._protocol.pause_writing()
+            self._sending = self._loop.create_task(self._send_rest())
+
+    def _try_send(self, data: bytes | bytearray | memoryview, address: Address) -> bool:
+        datagram = self._answering
+        control = datagram.control if datagram is not None and datagram.address == address else None
+        try:
+            return self._endpoint.try_send(data, address, control)
+        except (OSError, anyio.BrokenResourceError) as exc:
+            self._protocol.error_received(exc if isinstance(exc, OSError) else exc.__cause__)
+            return True
+
+    async def _send_rest(self) -> None:
+        while self._unsent:
+            data, address = self._unsent.popleft()
+            try:
+                await self._endpoint.send(data, address, None)
+            except (OSError, anyio.BrokenResourceError) as exc:
+                self._protocol.error_received(exc if isinstance(exc, OSError) else exc.__cause__)
+        self._sending = None
+        self._protocol.resume_writing()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        if name == "socket":
+            return self._endpoint.sock
+        if name == "sockname":
+            return self._endpoint.sock.getsockname()
+        return default
+
+    def get_write_buffer_size(self) -> int:
+        return sum(len(data) for data, _ in self._unsent)
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = protocol
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        protocol: asyncio.BaseProtocol = self._protocol
+        return protocol
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def close(self) -> None:
+        """Close the whole server, as closing an asyncio endpoint ends it."""
+        self._closing = True
+        self._close()
+
+    def abort(self) -> None:
+        self.close()

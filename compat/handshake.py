@@ -1,0 +1,240 @@
+"""TLS handshakes that cannot hold up a server: beside the accepting path, and with a time limit."""
+
+import contextlib
+import socket
+import socketserver
+import ssl
+import sys
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from compat.pool import ThreadPool
+
+if TYPE_CHECKING:
+    from compat.loop import ServingLoop
+
+OURS = frozenset(
+    {"compat.servers", "compat.threads", "compat.forking", "socketserver"}
+)  # whose hooks never block
+
+PATIENCE_SECONDS = 0.05  # an honest client on a slow line needs longer, and then costs a thread, not an error
+MAX_ACCEPTORS = 100  # silent clients hold one each, until the time limit of the handshake
+
+
+def _is_overridden(server: Any) -> bool:
+    return getattr(server.get_request, "__module__", None) not in OURS
+
+
+def is_tls_listener(server: Any) -> bool:
+    """Whether `get_request()` is ours and would make a handshake inside `accept()`."""
+    listener: Any = getattr(server, "socket", None)
+    eager = isinstance(listener, ssl.SSLSocket) and bool(vars(listener).get("do_handshake_on_connect"))
+    return eager and not _is_overridden(server)
+
+
+def needs_acceptors(server: Any) -> bool:
+    """Whether `get_request()` is overridden and makes handshakes, as far as can be known before it is called.
+
+    Not for forking servers: threads and fork do not mix.
+    """
+    if not _is_overridden(server) or isinstance(server, getattr(socketserver, "ForkingMixIn", ())):
+        return False
+    if getattr(server, "socket_type", None) != socket.SOCK_STREAM:
+        return False
+    return (
+        isinstance(getattr(server, "socket", None), ssl.SSLSocket)
+        or server._compat_wraps
+        or any("wrap_socket" in _names_in(vars(cls).get("get_request")) for cls in type(server).__mro__)
+        or "wrap_socket" in _names_in(vars(server).get("get_request"))
+    )
+
+
+def _names_in(function: object) -> tuple[str, ...]:
+    names: tuple[str, ...] = getattr(getattr(function, "__code__", None), "co_names", ())
+    return names
+
+
+def without_handshake(server: Any) -> tuple[ssl.SSLSocket, Any]:
+    """`get_request()` of a TLS listener, with the handshake still to be made."""
+    listener = server.socket
+    listener.do_handshake_on_connect = False
+    try:
+        request, client_address = server.get_request()
+    finally:
+        listener.do_handshake_on_connect = True
+    request.do_handshake_on_connect = True
+    return request, client_address
+
+
+def with_limited_handshake(server: Any) -> tuple[ssl.SSLSocket, Any]:
+    """`get_request()` of a TLS listener where no loop runs, as in `handle_request()`.
+
+    Raises:
+        OSError: the handshake failed, or took too long.
+    """
+    request, client_address = without_handshake(server)
+    timeout = request.gettimeout()
+    try:
+        request.settimeout(server.ssl_handshake_timeout)
+        request.do_handshake()
+    except BaseException:
+        request.close()
+        raise
+    request.settimeout(timeout)
+    return request, client_address
+
+
+class Handshake:
+    """The handshake of one accepted socket; then `verify_request` and so on, in the serving thread."""
+
+    def __init__(self, serving: "ServingLoop", request: ssl.SSLSocket, client_address: Any) -> None:
+        self.serving = serving
+        self.request = request
+        self.client_address = client_address
+        self.timeout = request.gettimeout()
+        request.setblocking(False)
+        limit = serving.server.ssl_handshake_timeout
+        self.timer = serving.loop.call_later(limit, self.fail) if limit is not None else None
+        serving.handshakes.add(self)
+
+    def step(self) -> None:
+        """Go as far as the bytes at hand allow; outside the running loop, as the context has callbacks."""
+        if self.request.fileno() < 0:  # the time was up
+            return
+        try:
+            self.request.do_handshake()
+        except ssl.SSLWantReadError:
+            self.serving.loop.add_reader(self.request.fileno(), self._ready)
+        except ssl.SSLWantWriteError:
+            self.serving.loop.add_writer(self.request.fileno(), self._ready)
+        except (OSError, ValueError):  # as in the stdlib: closed without a word, no hook is called
+            self.fail()
+        else:
+            self._end()
+            self.request.settimeout(self.timeout)
+            self.serving.server._compat_proceed(self.request, self.client_address)
+
+    def fail(self) -> None:
+        """Close the socket."""
+        self._end()
+        self.request.close()
+
+    def _ready(self) -> None:
+        self._unwatch()
+        self.serving.soon(self.step)
+
+    def _end(self) -> None:
+        self._unwatch()
+        self.serving.handshakes.discard(self)
+        if self.timer is not None:
+            self.timer.cancel()
+
+    def _unwatch(self) -> None:
+        descriptor = self.request.fileno()
+        if descriptor >= 0:
+            self.serving.loop.remove_reader(descriptor)
+            self.serving.loop.remove_writer(descriptor)
+
+
+class Acceptors:
+    """Threads for a `get_request()` override that wraps the socket itself and so waits for the client.
+
+    The serving thread waits a moment for each, which keeps the order of well-behaved clients, and goes on
+    without those that take longer. All other hooks run in the serving thread as always.
+    """
+
+    def __init__(self, serving: "ServingLoop") -> None:
+        self.serving = serving
+        self.server = serving.server
+        self.pool = ThreadPool(MAX_ACCEPTORS, name="get_request", daemon=True)
+        self.outcomes: deque[tuple[Any, Any, BaseException | None]] = deque()
+        self.closed = False
+
+    def full(self) -> bool:
+        """Whether every thread waits for its client."""
+        return len(self.pool) >= MAX_ACCEPTORS
+
+    def start(self) -> None:
+        """Call `get_request()` in a thread."""
+        self.serving.hold(PATIENCE_SECONDS)
+        try:
+            self.pool.add(self._accept)
+            self.pool.wake()
+        except RuntimeError:  # no thread to be had: better wedged than deaf
+            self.pool.take_back()
+            self.outcomes.append(self._get())
+            self.serving.wake()
+        limit = self.server.ssl_handshake_timeout
+        if limit is not None:
+            self.serving.loop.call_later(limit, self._cut_off, limit)
+
+    def deliver(self) -> None:
+        """Go on with what the threads have got."""
+        while self.outcomes:
+            self.serving.go_on()
+            request, client_address, error = self.outcomes.popleft()
+            if isinstance(error, OSError):
+                self.server._compat_error = error
+                self.serving.failed()
+            elif error is not None:
+                raise error
+            else:
+                self.server._compat_proceed(request, client_address)
+
+    def close(self) -> None:
+        """Wake those that still wait for a client: they have nobody left to deliver to."""
+        self.closed = True
+        self.pool.shutdown(wait=False)
+        self._discard()
+        if len(self.pool):
+            threading.Thread(target=self._sweep, name="get_request-sweep", daemon=True).start()
+
+    def _sweep(self) -> None:
+        """Cut off all that are left, again and again, as one may be just before its handshake."""
+        while len(self.pool):
+            self._cut_off(0.0)
+            time.sleep(PATIENCE_SECONDS)
+
+    def _get(self) -> tuple[Any, Any, BaseException | None]:
+        try:
+            request, client_address = self.server.get_request()
+        except BaseException as error:
+            return None, None, error
+        return request, client_address, None
+
+    def _accept(self) -> None:
+        self.outcomes.append(self._get())
+        self.serving.wake()
+        if self.closed:
+            self._discard()
+
+    def _discard(self) -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                request, _, error = self.outcomes.popleft()
+                if error is None:
+                    self.server.shutdown_request(request)
+
+    def _cut_off(self, limit: float) -> None:
+        """Wake the threads whose client has kept them waiting for so long, by shutting their sockets down.
+
+        Nobody but the frame of the blocked `do_handshake` knows that socket.
+        """
+        frames = sys._current_frames()
+        for call in self.pool.calls():
+            if call.worker is None or call.age() < limit - PATIENCE_SECONDS:
+                continue
+            frame = frames.get(call.worker.ident or 0)
+            while frame is not None:
+                self._shut_down(
+                    [value for value in frame.f_locals.values() if isinstance(value, ssl.SSLSocket)]
+                )
+                frame = frame.f_back
+
+    def _shut_down(self, sockets: list[ssl.SSLSocket]) -> None:
+        for waiting in sockets:
+            if waiting is not getattr(self.server, "socket", None):
+                with contextlib.suppress(OSError):
+                    socket.socket.shutdown(waiting, socket.SHUT_RDWR)

@@ -1,0 +1,211 @@
+"""hosted: a handler class written for socketserver, as a handler of asyncserver.
+
+    listener -> TLS, PROXY, limits -> Stream -> detach() -> a blocking socket in a thread of the pool -> close
+
+The event loop keeps what it is good at, the thread runs `setup`, `handle` and `finish` as they are. What a handler
+raises goes to the server, which counts, logs and reports it as any handler's error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import ssl
+import threading
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from asyncserver import Datagram, IdleTimeout, Server, Stream
+from compat.pool import ThreadPool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+__all__ = ["HostedHandler", "HostedServer", "hosted"]
+
+# The same bound as a threading server's: below the tasks that systemd grants a service by default.
+MAX_THREADS = 4096
+
+# Seconds that a handler's `sendto` waits for room in the socket's buffer. The descriptor is the event loop's and so
+# non-blocking; with a timeout the socket object waits by itself, and nobody waits a day for a local buffer.
+_SEND_PATIENCE = 86400.0
+
+
+class HostedServer:
+    """What handlers see as `self.server`.
+
+    Attributes of the object given as `server=` show through; what a handler sets stays here.
+
+    Attributes:
+        server_address: the first address of the server.
+        server_name: its host, and server_port its port, as http.server names them.
+        socket: the first listening socket.
+        RequestHandlerClass: the handler class.
+    """
+
+    def __init__(self, server: Server, handler_class: Callable[..., object], attributes: object) -> None:
+        self._server = server
+        self._loop = asyncio.get_running_loop()
+        self._attributes = attributes
+        self._closing: asyncio.Task[object] | None = None
+        self.RequestHandlerClass: Callable[..., object] = handler_class  # socketserver's name
+        self.server_address: Any = server.addresses[0]
+        self.socket: socket.socket = server.sockets[0]
+        address = self.server_address
+        self.server_name, self.server_port = address[:2] if isinstance(address, tuple) else (address, 0)
+
+    def __getattr__(self, name: str) -> Any:
+        """Look at the object that was given as `server=`."""
+        try:
+            return getattr(self._attributes, name)
+        except AttributeError:
+            raise AttributeError(
+                f"a hosted handler asked for self.server.{name}: give an object that has it, hosted(..., server=object)"
+            ) from None
+
+    def shutdown(self) -> None:
+        """Begin to close the server, and return: a handler that waited for the end would wait for itself."""
+        self._loop.call_soon_threadsafe(self._close)
+
+    def _close(self) -> None:
+        self._closing = self._loop.create_task(self._server.close())
+
+
+class HostedHandler:
+    """What `hosted()` returns: a handler for `asyncserver.serve()` and `serve_datagrams()`.
+
+    Attributes:
+        pool: the threads that handlers run in.
+    """
+
+    def __init__(self, handler_class: Callable[..., object], max_threads: int | None, attributes: object) -> None:
+        self._handler_class = handler_class
+        self._attributes = attributes
+        name = getattr(handler_class, "__name__", "hosted")
+        # Daemonic: a handler that the server has given up must not keep the interpreter from ending.
+        self.pool: ThreadPool = ThreadPool(max_threads, name=name, daemon=True)
+
+    def __repr__(self) -> str:
+        """Tell the class."""
+        return f"hosted({self._handler_class!r})"
+
+    async def __call__(self, source: Stream | Datagram) -> None:
+        """Never called by a server, which asks `for_server()`; tells the types."""
+        raise TypeError(f"{self!r} is a handler for asyncserver.serve() and serve_datagrams()")
+
+    def for_server(self, server: Server) -> Callable[[Any], Coroutine[Any, Any, None]]:
+        """The handler for one server, called by it when it starts."""
+        facade = HostedServer(server, self._handler_class, self._attributes)
+        if facade.socket.type != socket.SOCK_DGRAM:
+
+            async def serve_stream(stream: Stream) -> None:
+                await self._serve_stream(stream, facade, server.idle_timeout)
+
+            return serve_stream
+        answering = {one.getsockname(): _AnsweringSocket(one) for one in server.sockets}
+        for one in answering.values():
+            server.add_close_callback(one.close)
+
+        async def serve_datagram(datagram: Datagram) -> None:
+            await self._serve_datagram(datagram, facade, answering[datagram.endpoint.sock.getsockname()])
+
+        return serve_datagram
+
+    async def _serve_stream(self, stream: Stream, facade: HostedServer, idle_timeout: float | None) -> None:
+        request = stream.detach()
+        request.settimeout(idle_timeout)  # None: blocking, as handlers expect it
+        call = self.pool.submit(self._handle_stream, request, stream.peer_address, facade)
+        ended = asyncio.wrap_future(call)
+        try:
+            await asyncio.shield(ended)
+        except asyncio.CancelledError:
+            if ended.cancelled():
+                raise
+            if call.cancel():  # no thread was free: nobody else will close it
+                request.close()
+                raise
+            with contextlib.suppress(OSError):  # wakes a blocked recv; the thread closes the socket
+                socket.socket.shutdown(request, socket.SHUT_RDWR)
+            await asyncio.wait([ended])
+            ended.exception()  # what it says about a socket that we have shut is no news
+            raise
+
+    def _handle_stream(self, request: socket.socket, client_address: Any, facade: HostedServer) -> None:
+        try:
+            self._handle(request, client_address, facade)
+        except ConnectionError as exc:  # the peer left; asyncserver does not call that an error
+            raise anyio.BrokenResourceError(f"the connection with {client_address!r} broke: {exc}") from exc
+        except TimeoutError as exc:
+            raise IdleTimeout(f"nothing received from or sent to {client_address!r} for the idle timeout") from exc
+        finally:
+            _end(request)
+
+    async def _serve_datagram(self, datagram: Datagram, facade: HostedServer, answering: _AnsweringSocket) -> None:
+        request = (datagram.data, answering)
+        sent = await asyncio.wrap_future(self.pool.submit(self._handle_datagram, request, datagram.address, facade))
+        datagram.replied = sent > 0
+        datagram.endpoint.sent += sent
+
+    def _handle_datagram(
+        self, request: tuple[bytes, _AnsweringSocket], client_address: Any, facade: HostedServer
+    ) -> int:
+        request[1].sent.count = 0
+        self._handle(request, client_address, facade)
+        sent: int = request[1].sent.count
+        return sent
+
+    def _handle(self, request: Any, client_address: Any, facade: HostedServer) -> None:
+        with contextlib.suppress(SystemExit):  # ends the handler's thread in socketserver, and here the handler
+            self._handler_class(request, client_address, facade)
+
+
+class _AnsweringSocket(socket.socket):
+    """The server's datagram socket as handlers see it: `sendto` waits for room, and is counted for each thread."""
+
+    def __init__(self, original: socket.socket) -> None:
+        super().__init__(original.family, original.type, original.proto, fileno=os.dup(original.fileno()))
+        self.settimeout(_SEND_PATIENCE)
+        self.sent = threading.local()
+
+    def sendto(self, *args: Any) -> int:
+        sent = super().sendto(*args)
+        self.sent.count = getattr(self.sent, "count", 0) + 1
+        return sent
+
+
+def _end(request: socket.socket) -> None:
+    """Close as socketserver does, sending first; TLS says that it has ended."""
+    with contextlib.suppress(OSError, ValueError):  # broken, or closed by the handler itself
+        if isinstance(request, ssl.SSLSocket):
+            request.setblocking(False)  # send close_notify, do not wait for the peer's
+            with contextlib.suppress(ssl.SSLError):
+                request.unwrap()
+        socket.socket.shutdown(request, socket.SHUT_WR)
+    request.close()
+
+
+def hosted(
+    handler_class: Callable[..., object], *, max_threads: int | None = MAX_THREADS, server: object = None
+) -> HostedHandler:
+    """Make a socketserver handler class a handler for `asyncserver.serve()` or `serve_datagrams()`.
+
+    Handlers run unchanged, each in a thread: `self.request` is a blocking socket (an `ssl.SSLSocket` under TLS), or
+    (bytes, socket) for datagrams; `self.client_address` is the peer's, `self.server` a `HostedServer`. The server's
+    limits hold; with `idle_timeout` each receive and send of the socket raises TimeoutError after it, and a handler
+    that does not catch it ends as timed out. When the server drains, handlers run on until its deadline; then the
+    socket is shut down, which wakes a blocked `recv`. Bytes that threads receive and send are not in the statistics.
+
+    Args:
+        handler_class: called with (request, client_address, server), as socketserver calls it.
+        max_threads: how many handlers may run at once, None for no bound; more wait for a thread.
+        server: an object whose attributes handlers find in `self.server`.
+
+    Raises:
+        TypeError: the class cannot be called.
+    """
+    if not callable(handler_class):
+        raise TypeError(f"hosted() expects a subclass of BaseRequestHandler, or the like; got {handler_class!r}")
+    return HostedHandler(handler_class, max_threads, server)

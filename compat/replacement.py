@@ -1,0 +1,46 @@
+"""Put `compat` in the place of `socketserver`, for everything that is imported afterwards."""
+
+import socketserver
+import sys
+from types import ModuleType
+
+
+def install() -> None:
+    """Make `import socketserver` mean `compat`, also in http.server, xmlrpc.server, wsgiref, logging.config.
+
+    Calling it again does nothing.
+
+    Raises:
+        RuntimeError: modules that were imported before hold the standard library's classes, and would go on
+        with them.
+    """
+    compat = sys.modules["compat"]
+    if sys.modules.get("socketserver") is compat:
+        return
+    holders = sorted(name for name, module in list(sys.modules.items()) if _holds_original(name, module))
+    if holders:
+        raise RuntimeError(
+            f"compat.install() comes too late: {', '.join(holders)} already hold the standard library's"
+            " socketserver. Call it before they are imported (in the first lines of the program), or start"
+            " the unchanged program with `python -m compat script.py`"
+        )
+    sys.modules["socketserver"] = compat
+
+
+def _holds_original(name: str, module: ModuleType | None) -> bool:
+    if name == "socketserver" or name.partition(".")[0] == "compat":
+        return False
+    values = list(vars(module).values()) if isinstance(module, ModuleType) else []
+    return any(value is socketserver or _is_original(value) for value in values)
+
+
+def _is_original(value: object) -> bool:
+    """Whether it is a server class of the stdlib's, or derives from one and not from ours."""
+    if not isinstance(value, type):
+        return False
+    families = {
+        base.__module__.partition(".")[0]
+        for base in value.__mro__
+        if base.__name__.endswith(("Server", "MixIn"))
+    }
+    return "socketserver" in families and "compat" not in families

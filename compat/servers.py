@@ -1,0 +1,219 @@
+"""The server classes: the standard library's own, with another way to wait.
+
+Every class subclasses its namesake in `socketserver`, so hooks, their order and `isinstance` stay what they
+were. What is replaced: how `serve_forever()` waits (`compat.loop`), where threaded handlers run
+(`compat.threads`), TLS handshakes (`compat.handshake`), whose children are reaped (`compat.forking`) and how
+`shutdown()` makes itself heard.
+
+Programs build on everything they can see, so what is ours alone is called `_compat_...`, except for the class
+attributes that are meant to be set: `ssl_handshake_timeout` here, `max_threads` and `graceful_timeout` in
+`ThreadingMixIn`.
+"""
+
+import asyncio
+import socket
+import socketserver
+import ssl
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from compat.handshake import OURS, is_tls_listener, with_limited_handshake
+from compat.loop import ServingLoop
+
+_C = TypeVar("_C", bound=type)
+_Factory = Callable[[Any, Any, Any], Any]
+
+
+def redeclares(original: type) -> Callable[[_C], _C]:
+    """Give a class every attribute of its namesake as its own.
+
+    In `class UDPServer(TCPServer, socketserver.UDPServer)` our TCPServer comes before the stdlib's UDPServer
+    and would win. It also keeps an attribute that a program sets on TCPServer from showing in UDPServer.
+    """
+
+    def declare(cls: _C) -> _C:
+        for name, value in vars(original).items():
+            calls_super = "__class__" in getattr(getattr(value, "__code__", None), "co_freevars", ())
+            special = name.startswith("__") and name.endswith("__")
+            if name not in vars(cls) and not special and not calls_super:
+                setattr(cls, name, value)
+        return cls
+
+    return declare
+
+
+def _runs_in_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+@redeclares(socketserver.BaseServer)
+class BaseServer(socketserver.BaseServer):
+    """The base of all servers; see `socketserver.BaseServer` for what may be called and overridden.
+
+    `shutdown()` takes effect at once, from any thread, before, while and after serving. Called by the serving
+    thread itself (from a handler of a server without threads, or a signal handler) it returns at once and
+    serving ends after the current request, where the stdlib deadlocks. Before serving it makes the next
+    `serve_forever()` return at once, as in the stdlib, but does not wait for it.
+    """
+
+    # Seconds that a TLS listener gives a client for the handshake; None is no limit. asyncio gives 60, nginx
+    # too; a client that has not managed in 30 will not.
+    ssl_handshake_timeout: float | None = 30.0
+
+    __is_shut_down: threading.Event
+    _compat_loops: list[ServingLoop] | tuple[()] = ()
+    _compat_error: OSError | None = None  # what the last get_request() raised
+    _compat_wraps = False  # a get_request() override has returned a TLS socket
+    _compat_unwarned = False
+    _compat_batching = 0  # the thread that takes a batch and will wake the workers at its end
+
+    def __init__(self, server_address: Any, RequestHandlerClass: _Factory) -> None:  # noqa: N803
+        socketserver.BaseServer.__init__(self, server_address, RequestHandlerClass)
+        self.__is_shut_down.set()  # so that shutdown() does not wait for a serve_forever() that never comes
+
+    # Public code sets `_BaseServer__shutdown_request` from handlers and signal handlers. As a property it
+    # wakes the loop at once, which is why the loop need not look every poll_interval.
+    @property
+    def __shutdown_request(self) -> bool:
+        requested: bool = vars(self).get("_BaseServer__shutdown_request", False)
+        return requested
+
+    @__shutdown_request.setter
+    def __shutdown_request(self, requested: bool) -> None:
+        vars(self)["_BaseServer__shutdown_request"] = requested
+        if requested:
+            self._compat_wake()
+
+    def serve_forever(self, poll_interval: float = 0.5) -> None:
+        """Serve until `shutdown()`.
+
+        Args:
+            poll_interval: seconds between two calls of `service_actions()` while nothing arrives. Nothing
+                else is
+                polled for; a server that does not override it does not wake up at all.
+
+        In a thread that already runs an event loop the stdlib's own loop serves, as no other can run there.
+        """
+        if _runs_in_a_loop():
+            super().serve_forever(poll_interval)
+            return
+        self.__is_shut_down.clear()
+        try:
+            if not self.__shutdown_request:
+                self._compat_serve(poll_interval)
+        finally:
+            if not self._compat_loops:  # several threads may serve at once; the last one ends the shutdown
+                self.__shutdown_request = False
+                self.__is_shut_down.set()
+
+    def _compat_serve(self, poll_interval: float) -> None:
+        serving = ServingLoop(self, poll_interval)
+        loops: list[ServingLoop] = vars(self).setdefault("_compat_loops", [])
+        loops.append(
+            serving
+        )  # before the loop looks at the request for the first time, so that no wake-up is missed
+        try:
+            serving.run()
+        finally:
+            loops.remove(serving)
+            serving.close()
+
+    def shutdown(self) -> None:
+        """End `serve_forever()` and wait for that, unless the caller is the one who would have to end it."""
+        self.__shutdown_request = True
+        if not any(serving.is_mine() for serving in self._compat_loops):
+            self.__is_shut_down.wait()
+
+    def _handle_request_noblock(self) -> None:
+        """Take one request; also called by programs with a select loop of their own."""
+        try:
+            request, client_address = (
+                with_limited_handshake(self) if is_tls_listener(self) else self.get_request()
+            )
+        except OSError as error:
+            self._compat_error = error
+            return
+        if isinstance(request, ssl.SSLSocket):
+            self._compat_wraps = True
+        self._compat_proceed(request, client_address)
+
+    def _compat_proceed(self, request: Any, client_address: Any) -> None:
+        """Do with a request what the stdlib does in `_handle_request_noblock` once it has got one."""
+        if not self.verify_request(request, client_address):
+            self.shutdown_request(request)
+            return
+        try:
+            self.process_request(request, client_address)
+        except Exception:
+            self.handle_error(request, client_address)
+            self.shutdown_request(request)
+        except BaseException:
+            self.shutdown_request(request)
+            raise
+
+    # What the loop asks.
+
+    def _compat_stopping(self) -> bool:
+        return self.__shutdown_request
+
+    def _compat_wake(self) -> None:
+        for serving in list(self._compat_loops):
+            serving.wake()
+
+    def _compat_ticks(self) -> bool:
+        """Whether `service_actions()` has to be called although nothing arrives."""
+        return getattr(self.service_actions, "__module__", None) not in OURS
+
+    def _compat_full(self, wake: Callable[[], object]) -> bool:  # noqa: ARG002  # ThreadingMixIn uses it
+        """Whether no request should be taken now; if so, `wake` is called when that may have changed."""
+        return False
+
+    def _compat_hand_over(self) -> bool:
+        """Wake workers for what a batch has queued; false when that has to be tried again."""
+        return True
+
+
+@redeclares(socketserver.TCPServer)
+class TCPServer(BaseServer, socketserver.TCPServer):
+    """A server on a stream socket; see `socketserver.TCPServer`."""
+
+    def __init__(
+        self,
+        server_address: Any,
+        RequestHandlerClass: _Factory,  # noqa: N803  # the stdlib's name
+        bind_and_activate: bool = True,
+    ) -> None:
+        BaseServer.__init__(self, server_address, RequestHandlerClass)
+        self.socket = socket.socket(self.address_family, self.socket_type)
+        if bind_and_activate:
+            try:
+                self.server_bind()
+                self.server_activate()
+            except BaseException:
+                self.server_close()
+                raise
+
+    def server_close(self) -> None:
+        """Close the listener. A loop that still serves waits for `shutdown()`, without spinning."""
+        self.socket.close()
+        self._compat_wake()
+
+
+@redeclares(socketserver.UDPServer)
+class UDPServer(TCPServer, socketserver.UDPServer):
+    """A server on a datagram socket; see `socketserver.UDPServer`."""
+
+
+@redeclares(socketserver.UnixStreamServer)
+class UnixStreamServer(TCPServer, socketserver.UnixStreamServer):
+    """A server on a Unix stream socket."""
+
+
+@redeclares(socketserver.UnixDatagramServer)
+class UnixDatagramServer(UDPServer, socketserver.UnixDatagramServer):
+    """A server on a Unix datagram socket."""

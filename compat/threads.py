@@ -1,0 +1,218 @@
+"""A thread for each live request, taken from a pool that grows as far as `max_threads`."""
+
+import logging
+import socket
+import socketserver
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+from compat.pool import Call, JoinableThreads, ThreadPool
+from compat.servers import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer, redeclares
+
+logger = logging.getLogger("compat")
+
+LOOK_AGAIN_SECONDS = 0.01  # a handler has reached its first blocking call by then
+WAKE_UP_SECONDS = 1.0  # for a handler to end once its socket is shut down, as asyncserver's drain gives
+
+
+@dataclass(frozen=True, slots=True)
+class CloseReport:
+    """What became of the requests that were being handled when `server_close()` was called.
+
+    Attributes:
+        completed: ended by themselves within `graceful_timeout`.
+        interrupted: ended when their socket was shut down; or had not begun, and were closed.
+        running: still running when `server_close()` returned.
+    """
+
+    completed: int
+    interrupted: int
+    running: int
+
+
+@redeclares(socketserver.ThreadingMixIn)
+class ThreadingMixIn(socketserver.ThreadingMixIn):
+    """Handle each request in a thread of its own; threads are reused and end with the server.
+
+    `daemon_threads` and `block_on_close` mean what they mean in the stdlib. Read at the moment of use:
+
+    Attributes:
+        max_threads: how many requests are handled at a time. When it is reached, no request is taken until
+            one has
+            ended: the backlog and the kernel's buffer hold the others. One warning tells. None is no bound.
+        graceful_timeout: None waits as the stdlib does. A number of seconds gives handlers, daemonic or not,
+            that long
+            at `server_close()`; then their sockets are shut down, which wakes a blocked `recv`.
+        close_report: what `server_close()` did because of `graceful_timeout`.
+        times_full: how often `max_threads` was reached.
+    """
+
+    # Below the 4,915 tasks that systemd grants a service by default (15 % of 32,768), so that the bound,
+    # which is told and holds clients in the backlog, is reached before the system's, which is not.
+    max_threads: int | None = 4096
+    graceful_timeout: float | None = None
+    close_report: CloseReport | None = None
+    times_full = 0
+
+    _threads: Any
+    _compat_batching = 0
+    _compat_pool: ThreadPool | None = None
+    _compat_was_full = False
+    _compat_full_since = 0.0
+    _compat_unwarned = True  # max_threads has not been reached, or not been told about
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Have a thread call `process_request_thread`."""
+        self._compat_threads().add(self.process_request_thread, request, client_address)
+        if self._compat_batching != threading.get_ident():
+            self._compat_hand_over()
+
+    def server_close(self) -> None:
+        """Close the listener and wait for non-daemonic threads if `block_on_close`; see `graceful_timeout`.
+
+        Raises:
+            RuntimeError: called by one of the threads that it has to wait for, as in the stdlib.
+        """
+        pool = self._compat_pool
+        if pool is not None:
+            pool.shutdown(wait=False)
+        threads = vars(self).pop(
+            "_threads", None
+        )  # the stdlib's server_close may come next, and must not wait yet
+        super().server_close()
+        if pool is not None and self.graceful_timeout is not None:
+            self.close_report = self._compat_close(pool, self.graceful_timeout)
+        elif threads is not None:
+            threads.join()
+
+    # The pool.
+
+    def _compat_threads(self) -> ThreadPool:
+        pool = self._compat_pool
+        if pool is None or pool.closed or pool.daemon != self.daemon_threads:
+            if pool is not None:
+                pool.shutdown(wait=False)
+            pool = ThreadPool(self.max_threads, name=type(self).__name__, daemon=self.daemon_threads)
+            pool.on_starved = getattr(self, "_compat_wake", None)  # the server below us may be the stdlib's
+            self._compat_pool = pool
+        pool.max_threads = self.max_threads
+        if self.block_on_close and not self.daemon_threads:
+            vars(self).setdefault("_threads", JoinableThreads())
+            pool.on_start = self._threads.append
+        else:
+            pool.on_start = None
+        return pool
+
+    def _compat_hand_over(self) -> bool:
+        server: Any = self  # the mix-in's other half has the hooks
+        pool = self._compat_pool
+        if pool is None:
+            return True
+        try:
+            pool.wake()
+        except (
+            RuntimeError
+        ):  # no thread lives that could take them later: as in the stdlib, an error of the request
+            for call in pool.take_back():
+                server.handle_error(*call.args)
+                server.shutdown_request(call.args[0])
+        return not (pool.starved and pool.waiting)
+
+    def _compat_full(self, wake: Callable[[], object]) -> bool:
+        pool, limit = self._compat_pool, self.max_threads
+        if pool is None:
+            return False
+        pool.on_room = None
+        if limit is not None and len(pool) >= limit:
+            pool.on_room = wake
+        full = (
+            limit is not None and len(pool) >= limit
+        )  # once more: one may have ended before it knew whom to wake
+        if full and not self._compat_was_full:
+            self.times_full += 1
+            self._compat_full_since = monotonic()
+        self._compat_was_full = full
+        if full and self._compat_unwarned:
+            self._compat_warn(pool.calls())
+        return full
+
+    def _compat_warn(self, calls: list[Call]) -> None:
+        """Tell once; a moment late, as the handlers of a burst have hardly begun and show no stack yet."""
+        lasting = monotonic() - self._compat_full_since >= LOOK_AGAIN_SECONDS
+        if not calls or not (lasting or self.times_full > 1):
+            return
+        self._compat_unwarned = False
+        oldest = max(calls, key=Call.age)
+        logger.warning(
+            "%s on %s handles %d requests, which is its max_threads: no more are taken until one ends"
+            " (told once, counted in times_full). The oldest, from %s, has run for %.1f s and is here:\n%s",
+            type(self).__name__,
+            getattr(self, "server_address", None),
+            len(calls),
+            oldest.args[1],
+            oldest.age(),
+            oldest.stack(),
+        )
+
+    # graceful_timeout
+
+    def _compat_discard(self, call: Call) -> None:
+        server: Any = self
+        server.shutdown_request(call.args[0])
+
+    def _compat_close(self, pool: ThreadPool, seconds: float) -> CloseReport:
+        begun = len(_others(pool))
+        late = _wait(pool, seconds)
+        unbegun = pool.take_back()
+        for call in unbegun:
+            self._compat_discard(call)
+        for call in late:
+            _shut_down(call.args[0])
+        running = len(_wait(pool, WAKE_UP_SECONDS)) if late else 0
+        report = CloseReport(begun - len(late), len(late) - running, running)
+        logger.log(logging.WARNING if late else logging.INFO, "%s closed: %s", type(self).__name__, report)
+        return report
+
+
+def _others(pool: ThreadPool) -> list[Call]:
+    """The calls to wait for: not the one that the calling thread is in."""
+    return [call for call in pool.calls() if call.worker is not threading.current_thread()]
+
+
+def _wait(pool: ThreadPool, seconds: float) -> list[Call]:
+    """Wait until the calls have ended, and return those that have not."""
+    ended = threading.Event()
+    pool.on_room = ended.set
+    deadline = monotonic() + seconds
+    while (calls := _others(pool)) and (left := deadline - monotonic()) > 0:
+        ended.wait(left)
+        ended.clear()
+    return calls
+
+
+def _shut_down(request: object) -> None:
+    if isinstance(request, socket.socket):
+        with suppress(OSError):  # closed already
+            socket.socket.shutdown(request, socket.SHUT_RDWR)  # the TCP connection, whatever TLS is on it
+
+
+class ThreadingTCPServer(ThreadingMixIn, TCPServer, socketserver.ThreadingTCPServer):
+    """A TCP server with a thread for each connection."""
+
+
+class ThreadingUDPServer(ThreadingMixIn, UDPServer, socketserver.ThreadingUDPServer):
+    """A UDP server with a thread for each datagram that is being handled."""
+
+
+class ThreadingUnixStreamServer(ThreadingMixIn, UnixStreamServer, socketserver.ThreadingUnixStreamServer):
+    """A Unix stream server with a thread for each connection."""
+
+
+class ThreadingUnixDatagramServer(
+    ThreadingMixIn, UnixDatagramServer, socketserver.ThreadingUnixDatagramServer
+):
+    """A Unix datagram server with a thread for each datagram that is being handled."""

@@ -1,0 +1,367 @@
+"""Unchanged programs under `python -m compat`, as people start them."""
+
+import ftplib
+import io
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROGRAMS = Path(__file__).parent / "legacy_programs"
+ROOT = Path(__file__).parents[1]
+
+
+def environment() -> dict[str, str]:
+    """Children find the package wherever they are started."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+
+
+def python(*arguments: object, cwd: Path = ROOT, check: bool = True) -> "subprocess.CompletedProcess[str]":
+    """Run the interpreter to its end."""
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(
+        command, check=check, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=50
+    )
+
+
+@contextmanager
+def started(*arguments: object, **options: Any) -> Iterator["subprocess.Popen[str]"]:
+    """A program that is killed if it is still there in the end."""
+    command = [sys.executable, *map(str, arguments)]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        command, env=environment(), text=True, stdin=pipe, stdout=pipe, stderr=pipe, **options
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line_of(process: "subprocess.Popen[str]") -> list[str]:
+    """The words of the next line that it prints."""
+    assert process.stdout is not None
+    return process.stdout.readline().split()
+
+
+def connect(port: object) -> socket.socket:
+    """A connection whose operations give up after ten seconds."""
+    return socket.create_connection(("127.0.0.1", int(str(port))), timeout=10)
+
+
+# The programs of a textbook.
+
+
+@pytest.mark.parametrize(
+    ("server", "clients", "answers"),
+    [
+        ("tcp_server", ["tcp_client_3", "tcp_client_1"], ["CLIENT33333", "CLIENT11111"]),
+        ("udp_server", ["udp_client_1", "udp_client_2"], ["CLIENT1111", "CLIENT2222"]),
+    ],
+)
+def test_the_textbooks_programs_run(
+    server: str, clients: list[str], answers: list[str], tmp_path: Path
+) -> None:
+    """Two clients at once, which loop for ever, each get their own answers; only the port is changed."""
+    kind = socket.SOCK_STREAM if server.startswith("tcp") else socket.SOCK_DGRAM
+    with socket.socket(socket.AF_INET, kind) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for name in (server, *clients):
+        text = (PROGRAMS / f"socket10_{name}.py").read_text().replace("8080", str(port))
+        (tmp_path / f"{name}.py").write_text(text)
+    with ExitStack() as stack:
+        devnull = stack.enter_context(Path(os.devnull).open("w"))
+        command = [sys.executable, "-m", "compat", str(tmp_path / f"{server}.py")]
+        serving = subprocess.Popen(command, env=environment(), stdout=devnull, stderr=devnull)
+        stack.callback(serving.wait)
+        stack.callback(serving.kill)
+        wait_for_port(port, kind)
+        running = [stack.enter_context(started(tmp_path / f"{name}.py")) for name in clients]
+        for _ in range(200):
+            for process, answer in zip(running, answers, strict=True):
+                assert line_of(process) == [f"b'{answer}'"]
+        for process in running:
+            process.kill()
+
+
+def wait_for_port(port: int, kind: socket.SocketKind) -> None:
+    """Wait until somebody has bound it."""
+    deadline = time.monotonic() + 20
+    while True:
+        with socket.socket(socket.AF_INET, kind) as probe:
+            try:
+                if kind == socket.SOCK_STREAM:
+                    probe.connect(("127.0.0.1", port))
+                    return
+                probe.bind(("127.0.0.1", port))
+            except ConnectionRefusedError:
+                pass
+            except OSError:
+                return
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_stateful_ftp_server_serves_ftplib(tmp_path: Path) -> None:
+    """Two sessions at once, each with its own folder, transfers in both directions."""
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "file").write_bytes(b"content" * 10_000)
+    with started("-m", "compat", PROGRAMS / "ftp_server.py", tmp_path) as process:
+        port = int(line_of(process)[0])
+        with ftplib.FTP() as one, ftplib.FTP() as other:
+            for session in (one, other):
+                session.connect("127.0.0.1", port, timeout=10)
+            with pytest.raises(ftplib.error_perm, match="log in first"):
+                one.pwd()
+            for session in (one, other):
+                assert session.login("me", "secret") == "230 welcome, me"
+            one.cwd("inner")
+            assert (one.pwd(), other.pwd()) == ("/inner", "/")
+            received = io.BytesIO()
+            one.retrbinary("RETR file", received.write)
+            assert received.getvalue() == b"content" * 10_000
+            other.mkd("new")
+            other.storbinary("STOR new/copy", io.BytesIO(b"stored"))
+            assert (other.nlst(), one.nlst()) == (["inner", "new"], ["file"])
+        assert (tmp_path / "new" / "copy").read_bytes() == b"stored"
+
+
+# How a program sees itself.
+
+
+@pytest.mark.parametrize("how", ["script", "module"])
+def test_main_pickling_and_multiprocessing_are_as_without_us(how: str) -> None:
+    """Except for the module that is found under the name socketserver, also in the children."""
+    program = ["workers.py"] if how == "script" else ["-m", "workers"]
+    theirs = python(*program, "a", "-m", "b", cwd=PROGRAMS)
+    ours = python("-m", "compat", *program, "a", "-m", "b", cwd=PROGRAMS)
+    assert "'socketserver', '__mp_main__', 'spawn'" in theirs.stdout
+    assert "'compat', '__mp_main__', 'spawn'" in ours.stdout
+    assert ours.stdout.replace("compat", "socketserver") == theirs.stdout
+    assert ours.stdout.endswith("True\n")
+
+
+def test_tracebacks_arguments_and_exit_codes_are_as_without_us(tmp_path: Path) -> None:
+    """None of our frames is shown."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\nprint(sys.argv, sys.path[0], __file__, __spec__ is None or 0)\n"
+        "def fail():\n    raise ValueError('x')\n"
+        "sys.exit(3) if len(sys.argv) > 1 else fail()\n"
+    )
+    for arguments in ([], ["--exit", "-m"]):
+        theirs = python(script, *arguments, check=False)
+        ours = python("-m", "compat", script, *arguments, check=False)
+        assert ours.returncode == theirs.returncode
+        assert ours.stderr == theirs.stderr
+        assert ours.stdout.replace(" 0\n", " True\n") == theirs.stdout
+
+
+def test_a_module_of_the_standard_library_can_be_run(tmp_path: Path) -> None:
+    """`python -m compat -m http.server`, which then serves on our classes."""
+    (tmp_path / "page").write_text("a page")
+    arguments = ["-m", "compat", "-m", "http.server", "0", "--bind", "127.0.0.1", "-d", tmp_path]
+    with started(*arguments) as process:
+        assert process.stdout is not None
+        found = re.search(r"port (\d+)", process.stdout.readline())
+        assert found
+        with connect(found[1]) as client:
+            client.sendall(b"GET /page HTTP/1.0\r\n\r\n")
+            answer = b"".join(iter(lambda: client.recv(1000), b""))
+    assert answer.endswith(b"a page")
+
+
+def test_the_whole_standard_library_is_swapped() -> None:
+    """Whatever builds on socketserver and is imported afterwards."""
+    program = (
+        "import compat; compat.install(); compat.install()\n"
+        "import http.server, xmlrpc.server, wsgiref.simple_server, logging.config, socketserver\n"
+        "assert socketserver is compat\n"
+        "for server in (http.server.ThreadingHTTPServer, xmlrpc.server.SimpleXMLRPCServer,\n"
+        "               wsgiref.simple_server.WSGIServer, logging.config.ThreadingTCPServer):\n"
+        "    assert issubclass(server, compat.TCPServer), server\n"
+    )
+    assert python("-c", program).stderr == ""
+
+
+def test_install_that_comes_too_late_says_so() -> None:
+    """And names the modules that hold the old classes."""
+    ended = python("-c", "import http.server, compat; compat.install()", check=False)
+    assert ended.returncode == 1
+    assert "compat.install() comes too late: http.server already hold" in ended.stderr
+
+
+def test_mistakes_on_the_command_line_are_explained(tmp_path: Path) -> None:
+    """With what was given."""
+    for arguments, message in (
+        ([], "expected the path of a script, or -m and the name of a module"),
+        (["-m"], "expected the path of a script, or -m and the name of a module"),
+        ([tmp_path / "absent.py"], "can't open file"),
+        (["-m", "absent_module"], "no module named 'absent_module'"),
+        (["-m", "absent.module"], "error while finding module 'absent.module'"),
+        (["--graceful-timeout", "soon", "x.py"], "invalid float value: 'soon'"),
+    ):
+        ended = python("-m", "compat", *arguments, check=False)
+        assert ended.returncode != 0
+        assert message in ended.stderr
+
+
+def test_a_namesake_beside_the_script_is_pointed_out(tmp_path: Path) -> None:
+    """Its `import compat` would give ours."""
+    (tmp_path / "compat.py").write_text("")
+    (tmp_path / "script.py").write_text("import compat, socketserver\nprint(socketserver is compat)\n")
+    ended = python("-m", "compat", tmp_path / "script.py")
+    assert ended.stdout == "True\n"
+    assert f"`import compat` will not give the program {tmp_path / 'compat.py'}" in ended.stderr
+
+
+# How a program ends.
+
+
+def test_sigterm_drains() -> None:
+    """The answer under way is given, an idle client is let go after the grace, the program ends normally."""
+    program = ["-m", "compat", "--graceful-timeout", "1", PROGRAMS / "echo_server.py"]
+    with started(*program) as process:
+        port, module = line_of(process)
+        assert module == "compat"
+        with connect(port) as busy, connect(port) as idle:
+            idle.sendall(b"abc")
+            assert idle.recv(100) == b"ABC"
+            busy.sendall(b"slow")
+            busy_is_read(process, busy)
+            process.send_signal(signal.SIGTERM)
+            assert busy.recv(100) == b"SLOW"
+            assert idle.recv(100) == b""
+        assert process.wait(10) == 0
+        assert line_of(process) == ["ended"]
+
+
+def busy_is_read(process: "subprocess.Popen[str]", client: socket.socket) -> None:
+    """Wait until the other side has taken what the client sent."""
+    del process
+    import fcntl
+    import struct
+    import termios
+
+    deadline = time.monotonic() + 10
+    while struct.unpack("i", fcntl.ioctl(client, termios.TIOCOUTQ, b"\0" * 4))[0]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_sigterm_ends_a_program_that_serves_in_a_thread() -> None:
+    """SystemExit is raised in its main thread."""
+    with started("-m", "compat", PROGRAMS / "echo_server.py", "where=thread") as process:
+        port, _ = line_of(process)
+        with connect(port) as client:
+            client.sendall(b"abc")
+            assert client.recv(100) == b"ABC"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+def test_sigterm_without_a_server_kills_as_always(tmp_path: Path) -> None:
+    """There is nothing to drain."""
+    script = tmp_path / "script.py"
+    script.write_text("import time\nprint('here', flush=True)\ntime.sleep(60)\n")
+    with started("-m", "compat", script) as process:
+        line_of(process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_ctrl_c_comes_out_of_serve_forever_at_once(swapped: bool) -> None:
+    """As with the stdlib; idle daemonic handlers do not hold up the end."""
+    program = [PROGRAMS / "echo_server.py", "daemon_threads=True"]
+    with started(*(["-m", "compat"] if swapped else []), *program) as process:
+        port, _ = line_of(process)
+        with connect(port) as client:
+            client.sendall(b"abc")
+            assert client.recv(100) == b"ABC"
+            begun = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            assert line_of(process) == ["interrupted"]
+            assert time.monotonic() - begun < 1
+            assert line_of(process) == ["ended"]
+            assert process.wait(10) == 0
+            assert time.monotonic() - begun < 1.5
+
+
+def test_exit_with_idle_connections_and_daemon_threads_is_quick() -> None:
+    """A hundred clients that keep their connections."""
+    program = ["-m", "compat", PROGRAMS / "echo_server.py", "daemon_threads=True", "where=brief"]
+    with started(*program) as process, ExitStack() as stack:
+        port, _ = line_of(process)
+        for _ in range(100):
+            client = stack.enter_context(connect(port))
+            client.sendall(b"abc")
+            assert client.recv(100) == b"ABC"
+        assert process.stdin is not None
+        begun = time.monotonic()
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.wait(10) == 0
+        assert time.monotonic() - begun < 1
+
+
+# The system's limits.
+
+
+def test_without_descriptors_it_neither_spins_nor_dies() -> None:
+    """The stdlib uses most of a processor; clients in the backlog are served as soon as others leave."""
+    arguments = ["descriptors=40", "request_queue_size=200"]
+    with started("-m", "compat", PROGRAMS / "echo_server.py", *arguments) as process, ExitStack() as stack:
+        port, _ = line_of(process)
+        clients = [stack.enter_context(connect(port)) for _ in range(100)]
+        for client in clients:
+            client.sendall(b"abc")
+        answered = [client for client in clients if has_answer(client)]
+        assert 10 < len(answered) < 40
+        before = cpu_of(process.pid)
+        time.sleep(0.5)  # the time that is measured
+        assert cpu_of(process.pid) - before < 0.1
+        for client in clients:
+            if client not in answered:
+                answered.pop().close()
+                assert client.recv(100) == b"ABC"
+                answered.append(client)
+        process.kill()
+        assert process.stderr is not None
+        assert process.stderr.read().count("cannot get requests ([Errno 24] Too many open files)") == 1
+
+
+def has_answer(client: socket.socket) -> bool:
+    """Whether an answer arrives within a moment."""
+    client.settimeout(0.1)
+    try:
+        return client.recv(100, socket.MSG_PEEK) == b"ABC"
+    except TimeoutError:
+        return False
+    finally:
+        client.settimeout(10)
+
+
+def cpu_of(pid: int) -> float:
+    """Seconds of processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_forking_servers_reap_their_own_children() -> None:
+    """Even at max_children; shutdown() in a child ends; and servers may be daemonised after __init__."""
+    warnings = ["-W", "error", "-W", "ignore:.*fork:DeprecationWarning"]  # the program's own threads
+    ended = python(*warnings, "-m", "compat", PROGRAMS / "forking.py")
+    assert ended.stdout.splitlines() == ["ForkingTCPServer fine", "ForkingUDPServer fine", "child"]
+    assert ended.stderr == ""

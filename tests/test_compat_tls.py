@@ -1,0 +1,301 @@
+"""TLS listeners: hooks see what they saw, and silent clients hold up nobody."""
+
+import queue
+import selectors
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+import pytest
+import trustme
+
+import compat
+
+LOOPBACK = ("127.0.0.1", 0)
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    """Signs the server's certificate."""
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def context(authority: trustme.CA) -> ssl.SSLContext:
+    """The server's side."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    return context
+
+
+@pytest.fixture(scope="module")
+def trusting(authority: trustme.CA) -> ssl.SSLContext:
+    """The client's side."""
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+@contextmanager
+def serving(server: Any) -> Iterator[Any]:
+    """Serve in a thread, and close the server afterwards."""
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def connect(server: Any) -> socket.socket:
+    """A plain connection, on which the client says nothing."""
+    return socket.create_connection(server.server_address, timeout=15)
+
+
+def ask(server: Any, trusting: ssl.SSLContext) -> bytes:
+    """What the server answers to `abc` over TLS."""
+    with connect(server) as plain, trusting.wrap_socket(plain, server_hostname="localhost") as client:
+        client.sendall(b"abc")
+        return client.recv(100)
+
+
+def echo(request: Any, *_: Any) -> None:
+    """Answers once."""
+    request.sendall(request.recv(100).upper())
+
+
+def tls_listener(base: Any, context: ssl.SSLContext, handler: Any = echo) -> Any:
+    """A server whose listening socket is wrapped, as the documentation of many programs recommends."""
+    server = base(LOOPBACK, handler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    return server
+
+
+def wrapping(base: Any, context: ssl.SSLContext, how: str) -> Any:
+    """A server class whose get_request wraps the connection."""
+
+    class Server(base):  # type: ignore[misc]
+        def through_super(self) -> Any:
+            request, address = super().get_request()
+            return context.wrap_socket(request, server_side=True), address
+
+        def by_hand(self) -> Any:
+            request, address = self.socket.accept()
+            return context.wrap_socket(request, server_side=True), address
+
+    Server.get_request = getattr(Server, how)
+    return Server
+
+
+MAKERS: dict[str, Callable[[Any, ssl.SSLContext], Any]] = {
+    "listener": tls_listener,
+    "super": lambda base, context: wrapping(base, context, "through_super")(LOOPBACK, echo),
+    "accept": lambda base, context: wrapping(base, context, "by_hand")(LOOPBACK, echo),
+}
+
+
+@pytest.mark.parametrize("kind", ["TCPServer", "ThreadingTCPServer"])
+@pytest.mark.parametrize("maker", list(MAKERS))
+def test_silent_clients_hold_up_nobody(
+    kind: str, maker: str, context: ssl.SSLContext, trusting: ssl.SSLContext
+) -> None:
+    """Neither those that say nothing nor one that stops in the middle of its first message."""
+    server = MAKERS[maker](getattr(compat, kind), context)
+    with serving(server), ExitStack() as silent:
+        for _ in range(5):
+            silent.enter_context(connect(server))
+        silent.enter_context(connect(server)).sendall(b"\x16\x03\x01\x02")
+        for _ in range(5):
+            assert ask(server, trusting) == b"ABC"
+
+
+@pytest.mark.parametrize("maker", list(MAKERS))
+def test_shutdown_is_quick_while_clients_are_silent(maker: str, context: ssl.SSLContext) -> None:
+    """And their connections are closed."""
+    server = MAKERS[maker](compat.ThreadingTCPServer, context)
+    with ExitStack() as silent:
+        with serving(server):
+            clients = [silent.enter_context(connect(server)) for _ in range(3)]
+            until_accepted(server, clients, maker)
+            begun = time.perf_counter()
+            server.shutdown()
+            assert time.perf_counter() - begun < 2
+        for client in clients:
+            assert client.recv(1) == b""
+
+
+def until_accepted(server: Any, clients: list[socket.socket], maker: str) -> None:
+    """Wait until the server has taken all these connections."""
+    deadline = time.monotonic() + 10
+    while True:
+        for loop in server._compat_loops:
+            taken = loop.handshakes if maker == "listener" else loop.acceptors and loop.acceptors.pool
+            if taken and len(taken) == len(clients):
+                return
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("maker", list(MAKERS))
+def test_a_silent_client_is_cut_off_in_the_end(
+    maker: str, context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After ssl_handshake_timeout, without a hook being called for it."""
+    monkeypatch.setattr(compat.TCPServer, "ssl_handshake_timeout", 0.2)
+    server = MAKERS[maker](compat.ThreadingTCPServer, context)
+    server.verify_request = None  # whoever calls it fails
+    with serving(server), connect(server) as client:
+        assert client.recv(1) == b""
+
+
+@pytest.mark.parametrize("kind", ["TCPServer", "ThreadingTCPServer", "ForkingTCPServer"])
+def test_hooks_see_a_connection_whose_handshake_is_done(
+    kind: str, context: ssl.SSLContext, trusting: ssl.SSLContext
+) -> None:
+    """A blocking TLS socket, in the serving thread, as with the stdlib."""
+    seen: queue.Queue[Any] = queue.Queue()
+
+    class Server(getattr(compat, kind)):  # type: ignore[misc]
+        def verify_request(self, request: Any, address: Any) -> bool:
+            seen.put((request.version(), request.gettimeout(), request.do_handshake_on_connect))
+            seen.put(threading.get_ident())
+            return True
+
+    server = tls_listener(Server, context)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    assert ask(server, trusting) == b"ABC"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+    assert seen.get(timeout=10) == ("TLSv1.3", None, True)
+    assert seen.get(timeout=10) == thread.ident
+
+
+def test_a_failed_handshake_is_closed_without_hooks(
+    context: ssl.SSLContext, trusting: ssl.SSLContext
+) -> None:
+    """As in the stdlib, where get_request raises; the next client is served."""
+    server = tls_listener(compat.ThreadingTCPServer, context)
+    with serving(server):
+        with connect(server) as client:
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            with suppress(ConnectionResetError):  # by what it has not read when it closes
+                while client.recv(1000):  # an alert, and the end
+                    pass
+        with pytest.raises(ssl.SSLError), connect(server) as plain:
+            ssl.create_default_context().wrap_socket(plain, server_hostname="localhost")
+        assert ask(server, trusting) == b"ABC"
+
+
+def test_handshake_callbacks_run_outside_a_running_loop(
+    authority: trustme.CA, trusting: ssl.SSLContext
+) -> None:
+    """A server-name callback is user code, and may use asyncio.run like every hook."""
+    import asyncio
+
+    names: queue.Queue[str] = queue.Queue()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+
+    def name_callback(_: Any, name: str, __: Any) -> None:
+        asyncio.run(asyncio.sleep(0))
+        names.put(name)
+
+    context.sni_callback = name_callback
+    with serving(tls_listener(compat.TCPServer, context)) as server:
+        assert ask(server, trusting) == b"ABC"
+    assert names.get(timeout=10) == "localhost"
+
+
+def test_a_get_request_that_turns_out_to_wrap_is_found_out(
+    context: ssl.SSLContext, trusting: ssl.SSLContext
+) -> None:
+    """Even when its code does not say so: after the first connection that speaks."""
+
+    class Server(compat.ThreadingTCPServer):
+        def get_request(self) -> Any:
+            return self.secured(*super().get_request())
+
+        def secured(self, request: Any, address: Any) -> Any:
+            return context.wrap_socket(request, server_side=True), address
+
+    with serving(Server(LOOPBACK, echo)) as server:
+        assert ask(server, trusting) == b"ABC"
+        with connect(server), connect(server):
+            assert ask(server, trusting) == b"ABC"
+
+
+def test_a_listener_without_handshakes_is_left_alone(
+    context: ssl.SSLContext, trusting: ssl.SSLContext
+) -> None:
+    """With do_handshake_on_connect=False the handler makes the handshake, in its own thread."""
+
+    def handler(request: Any, *_: Any) -> None:
+        request.do_handshake()
+        echo(request)
+
+    server = compat.ThreadingTCPServer(LOOPBACK, handler)
+    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    with serving(server), connect(server):
+        assert ask(server, trusting) == b"ABC"
+
+
+def test_handle_request_gives_a_silent_client_only_so_long(
+    context: ssl.SSLContext, trusting: ssl.SSLContext
+) -> None:
+    """There no loop runs beside it, so the next client waits until then."""
+    server = tls_listener(compat.TCPServer, context)
+    server.ssl_handshake_timeout = 0.1
+    with server, connect(server) as silent:
+        server.handle_request()
+        assert silent.recv(1) == b""
+        answers: queue.Queue[bytes] = queue.Queue()
+        client = threading.Thread(target=lambda: answers.put(ask(server, trusting)))
+        server.ssl_handshake_timeout = 10
+        client.start()
+        server.handle_request()
+        assert answers.get(timeout=10) == b"ABC"
+        client.join()
+
+
+def test_graceful_timeout_wakes_a_handler_that_reads_tls(
+    context: ssl.SSLContext, trusting: ssl.SSLContext
+) -> None:
+    """The connection below is shut down, which the handler sees as the end of the stream or its error."""
+    ended: queue.Queue[bool] = queue.Queue()
+
+    def handler(request: Any, *_: Any) -> None:
+        request.sendall(b"ready")
+        try:
+            ended.put(request.recv(100) == b"")
+        except OSError:
+            ended.put(True)
+
+    server = tls_listener(compat.ThreadingTCPServer, context, handler)
+    server.graceful_timeout = 0.05
+    with connect(server) as plain, ExitStack() as stack:
+        with serving(server):
+            client = stack.enter_context(trusting.wrap_socket(plain, server_hostname="localhost"))
+            assert client.recv(100) == b"ready"
+        assert ended.get(timeout=10)
+    assert server.close_report == compat.CloseReport(completed=0, interrupted=1, running=0)
+
+
+def test_own_select_loops_can_serve_tls(context: ssl.SSLContext, trusting: ssl.SSLContext) -> None:
+    """`_handle_request_noblock()` without our loop."""
+    answers: queue.Queue[bytes] = queue.Queue()
+    with tls_listener(compat.ThreadingTCPServer, context) as server, selectors.DefaultSelector() as selector:
+        selector.register(server, selectors.EVENT_READ)
+        client = threading.Thread(target=lambda: answers.put(ask(server, trusting)))
+        client.start()
+        assert selector.select(10)
+        server._handle_request_noblock()
+        assert answers.get(timeout=10) == b"ABC"
+        client.join()
