@@ -75,9 +75,9 @@ def _parser() -> argparse.ArgumentParser:
 def run(chosen: list[peers.Peer], work: list[workloads.Workload], options: argparse.Namespace) -> int:
     """Measure, show and save."""
     settings = measuring.Settings(
-        rounds=options.rounds or (2 if options.quick else 5),
-        seconds=options.seconds or (0.15 if options.quick else 1.0),
-        warm_up=1000 if options.quick else 4000,
+        rounds=options.rounds or (3 if options.quick else 5),
+        seconds=options.seconds or (0.08 if options.quick else 1.0),
+        warm_up=500 if options.quick else 4000,
         quick=options.quick,
         python_load=options.python_load,
     )

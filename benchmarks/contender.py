@@ -56,8 +56,7 @@ class Contender:
             stderr=self._errors,
             cwd=loading.HERE.parent,
         )
-        if cores:
-            os.sched_setaffinity(self.process.pid, cores)  # at once: the threads to come inherit it
+        self._cores = cores
 
     def _command(self, folder: Path) -> list[str]:
         server = self.peer.server
@@ -93,6 +92,9 @@ class Contender:
             raise StartError(self.last_words() or "it said nothing") from None
         if self._workers > 1:
             self._wait_for_workers()
+        if self._cores:  # only now, so that many servers start on all cores; threads to come inherit it
+            for task in Path(f"/proc/{self.process.pid}/task").iterdir():
+                os.sched_setaffinity(int(task.name), self._cores)
 
     def _wait_for_workers(self) -> None:
         """Workers are told apart from outside only by their number and by a port that answers."""

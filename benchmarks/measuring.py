@@ -2,7 +2,7 @@
 
 Each round starts new server processes, which samples what differs from start to start (addresses, hash
 seeds), lets them do a cold run, warms them up, and then goes through the workloads of their kind with all of
-them.
+them. Quick mode starts them once and goes several times through the workloads.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     Step = Callable[[str, int], None]
 
+QUICK_IDLE = 2000
 PATIENCE = 20.0  # beyond a sample's own length: for 1,000 connections, and for answers that are lost
 
 
@@ -40,10 +41,11 @@ class Settings:
     """How long and how often.
 
     Attributes:
-        rounds: How often each contender does each workload.
+        rounds: How often each contender does each workload; in quick mode with the same server processes, except
+            for memory, and for what is not a server, which are measured once.
         seconds: Length of one sample.
         warm_up: Operations before the first sample.
-        quick: Recorded, and shown with the results.
+        quick: See `rounds`; and memory is measured with fewer connections.
         python_load: Use the Python load generator even where C would do.
     """
 
@@ -53,10 +55,25 @@ class Settings:
     quick: bool = False
     python_load: bool = False
 
+    def laps(self, workload: Workload) -> int:
+        """How often the workload is done with the same processes."""
+        return self.rounds if self.quick and not workload.fresh and workload.kind != "program" else 1
+
+    @property
+    def starts(self) -> int:
+        """How often servers are started anew."""
+        return 1 if self.quick else self.rounds
+
+    def connections(self, workload: Workload) -> int:
+        """Connections of a workload."""
+        return min(workload.connections, QUICK_IDLE) if self.quick and workload.mode == "idle" else workload.connections
+
 
 def total_steps(peers: list[Peer], workloads: list[Workload], settings: Settings) -> int:
     """The number of samples that a run will take."""
-    return settings.rounds * sum(len(programs.contenders(each) or _fit(peers, each)) for each in workloads)
+    return settings.starts * sum(
+        settings.laps(each) * len(programs.contenders(each) or _fit(peers, each)) for each in workloads
+    )
 
 
 def measure(peers: list[Peer], workloads: list[Workload], settings: Settings, step: Step) -> Run:
@@ -93,18 +110,20 @@ def measure(peers: list[Peer], workloads: list[Workload], settings: Settings, st
         },
         workloads={each.name: {"title": each.title, "unit": each.unit} for each in workloads},
     )
-    run.notes = _notes(load, workloads)
+    run.notes = _notes(load, workloads, settings)
     bench = Bench(run, load, settings, server_core, step)
     present = [peer for peer in peers if peer.missing() is None]
-    for turn in range(settings.rounds):
+    for turn in range(settings.starts):
         for _, group in groupby(workloads, key=lambda each: each.group):
             bench.round(present if turn % 2 == 0 else present[::-1], list(group))
     run.seconds = round(time.monotonic() - begun, 1)
     return run
 
 
-def _notes(load: Load, workloads: list[Workload]) -> list[str]:
+def _notes(load: Load, workloads: list[Workload], settings: Settings) -> list[str]:
     notes = []
+    if settings.quick:
+        notes.append(f"quick mode: short samples, fewer workloads, memory with {QUICK_IDLE:,} connections at most")
     modes = {each.mode for each in workloads if each.kind != "program"}
     if python := sorted(mode for mode in modes if not load.is_c(mode)):
         notes.append(f"driven by the Python load generator, which may be the bottleneck: {', '.join(python)}")
@@ -139,11 +158,12 @@ class Bench:
         with self._contenders(self._able(peers, group), group) as contenders:
             self.step(f"warming up for {group[0].title}", 0)
             ready = [each for each in contenders if self._prepare(each, group)]
-            for workload in group:
-                for contender in ready:
-                    self.step(workload.title, 0)
-                    self._sample(contender, workload)
-                    self.step(workload.title, 1)
+            for lap in range(self.settings.laps(group[0])):
+                for workload in group:
+                    for contender in ready if lap % 2 == 0 else ready[::-1]:
+                        self.step(workload.title, 0)
+                        self._sample(contender, workload)
+                        self.step(workload.title, 1)
 
     def _able(self, peers: list[Peer], group: list[Workload]) -> list[Peer]:
         """Those who have the kind of server and did not fail in every workload of an earlier round."""
@@ -187,13 +207,14 @@ class Bench:
                 self.run.result(workload.name, peer).error = str(error)
 
     def _prepare(self, contender: Contender, group: list[Workload]) -> bool:
-        first, name = group[0], contender.peer.name
+        first, name, warm = group[0], contender.peer.name, False
         with self._recorded(group, name):
             if first.mode in {"tcp", "unix", "tls", "udp"}:
-                self.run.result(first.name, name).cold.append(self._drive(contender, first, self.settings.seconds / 2))
+                cold = self._drive(contender, first, self.settings.seconds / 2)
+                self.run.result(first.name, name).cold.append(cold)
             contender.warm_up(self.load, self.settings.warm_up)
-            return True
-        return False
+            warm = True
+        return warm
 
     def _sample(self, contender: Contender, workload: Workload) -> None:
         result = self.run.result(workload.name, contender.peer.name)
@@ -206,7 +227,7 @@ class Bench:
                 workload.mode,
                 contender.address,
                 patience=seconds + PATIENCE,
-                connections=workload.connections,
+                connections=self.settings.connections(workload),
                 size=workload.size,
                 depth=workload.depth,
                 seconds=seconds,

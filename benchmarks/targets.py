@@ -76,7 +76,10 @@ TARGETS: tuple[Target, ...] = (
     Target("udp-64", "asyncserver-uvloop", 1.0, "protocol-uvloop"),
     Target("udp-64", "asyncserver-asyncio", 1.0, "protocol-uvloop"),
     Target("memory", "asyncserver-uvloop", 2500),
+    # With the plainest handler, where the server's own cost shows, and with one that opens files on its socket.
+    Target("connect", "compat", 1 / 3, "socketserver"),
     Target("legacy-connect", "compat", 1 / 3, "socketserver"),
+    Target("udp-64", "compat", 1 / 8, "socketserver"),
     Target("legacy-udp", "compat", 1 / 8, "socketserver"),
     Target("legacy-messages", "compat", 1.0, "socketserver"),
     Target("legacy-idle", "compat", 1.0, "socketserver"),

@@ -66,6 +66,4 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(_socketserver, name)
     except AttributeError:
-        raise AttributeError(
-            f"neither module {__name__!r} nor 'socketserver' has an attribute {name!r}"
-        ) from None
+        raise AttributeError(f"neither module {__name__!r} nor 'socketserver' has an attribute {name!r}") from None

@@ -15,9 +15,7 @@ from compat.pool import ThreadPool
 if TYPE_CHECKING:
     from compat.loop import ServingLoop
 
-OURS = frozenset(
-    {"compat.servers", "compat.threads", "compat.forking", "socketserver"}
-)  # whose hooks never block
+OURS = frozenset({"compat.servers", "compat.threads", "compat.forking", "socketserver"})  # whose hooks never block
 
 PATIENCE_SECONDS = 0.05  # an honest client on a slow line needs longer, and then costs a thread, not an error
 MAX_ACCEPTORS = 100  # silent clients hold one each, until the time limit of the handshake
@@ -228,9 +226,7 @@ class Acceptors:
                 continue
             frame = frames.get(call.worker.ident or 0)
             while frame is not None:
-                self._shut_down(
-                    [value for value in frame.f_locals.values() if isinstance(value, ssl.SSLSocket)]
-                )
+                self._shut_down([value for value in frame.f_locals.values() if isinstance(value, ssl.SSLSocket)])
                 frame = frame.f_back
 
     def _shut_down(self, sockets: list[ssl.SSLSocket]) -> None:

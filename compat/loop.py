@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("compat")
 
 BATCH = 64  # requests between two looks at everything else; more gains nothing measurable
-RETRY_SECONDS = (
-    0.05  # until a request or a thread that the system refused is tried again: no spin, no long wait
-)
+RETRY_SECONDS = 0.05  # until a request or a thread that the system refused is tried again: no spin, no long wait
 FAILURES_IN_A_ROW = 10  # a listener that fails so often without a success is not worth a busy loop
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 HOOKS = ("get_request", "verify_request", "process_request", "service_actions", "_handle_request_noblock")
@@ -203,9 +201,7 @@ class ServingLoop:
         self.loop.stop()
 
     def _wait(self) -> None:
-        timer = (
-            self.loop.call_later(self.poll_interval, self.loop.stop) if self.server._compat_ticks() else None
-        )
+        timer = self.loop.call_later(self.poll_interval, self.loop.stop) if self.server._compat_ticks() else None
         before = self._divert_signals(self._signals[1].fileno()) if self._signals else -1
         try:
             self.loop.run_forever()

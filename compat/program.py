@@ -161,9 +161,7 @@ def _code_of(spec: ModuleSpec) -> CodeType:
     return code
 
 
-def _execute(
-    code: CodeType, namespace: dict[str, Any], name: str, path: str | None, package: str | None
-) -> None:
+def _execute(code: CodeType, namespace: dict[str, Any], name: str, path: str | None, package: str | None) -> None:
     namespace.clear()
     namespace.update(
         __name__=name,

@@ -114,9 +114,7 @@ class BaseServer(socketserver.BaseServer):
     def _compat_serve(self, poll_interval: float) -> None:
         serving = ServingLoop(self, poll_interval)
         loops: list[ServingLoop] = vars(self).setdefault("_compat_loops", [])
-        loops.append(
-            serving
-        )  # before the loop looks at the request for the first time, so that no wake-up is missed
+        loops.append(serving)  # before the loop looks at the request for the first time, so that no wake-up is missed
         try:
             serving.run()
         finally:
@@ -132,9 +130,7 @@ class BaseServer(socketserver.BaseServer):
     def _handle_request_noblock(self) -> None:
         """Take one request; also called by programs with a select loop of their own."""
         try:
-            request, client_address = (
-                with_limited_handshake(self) if is_tls_listener(self) else self.get_request()
-            )
+            request, client_address = with_limited_handshake(self) if is_tls_listener(self) else self.get_request()
         except OSError as error:
             self._compat_error = error
             return

@@ -80,9 +80,7 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
         pool = self._compat_pool
         if pool is not None:
             pool.shutdown(wait=False)
-        threads = vars(self).pop(
-            "_threads", None
-        )  # the stdlib's server_close may come next, and must not wait yet
+        threads = vars(self).pop("_threads", None)  # the stdlib's server_close may come next, and must not wait yet
         super().server_close()
         if pool is not None and self.graceful_timeout is not None:
             self.close_report = self._compat_close(pool, self.graceful_timeout)
@@ -114,9 +112,7 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
             return True
         try:
             pool.wake()
-        except (
-            RuntimeError
-        ):  # no thread lives that could take them later: as in the stdlib, an error of the request
+        except RuntimeError:  # no thread lives that could take them later: as in the stdlib, an error of the request
             for call in pool.take_back():
                 server.handle_error(*call.args)
                 server.shutdown_request(call.args[0])
@@ -129,9 +125,7 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
         pool.on_room = None
         if limit is not None and len(pool) >= limit:
             pool.on_room = wake
-        full = (
-            limit is not None and len(pool) >= limit
-        )  # once more: one may have ended before it knew whom to wake
+        full = limit is not None and len(pool) >= limit  # once more: one may have ended before it knew whom to wake
         if full and not self._compat_was_full:
             self.times_full += 1
             self._compat_full_since = monotonic()
@@ -212,7 +206,5 @@ class ThreadingUnixStreamServer(ThreadingMixIn, UnixStreamServer, socketserver.T
     """A Unix stream server with a thread for each connection."""
 
 
-class ThreadingUnixDatagramServer(
-    ThreadingMixIn, UnixDatagramServer, socketserver.ThreadingUnixDatagramServer
-):
+class ThreadingUnixDatagramServer(ThreadingMixIn, UnixDatagramServer, socketserver.ThreadingUnixDatagramServer):
     """A Unix datagram server with a thread for each datagram that is being handled."""

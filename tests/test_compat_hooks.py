@@ -407,9 +407,7 @@ class Faulty:
         ("finish", ["setup", "handle", "finish"]),
     ],
 )
-def test_a_handler_that_fails_costs_its_own_request(
-    ss: Any, kind: str, fails_in: str, steps: list[str]
-) -> None:
+def test_a_handler_that_fails_costs_its_own_request(ss: Any, kind: str, fails_in: str, steps: list[str]) -> None:
     """`handle_error` runs inside the except block with the request still open; the server goes on."""
     faulty = Faulty(ss, fails_in)
     errors: queue.Queue[Any] = queue.Queue()
@@ -771,9 +769,7 @@ def test_other_names_of_the_original_are_found() -> None:
         _ = module.no_such_name
 
 
-def test_a_class_attribute_of_one_class_does_not_show_in_its_siblings(
-    ss: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_class_attribute_of_one_class_does_not_show_in_its_siblings(ss: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """People set `TCPServer.allow_reuse_address = True` and expect UDPServer to be left alone."""
     monkeypatch.setattr(ss.TCPServer, "allow_reuse_address", True)
     monkeypatch.setattr(ss.UDPServer, "max_packet_size", 1)

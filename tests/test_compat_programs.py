@@ -28,9 +28,7 @@ def environment() -> dict[str, str]:
 def python(*arguments: object, cwd: Path = ROOT, check: bool = True) -> "subprocess.CompletedProcess[str]":
     """Run the interpreter to its end."""
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(
-        command, check=check, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=50
-    )
+    return subprocess.run(command, check=check, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=50)
 
 
 @contextmanager
@@ -38,9 +36,7 @@ def started(*arguments: object, **options: Any) -> Iterator["subprocess.Popen[st
     """A program that is killed if it is still there in the end."""
     command = [sys.executable, *map(str, arguments)]
     pipe = subprocess.PIPE
-    process = subprocess.Popen(
-        command, env=environment(), text=True, stdin=pipe, stdout=pipe, stderr=pipe, **options
-    )
+    process = subprocess.Popen(command, env=environment(), text=True, stdin=pipe, stdout=pipe, stderr=pipe, **options)
     with process:
         try:
             yield process
@@ -69,9 +65,7 @@ def connect(port: object) -> socket.socket:
         ("udp_server", ["udp_client_1", "udp_client_2"], ["CLIENT1111", "CLIENT2222"]),
     ],
 )
-def test_the_textbooks_programs_run(
-    server: str, clients: list[str], answers: list[str], tmp_path: Path
-) -> None:
+def test_the_textbooks_programs_run(server: str, clients: list[str], answers: list[str], tmp_path: Path) -> None:
     """Two clients at once, which loop for ever, each get their own answers; only the port is changed."""
     kind = socket.SOCK_STREAM if server.startswith("tcp") else socket.SOCK_DGRAM
     with socket.socket(socket.AF_INET, kind) as probe:

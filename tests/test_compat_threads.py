@@ -55,9 +55,7 @@ class Echo(compat.BaseRequestHandler):
 
 
 @pytest.mark.parametrize("kind", ["ThreadingTCPServer", "ThreadingUDPServer"])
-def test_at_the_bound_taking_pauses_and_everything_is_served(
-    kind: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_at_the_bound_taking_pauses_and_everything_is_served(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     """Never more than max_threads at a time; one warning with the oldest handler's stack; a counter."""
     gate = threading.Event()
     running: list[int] = []
@@ -290,9 +288,7 @@ def test_threads_end_with_the_server() -> None:
                 client.sendall(b"abc")
                 assert client.recv(100) == b"ABC"
                 client.close()
-            ours = [
-                thread for thread in threading.enumerate() if thread.name.startswith("ThreadingTCPServer-")
-            ]
+            ours = [thread for thread in threading.enumerate() if thread.name.startswith("ThreadingTCPServer-")]
             assert ours
         for thread in ours:
             thread.join(10)

@@ -178,9 +178,7 @@ def test_hooks_see_a_connection_whose_handshake_is_done(
     assert seen.get(timeout=10) == thread.ident
 
 
-def test_a_failed_handshake_is_closed_without_hooks(
-    context: ssl.SSLContext, trusting: ssl.SSLContext
-) -> None:
+def test_a_failed_handshake_is_closed_without_hooks(context: ssl.SSLContext, trusting: ssl.SSLContext) -> None:
     """As in the stdlib, where get_request raises; the next client is served."""
     server = tls_listener(compat.ThreadingTCPServer, context)
     with serving(server):
@@ -194,9 +192,7 @@ def test_a_failed_handshake_is_closed_without_hooks(
         assert ask(server, trusting) == b"ABC"
 
 
-def test_handshake_callbacks_run_outside_a_running_loop(
-    authority: trustme.CA, trusting: ssl.SSLContext
-) -> None:
+def test_handshake_callbacks_run_outside_a_running_loop(authority: trustme.CA, trusting: ssl.SSLContext) -> None:
     """A server-name callback is user code, and may use asyncio.run like every hook."""
     import asyncio
 
@@ -214,9 +210,7 @@ def test_handshake_callbacks_run_outside_a_running_loop(
     assert names.get(timeout=10) == "localhost"
 
 
-def test_a_get_request_that_turns_out_to_wrap_is_found_out(
-    context: ssl.SSLContext, trusting: ssl.SSLContext
-) -> None:
+def test_a_get_request_that_turns_out_to_wrap_is_found_out(context: ssl.SSLContext, trusting: ssl.SSLContext) -> None:
     """Even when its code does not say so: after the first connection that speaks."""
 
     class Server(compat.ThreadingTCPServer):
@@ -232,9 +226,7 @@ def test_a_get_request_that_turns_out_to_wrap_is_found_out(
             assert ask(server, trusting) == b"ABC"
 
 
-def test_a_listener_without_handshakes_is_left_alone(
-    context: ssl.SSLContext, trusting: ssl.SSLContext
-) -> None:
+def test_a_listener_without_handshakes_is_left_alone(context: ssl.SSLContext, trusting: ssl.SSLContext) -> None:
     """With do_handshake_on_connect=False the handler makes the handshake, in its own thread."""
 
     def handler(request: Any, *_: Any) -> None:
@@ -247,9 +239,7 @@ def test_a_listener_without_handshakes_is_left_alone(
         assert ask(server, trusting) == b"ABC"
 
 
-def test_handle_request_gives_a_silent_client_only_so_long(
-    context: ssl.SSLContext, trusting: ssl.SSLContext
-) -> None:
+def test_handle_request_gives_a_silent_client_only_so_long(context: ssl.SSLContext, trusting: ssl.SSLContext) -> None:
     """There no loop runs beside it, so the next client waits until then."""
     server = tls_listener(compat.TCPServer, context)
     server.ssl_handshake_timeout = 0.1
@@ -265,9 +255,7 @@ def test_handle_request_gives_a_silent_client_only_so_long(
         client.join()
 
 
-def test_graceful_timeout_wakes_a_handler_that_reads_tls(
-    context: ssl.SSLContext, trusting: ssl.SSLContext
-) -> None:
+def test_graceful_timeout_wakes_a_handler_that_reads_tls(context: ssl.SSLContext, trusting: ssl.SSLContext) -> None:
     """The connection below is shut down, which the handler sees as the end of the stream or its error."""
     ended: queue.Queue[bool] = queue.Queue()
 

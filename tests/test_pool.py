@@ -123,9 +123,7 @@ def test_calls_are_served_when_some_threads_cannot_be_started(
     assert start.refused > 0
 
 
-def test_no_thread_at_all_is_an_error_of_the_producer(
-    pool: ThreadPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_thread_at_all_is_an_error_of_the_producer(pool: ThreadPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a thread that could ever take it, a call is given back, and the next one is served."""
     UnreliableStart(monkeypatch, lambda attempt: attempt <= 2)
     for _ in range(2):
@@ -135,9 +133,7 @@ def test_no_thread_at_all_is_an_error_of_the_producer(
     assert pool.submit(int, "7").result(5) == 7
 
 
-def test_producers_in_parallel_learn_that_there_is_no_thread(
-    pool: ThreadPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_producers_in_parallel_learn_that_there_is_no_thread(pool: ThreadPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever found the token taken learns from its future what the other's attempt came to."""
     UnreliableStart(monkeypatch, lambda _: True)
     outcomes: list[str] = []
@@ -158,9 +154,7 @@ def test_producers_in_parallel_learn_that_there_is_no_thread(
     assert len(pool) == 0
 
 
-def test_a_worker_that_cannot_start_the_next_says_so(
-    pool: ThreadPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_that_cannot_start_the_next_says_so(pool: ThreadPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two calls that wait for each other meet once wake() is tried again, as `on_starved` asks for."""
     UnreliableStart(monkeypatch, lambda attempt: attempt in {2, 3})
     starved, met = threading.Event(), threading.Event()
