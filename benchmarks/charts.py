@@ -39,7 +39,6 @@ def chart(run: Run, workload: str) -> str | None:
     if len(results) < 2 or results[-1].best <= 0:
         return None
     described = run.workloads[workload]
-    base = next((result.best for result in results if result.best > 0), 1.0)
     longest = max(result.worst for result in results)
     scale = (WIDTH - LEFT - RIGHT) / longest
     height = TOP + ROW * len(results) + 12
@@ -58,7 +57,7 @@ def chart(run: Run, workload: str) -> str | None:
         f'<line class="axis" x1="{LEFT}" y1="{TOP - 8}" x2="{LEFT}" y2="{height - 8}"/>',
     ]
     for i, result in enumerate(results):
-        parts += _bar(run, result, TOP + i * ROW, scale, base)
+        parts += _bar(run, result, TOP + i * ROW, scale, tables.base(run, workload))
     return "\n".join([*parts, "</svg>", ""])
 
 

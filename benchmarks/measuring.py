@@ -214,7 +214,7 @@ class Bench:
                 self.run.result(first.name, name).cold.append(cold)
             contender.warm_up(self.load, self.settings.warm_up)
             warm = True
-        return warm
+        return warm  # noqa: RET504 - false when a failure was recorded instead
 
     def _sample(self, contender: Contender, workload: Workload) -> None:
         result = self.run.result(workload.name, contender.peer.name)

@@ -49,7 +49,7 @@ def row(run: Run, result: Result, best: float) -> list[str]:
     """One line of a workload's table."""
     if not result.samples:
         return [title(run, result.peer), f"failed: {result.error}"]
-    ratio = result.best / best if best > 0 else math.nan
+    ratio = result.best / best
     return [
         title(run, result.peer) + (" (!)" if result.error else ""),
         number(result.best),
@@ -63,6 +63,11 @@ def row(run: Run, result: Result, best: float) -> list[str]:
         percent(result.beside("server_busy")),
         percent(result.beside("load_busy")),
     ]
+
+
+def base(run: Run, workload: str) -> float:
+    """The best figure that is not zero (the C server holds no memory for a connection), NaN if there is none."""
+    return next((result.best for result in run.of(workload) if result.best > 0), math.nan)
 
 
 def text_table(rows: list[list[str]], left: int = 1) -> str:
@@ -85,9 +90,7 @@ def text_table(rows: list[list[str]], left: int = 1) -> str:
 
 def workload_table(run: Run, workload: str) -> list[list[str]]:
     """Headings and rows of one workload, with the columns that have anything to say."""
-    results = run.of(workload)
-    best = next((result.best for result in results if result.samples), math.nan)
-    rows = [HEADINGS, *(row(run, result, best) for result in results)]
+    rows = [HEADINGS, *(row(run, result, base(run, workload)) for result in run.of(workload))]
     keep = [i for i in range(len(HEADINGS)) if i == 0 or any(len(cells) > 2 and cells[i] != "-" for cells in rows[1:])]
     return [cells if len(cells) == 2 else [cells[i] for i in keep] for cells in rows]
 
@@ -137,14 +140,13 @@ def markdown_table(rows: list[list[str]], left: int = 1) -> str:
 
 def overview(run: Run) -> list[list[str]]:
     """Peers by workloads: each figure as a multiple of the best of its column."""
-    names = [name for name in run.workloads if any(result.samples for result in run.of(name)) and name != "import"]
+    names = [name for name in run.workloads if not math.isnan(base(run, name)) and name != "import"]
     rows = [["", *names]]
     for peer in run.peers:
         cells = []
         for name in names:
-            best = run.of(name)[0].best
             figure = run.figure(name, peer)
-            cells.append("" if math.isnan(figure) else f"{figure / best:.2f}" if best > 0 else number(figure))
+            cells.append("" if math.isnan(figure) else f"{figure / base(run, name):.2f}")
         if any(cells):
             rows.append([title(run, peer), *cells])
     return rows

@@ -6,8 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from benchmarks.peers import PEERS
+
 if TYPE_CHECKING:
     from benchmarks.results import Run
+
+
+def title_of(name: str) -> str:
+    """The title of a peer, whether or not it took part; imports are their own titles."""
+    return next((peer.title for peer in PEERS if peer.name == name), name)
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class Target:
 
     def wording(self, run: Run) -> str:
         """The promise in words."""
-        title = run.peers.get(self.against, {}).get("title", self.against)
+        title = title_of(self.against)
         if not self.against:
             return f"at most {self.bound:,g} {run.workloads[self.workload]['unit'].split(',')[0]}"
         if self.against == "cold":
@@ -97,7 +104,7 @@ def table(run: Run) -> list[list[str]]:
             continue
         value = target.value(run)
         shown = "-" if math.isnan(value) else f"{value:,.4g}" if not target.against else f"{value:.2f}"
-        who = run.peers.get(target.peer, {}).get("title", target.peer)
+        who = title_of(target.peer)
         verdict = {"met": "met", "missed": "MISSED"}.get(target.verdict(run), "not measured")
         rows.append([run.workloads[target.workload]["title"], who, target.wording(run), shown, verdict])
     return rows
