@@ -22,13 +22,14 @@ class LoadError(Exception):
 def compile_c(
     source: Path, name: str = "", *, defines: tuple[str, ...] = (), libraries: tuple[str, ...] = ()
 ) -> Path | None:
-    """The program built from a C file, anew when the file is newer; None when there is no compiler.
+    """The program built from a C file, anew when it or its parts are newer; None when there is no compiler.
 
     Raises:
         subprocess.CalledProcessError: The compiler refused the file.
     """
     program = BUILD / (name or source.stem)
-    if program.exists() and program.stat().st_mtime >= source.stat().st_mtime:
+    parts = [source, *source.parent.glob(f"{source.stem}_*.h")]
+    if program.exists() and program.stat().st_mtime >= max(part.stat().st_mtime for part in parts):
         return program
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:

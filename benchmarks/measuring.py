@@ -99,18 +99,10 @@ def measure(peers: list[Peer], workloads: list[Workload], settings: Settings, st
             "load": "C" if load.c else "Python",
         },
         machine=machine.describe(),
-        peers={
-            peer.name: {
-                "title": peer.title,
-                "ours": peer.ours,
-                "versions": peer.versions(),
-                "missing": peer.missing(),
-            }
-            for peer in peers
-        },
+        peers={peer.name: peer.describe() for peer in peers},
         workloads={each.name: {"title": each.title, "unit": each.unit} for each in workloads},
+        notes=_notes(load, workloads, settings),
     )
-    run.notes = _notes(load, workloads, settings)
     bench = Bench(run, load, settings, server_core, step)
     present = [peer for peer in peers if peer.missing() is None]
     for turn in range(settings.starts):

@@ -37,6 +37,10 @@ class Peer:
         """The version of each required distribution that is installed."""
         return {name: found for name in self.requires if (found := _version(name)) is not None}
 
+    def describe(self) -> dict[str, object]:
+        """What a run records of it."""
+        return {"title": self.title, "ours": self.ours, "versions": self.versions(), "missing": self.missing()}
+
     def missing(self) -> str | None:
         """Why it cannot take part, or None."""
         absent = [name for name in self.requires if _version(name) is None]
