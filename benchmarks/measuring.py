@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     Step = Callable[[str, int], None]
 
 QUICK_IDLE = 2000
-QUICK_BUDGET = 45.0  # seconds; on two quiet cores the whole takes about 75, and it should end within 120
+QUICK_BUDGET = 45.0  # seconds; the whole needs some 70 s of CPU time and should end within 120 s on a busy machine too
 PATIENCE = 20.0  # beyond a sample's own length: for 1,000 connections, and for answers that are lost
 
 
