@@ -5,10 +5,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help serve test test-without-uvloop style types coverage runtime dev clean
+.PHONY: help serve test test-without-uvloop style types coverage bench bench-environment runtime dev clean
 
 help:
-	@sed -n '1,4s/^# \{0,1\}//p' Makefile; echo "Further targets: style, types, coverage, test-without-uvloop, clean"
+	@sed -n '1,4s/^# \{0,1\}//p' Makefile; echo "Further targets: bench, style, types, coverage, test-without-uvloop, clean"
 
 serve: runtime
 	@$(BIN)/python -m asyncserver
@@ -36,10 +36,15 @@ coverage: dev
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 
+bench: bench-environment
+	@echo "Ready. About two minutes: $(BIN)/python -m benchmarks --quick"
+	@echo "The whole, with results to keep: $(BIN)/python -m benchmarks --json results.json; all options: --help"
+
 # An environment is made anew when the interpreter or pyproject.toml changed since it was made.
 runtime: INSTALL = -e .
 dev: INSTALL = -e . --group dev
-runtime dev:
+bench-environment: INSTALL = -e . --group bench
+runtime dev bench-environment:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("asyncserver needs Python 3.11 or newer; \
 	$(PYTHON) is %d.%d. Name another: PYTHON=python3.12 make ..." % v[:2])'
 	@want="$$($(PYTHON) -c 'import sys; print(sys.version.split()[0], sys.base_prefix)') $$(cksum < pyproject.toml)"; \
@@ -48,7 +53,7 @@ runtime dev:
 		$(PYTHON) -m venv --clear $(VENV) && \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip && \
 		echo "$$want" > $(VENV)/.made; }
-	@[ -e $(VENV)/.made-$@ ] || [ -e $(VENV)/.made-dev ] || { \
+	@[ -e $(VENV)/.made-$@ ] || [ $@ = runtime -a -e $(VENV)/.made-dev ] || { \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check $(INSTALL) && touch $(VENV)/.made-$@; }
 
 clean:

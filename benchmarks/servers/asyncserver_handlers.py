@@ -1,0 +1,50 @@
+"""asyncserver with coroutine handlers; `--variant protocol`: asyncio protocols through `from_protocol`."""
+
+import asyncio
+from typing import Any
+
+import asyncserver
+from benchmarks.servers.asyncio_protocol import DatagramEcho, Echo
+from benchmarks.servers.contract import BACKLOG, HOST, arguments, ready, run_on_loop, tls_context
+
+
+async def echo(stream: asyncserver.Stream) -> None:
+    async for data in stream:
+        await stream.send(data)
+
+
+async def answer(datagram: asyncserver.Datagram) -> bytes:
+    return datagram.data
+
+
+def serving() -> Any:
+    protocol = options.variant == "protocol"
+    if options.kind == "udp":
+        handler = asyncserver.from_protocol(DatagramEcho) if protocol else answer
+        return asyncserver.serve_datagrams(handler, HOST, options.port)
+    stream_handler = asyncserver.from_protocol(Echo) if protocol else echo
+    if options.kind == "unix":
+        return asyncserver.serve(stream_handler, path=options.path, backlog=BACKLOG)
+    return asyncserver.serve(
+        stream_handler,
+        HOST,
+        options.port,
+        backlog=BACKLOG,
+        ssl=tls_context(options),
+        reuse_port=options.workers > 1,
+    )
+
+
+async def main() -> None:
+    async with serving() as server:
+        ready(server.addresses[0])
+        await asyncio.get_running_loop().create_future()
+
+
+if __name__ == "__main__":
+    options = arguments()
+    if options.workers > 1:
+        ready((HOST, options.port))
+        asyncserver.run(serving(), loop=options.loop, workers=options.workers)
+    else:
+        run_on_loop(options, main)

@@ -1,0 +1,180 @@
+"""The benchmarks run, and what they write can be read: not how fast anything is."""
+
+import dataclasses
+import json
+import math
+import sys
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from benchmarks import charts, cli, guard, peers, tables, targets, workloads
+from benchmarks.results import Result, Run, read
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="the harness reads Linux's process clocks")
+
+
+@pytest.fixture
+def made_up() -> Run:
+    """A run with known figures: asyncserver 1.2 times the raw protocol, trio missing, gevent failed."""
+    run = Run(
+        started="2026-01-02T03:04:05+00:00",
+        settings={
+            "rounds": 2, "seconds_per_sample": 1.0, "quick": False, "server_core": 0, "load_core": 1, "load": "C",
+        },
+        machine={"cpu": "a <fast> one", "cores": 2, "kernel": "Linux 6", "python": "CPython 3.13.0"},
+        peers={
+            name: {"title": name, "ours": "asyncserver" in name, "versions": {}, "missing": None}
+            for name in ("asyncserver-uvloop", "protocol-uvloop", "gevent")
+        },
+        workloads={"tcp-64": {"title": "TCP echo", "unit": "us"}},
+    )  # fmt: skip
+    run.peers["trio"] = {"title": "trio", "ours": False, "versions": {}, "missing": "trio not installed"}
+    run.results = [
+        Result("tcp-64", "asyncserver-uvloop", [{"value": 14.0}, {"value": 12.0, "p50_us": 3.0}]),
+        Result("tcp-64", "protocol-uvloop", [{"value": 10.0}, {"value": 11.0}]),
+        Result("tcp-64", "gevent", error="it fell over"),
+    ]
+    return run
+
+
+@linux
+@pytest.mark.parametrize("more", [[], ["--python-load"]], ids=["compiled load", "python load"])
+def test_harness_measures_a_peer_and_writes_valid_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    """One workload on one peer: the JSON holds a sample, a cold sample and the machine; the table names the peer."""
+    target = tmp_path / "run.json"
+    words = ["--workload", "tcp-64", "--peer", "protocol-asyncio", "--rounds", "1", "--seconds", "0.1"]
+    assert cli.main([*words, *more, "--json", str(target)]) == 0
+    run = read(target)
+    (result,) = run.results
+    assert (result.workload, result.peer, result.error) == ("tcp-64", "protocol-asyncio", None)
+    (sample,) = result.samples
+    assert sample["operations"] > 100
+    assert 0 < sample["value"] < 10_000
+    assert sample["lost_percent"] == 0
+    assert sample["p50_us"] <= sample["p99_us"]
+    assert len(result.cold) == 1
+    assert run.machine["python"].endswith(sys.version.split()[0])
+    assert "asyncio.Protocol, asyncio" in capsys.readouterr().out
+
+
+@linux
+def test_server_that_cannot_start_is_reported_with_its_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A broken peer does not end the run, and the table says what it said."""
+    peer = peers.select(["protocol-asyncio"])[0]
+    broken = dataclasses.replace(peer, name="broken", title="Broken", arguments=("--loop", "none"))
+    monkeypatch.setattr(peers, "PEERS", (broken,))
+    words = ["--workload", "tcp-64", "--peer", "broken", "--rounds", "1", "--json", str(tmp_path / "run.json")]
+    assert cli.main(words) == 0
+    (result,) = read(tmp_path / "run.json").results
+    assert result.error is not None
+    assert "invalid choice: 'none'" in result.error
+    assert "invalid choice: 'none'" in capsys.readouterr().out
+
+
+def test_missing_peer_is_named_with_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A distribution that is not installed makes a peer missing, not absent."""
+    peer = dataclasses.replace(peers.PEERS[0], requires=("no-such-distribution",))
+    assert "no-such-distribution not installed" in (peer.missing() or "")
+
+
+@pytest.mark.parametrize("words", [["--peer", "nobody"], ["--workload", "nothing"]])
+def test_unknown_names_are_refused_with_the_known_ones(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """The error lists what there is."""
+    with pytest.raises(SystemExit):
+        cli.main(words)
+    assert "there are: " in capsys.readouterr().err
+
+
+def test_best_first_and_failures_last(made_up: Run) -> None:
+    """The order of a table is that of the best rounds; nobody is left out."""
+    assert [result.peer for result in made_up.of("tcp-64")] == ["protocol-uvloop", "asyncserver-uvloop", "gevent"]
+    text = tables.text(made_up)
+    assert "failed: it fell over" in text
+    assert "trio not installed" in text
+
+
+def test_figures_of_a_result(made_up: Run) -> None:
+    """Best and worst are over the rounds, the others come from the best round."""
+    result = made_up.result("tcp-64", "asyncserver-uvloop")
+    assert (result.best, result.worst, result.beside("p50_us")) == (12.0, 14.0, 3.0)
+    assert math.isnan(result.best_cold)
+
+
+@pytest.mark.parametrize(
+    ("target", "value", "verdict"),
+    [
+        (targets.Target("tcp-64", "asyncserver-uvloop", 1.3, "protocol-uvloop"), 1.2, "met"),
+        (targets.Target("tcp-64", "asyncserver-uvloop", 1.1, "protocol-uvloop"), 1.2, "missed"),
+        (targets.Target("tcp-64", "asyncserver-uvloop", 5, "protocol-uvloop", minus=True), 2.0, "met"),
+        (targets.Target("tcp-64", "asyncserver-uvloop", 10), 12.0, "missed"),
+        (targets.Target("tcp-64", "asyncserver-uvloop", 1.3, "gevent"), math.nan, "not measured"),
+        (targets.Target("tcp-64", "asyncserver-uvloop", 1.1, "cold"), math.nan, "not measured"),
+    ],
+)
+def test_targets_compare_best_rounds(made_up: Run, target: targets.Target, value: float, verdict: str) -> None:
+    """Ratio, difference and bare figure; what was not measured is neither met nor missed."""
+    assert target.value(made_up) == pytest.approx(value, nan_ok=True)
+    assert target.verdict(made_up) == verdict
+
+
+def test_targets_name_known_peers_and_workloads() -> None:
+    """A renamed peer or workload cannot silently turn a target into `not measured`."""
+    names = {peer.name for peer in peers.PEERS}
+    quick = {workload.name: workload for workload in workloads.select([], quick=True)}
+    for target in targets.TARGETS:
+        assert target.workload in quick
+        if quick[target.workload].mode != "import":
+            assert {target.peer, target.against} - {"", "cold"} <= names
+
+
+def test_report_makes_markdown_and_charts_that_parse(made_up: Run, tmp_path: Path) -> None:
+    """The report holds the targets, every peer, and a well-formed chart for both colour schemes."""
+    made_up.save(tmp_path / "run.json")
+    assert cli.main(["report", str(tmp_path / "run.json")]) == 0
+    markdown = (tmp_path / "README.md").read_text()
+    assert "![TCP echo](tcp-64.svg)" in markdown
+    assert "failed: it fell over" in markdown
+    drawing = (tmp_path / "tcp-64.svg").read_text()
+    assert ET.fromstring(drawing).tag.endswith("svg")
+    assert "prefers-color-scheme: dark" in drawing
+    assert "1.20 x" in drawing
+
+
+def test_no_chart_for_a_single_peer(made_up: Run) -> None:
+    """One bar compares nothing."""
+    made_up.results = made_up.results[:1]
+    assert charts.chart(made_up, "tcp-64") is None
+
+
+def test_results_of_another_format_are_refused(tmp_path: Path) -> None:
+    """An old file is not misread."""
+    (tmp_path / "old.json").write_text(json.dumps({"format": 0}))
+    with pytest.raises(ValueError, match="not a result of format"):
+        read(tmp_path / "old.json")
+
+
+def test_guard_tolerates_little_and_reports_both_directions() -> None:
+    """More, less, new; and within the tolerance the same."""
+    stored = {"a": 100.0, "b": 100.0, "c": 100.0}
+    verdicts = dict(guard.compare(stored, {"a": 102.0, "b": 110.0, "c": 90.0, "d": 1.0}))
+    assert verdicts == {"a": "same", "b": "more", "c": "less", "d": "new"}
+
+
+@linux
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="sys.monitoring came with Python 3.12")
+def test_guard_counts_repeat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Stored, counted again and compared: the same; with another figure in the store: a failure."""
+    monkeypatch.setattr(guard, "STORE", tmp_path / "guard.json")
+    case = "asyncserver message asyncio"
+    assert guard.main(["--case", case, "--update"]) == 0
+    assert guard.main(["--case", case]) == 0
+    store = json.loads(Path(guard.STORE).read_text())
+    store[guard.version()][case]["bytecodes"] *= 0.9
+    guard.STORE.write_text(json.dumps(store))
+    assert guard.main(["--case", case]) == 1
