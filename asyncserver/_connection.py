@@ -154,6 +154,7 @@ class Connection:
         self._unwatch()
         self._send = functools.partial(self._refuse_broken, exc)
         self._recv = functools.partial(self._receive_rest, exc)
+        self._wake_all()  # a task that waits in the other direction would wait for ever
         return self._brokenness(exc)
 
     def _brokenness(self, exc: OSError) -> anyio.BrokenResourceError:
