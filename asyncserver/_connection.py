@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ._types import Address
 
 CHUNK = 65536  # what one receive takes at most unless told otherwise; anyio's default, and a pipe's capacity
+_RECORD = 16384  # the payload of a TLS record at most (RFC 8446, 5.1)
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # socket(7): SO_LINGER with no time discards what is unsent and resets
 
@@ -195,7 +196,7 @@ class Connection:
             if self._fd < 0:
                 refuse_closed(None)
         self._recv = self._read = self._read_tls
-        self._send = sock.send
+        self._send = self._send_tls
 
     def _read_tls(self, max_bytes: int) -> bytes:
         sock = self._sock
@@ -206,6 +207,10 @@ class Connection:
         if len(data) == max_bytes:
             self._unwatch()  # the rest of a record is in OpenSSL, where the loop cannot see it: try that first
         return data
+
+    def _send_tls(self, item: Any) -> int:
+        """Send a record: given more, OpenSSL goes on until the kernel is full, and does not tell how far it came."""
+        return self._sock.send(item if len(item) <= _RECORD else memoryview(item)[:_RECORD])
 
     async def _close_notify(self, sock: ssl.SSLSocket) -> None:
         """Send TLS's end of stream; does not wait for the peer's."""
