@@ -250,17 +250,18 @@ class Stream(ServedConnection, ByteStream):
             raise self._broken(exc) from exc
         self.bytes_sent += sent
         if sent != len(item):
-            await self._send_rest(memoryview(item)[sent:])
+            await self._send_rest(memoryview(item)[sent:], blocked=not sent)
         if self._answered != self.bytes_received:
             self._answered = self.bytes_received
         elif self._spun():  # nothing was received since the last send, so nothing may have been waited for
             await asyncio.sleep(0)
 
-    async def _send_rest(self, rest: memoryview) -> None:
+    async def _send_rest(self, rest: memoryview, *, blocked: bool) -> None:
         tls = isinstance(self._sock, ssl.SSLSocket)
         write, self._send = self._send, refuse_busy
-        after = write  # what the next send() does
-        blocked = not tls  # OpenSSL takes one record at a time, a plain socket as much as there is room for
+        # What the next send() does: OpenSSL insists on finishing the record it has begun.
+        after = refuse_torn if tls and blocked else write
+        blocked = blocked or not tls  # we give OpenSSL a record at a time, a plain socket as much as there is room for
         try:
             while rest:
                 if blocked:
@@ -273,8 +274,7 @@ class Stream(ServedConnection, ByteStream):
                     sent = write(rest)
                 except (BlockingIOError, ssl.SSLWantWriteError):
                     self._check_idle_write()
-                    blocked = True
-                    after = refuse_torn if tls else write  # OpenSSL insists on finishing the record it has begun
+                    blocked, after = True, refuse_torn if tls else write
                     continue
                 except OSError as exc:
                     raise self._broken(exc) from exc
