@@ -12,10 +12,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import math
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
-import anyio.lowlevel
 
 from ._tasks import start_task
 from .reports import DrainReport, ServerStats, outcome_of
@@ -102,7 +102,7 @@ class Server:
 
     def stats(self) -> ServerStats:
         """Count what has happened so far."""
-        active = len(self._live) + len(self._finishing) + (self._starting is not None)
+        active = len(self._live) + (self._starting is not None)
         return ServerStats(**{**self._count, **self._measured(), "active": active})
 
     def pause(self) -> None:
@@ -299,20 +299,17 @@ class Server:
     async def _outlast(self, task: asyncio.Task[_Result]) -> _Result:
         """Wait for a task of ours to its end; being cancelled hurries it, and is passed on afterwards."""
         cancelled: asyncio.CancelledError | None = None
-        try:
-            await anyio.lowlevel.checkpoint_if_cancelled()
-            shield = False
-        except asyncio.CancelledError as exc:  # before we began: that asks for the usual drain
-            cancelled = exc
-            shield = True
+        # An anyio scope cancels again in every round of the loop. One that was cancelled before has got us here, and
+        # says nothing about how long the drain may take; one that is cancelled meanwhile is heard once.
+        shield = anyio.current_effective_deadline() == -math.inf
         while not task.done():
-            with anyio.CancelScope(shield=shield):  # an anyio scope would cancel again in every round of the loop
-                try:
+            try:
+                with anyio.CancelScope(shield=shield):
                     await asyncio.wait([task])
-                except asyncio.CancelledError as exc:
-                    cancelled = exc
-                    shield = True
-                    self._hasten(self._loop.time())
+            except asyncio.CancelledError as exc:
+                cancelled = exc
+                shield = True
+                self._hasten(self._loop.time())
         if cancelled is not None:
             raise cancelled
         return task.result()
