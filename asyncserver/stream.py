@@ -265,7 +265,9 @@ class Stream(ServedConnection, ByteStream):
         try:
             while rest:
                 if blocked:
+                    self._check_idle_write()
                     await self._writable()
+                    self._check_idle_write()  # before a try: the kernel may take a little without the peer's doing
                 elif self._spun():
                     await asyncio.sleep(0)
                 if self._send is not refuse_busy:  # closed meanwhile
@@ -273,7 +275,6 @@ class Stream(ServedConnection, ByteStream):
                 try:
                     sent = write(rest)
                 except (BlockingIOError, ssl.SSLWantWriteError):
-                    self._check_idle_write()
                     blocked, after = True, refuse_torn if tls else write
                     continue
                 except OSError as exc:
