@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Most tests wait for something; four at a time keep two cores busy.
+PARALLEL := -n 4
 
 .PHONY: help serve test test-without-uvloop style types coverage bench bench-environment runtime dev clean
 
@@ -14,13 +16,13 @@ serve: runtime
 	@$(BIN)/python -m asyncserver
 
 test: dev
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 # The same tests on the standard library's loop alone, in an environment that never saw uvloop.
 test-without-uvloop:
 	@$(MAKE) --no-print-directory VENV=$(VENV)-without-uvloop dev
 	@$(VENV)-without-uvloop/bin/python -m pip uninstall --quiet --yes uvloop
-	@$(VENV)-without-uvloop/bin/python -m pytest $(ARGS)
+	@$(VENV)-without-uvloop/bin/python -m pytest $(PARALLEL) $(ARGS)
 
 style: dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
