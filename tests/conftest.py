@@ -12,10 +12,10 @@ import pytest
 import trustme
 
 import asyncserver
-from tests.support import INTERRUPTIONS, Transport
+from tests.support import INTERRUPTIONS, Interrupt, Transport
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 try:
@@ -46,12 +46,10 @@ def pytest_asyncio_loop_factories(
 
 @pytest.fixture(autouse=True)
 def _no_stray_errors(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Fail a test after which the loop has had to log an error: an exception in a callback, a task never awaited."""
+    """Fail a test in which the loop had to log an error, such as an exception in a callback."""
     yield
     stray = [
-        record
-        for record in caplog.get_records("call")
-        if record.name == "asyncio" and record.levelno >= logging.ERROR
+        record for record in caplog.get_records("call") if record.name == "asyncio" and record.levelno >= logging.ERROR
     ]
     assert not stray, [record.getMessage() for record in stray]
 
@@ -108,6 +106,6 @@ def tls(tmp_path: Path, server_context: ssl.SSLContext, client_context: ssl.SSLC
 
 
 @pytest.fixture(params=list(INTERRUPTIONS))
-def interrupt(request: pytest.FixtureRequest) -> Callable[[Callable[[], Awaitable[object]]], Awaitable[None]]:
+def interrupt(request: pytest.FixtureRequest) -> Interrupt:
     """Each way to interrupt an operation that waits."""
     return INTERRUPTIONS[request.param]

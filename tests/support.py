@@ -1,4 +1,4 @@
-"""What the tests share: a client for each transport, both ends of a connection in one hand, and the ways to interrupt."""
+"""What the tests share: a client for each transport, both ends of a connection, the ways to interrupt."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 import ssl
 import struct
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import anyio
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from asyncserver import Address, ProtocolHandler, Server, Serving, Stream, StreamHandler
 
 T = TypeVar("T")
+Interrupt: TypeAlias = "Callable[[Callable[[], Awaitable[object]]], Awaitable[None]]"
 
 #: Longer than anything here takes on a busy machine; a test that waits so long has failed.
 PATIENCE = 20.0
@@ -216,7 +217,7 @@ async def within(awaitable: Awaitable[T], seconds: float = PATIENCE) -> T:
 async def eventually(reached: Callable[[], object]) -> None:
     """Wait for what has no event of its own."""
     async with asyncio.timeout(PATIENCE):
-        while not reached():
+        while not reached():  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.002)
 
 
@@ -310,7 +311,7 @@ async def _by_cancel_scope(operation: Callable[[], Awaitable[object]]) -> None:
     assert scope.cancelled_caught
 
 
-INTERRUPTIONS: dict[str, Callable[[Callable[[], Awaitable[object]]], Awaitable[None]]] = {
+INTERRUPTIONS: dict[str, Interrupt] = {
     "cancel": _by_cancel,
     "cancel-twice": _by_cancelling_twice,
     "asyncio.timeout": _by_timeout,
