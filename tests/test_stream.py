@@ -884,10 +884,10 @@ async def test_send_loop_lets_others_run(transport: Transport) -> None:
                 await asyncio.sleep(0)
 
         task = asyncio.create_task(other())
-        for _ in range(1000):
+        for _ in range(200):  # as many small ones as a Unix socket takes before it blocks
             await stream.send(b"x")
         task.cancel()
-        assert turns >= 1000 // 100
+        assert turns >= 200 // 100
 
 
 async def test_one_great_send_lets_others_run(tls: Transport) -> None:
