@@ -228,8 +228,10 @@ async def blocked(operation: Awaitable[T]) -> asyncio.Task[T]:
         return await operation
 
     task = asyncio.get_running_loop().create_task(run())
-    for _ in range(3):  # enough for its first steps; what it waits for cannot have happened yet
-        await asyncio.sleep(0)
+    for _ in range(10_000):
+        await asyncio.sleep(0)  # not there yet: its first steps, or a pause for others
+        if task.done() or task._fut_waiter is not None:  # type: ignore[attr-defined]
+            break
     assert not task.done(), f"expected to wait, but it ended: {task!r}"
     return task
 

@@ -79,9 +79,9 @@ async def test_max_bytes_below_one_is_refused(transport: Transport) -> None:
     async with transport.pair() as (stream, client):
         await client.send(b"abcdef")
         for buffered in (False, True):
-            with pytest.raises(ValueError, match="at least 1|negative"):
+            with pytest.raises(ValueError, match=r"at least 1|negative"):
                 await within(stream.receive(0), 1)
-            with pytest.raises(ValueError, match="at least 1|negative|size"):
+            with pytest.raises(ValueError, match=r"at least 1|negative|size"):
                 await within(stream.receive(-1), 1)
             if not buffered:
                 assert await stream.receive_until(b"b", 10) == b"a"
@@ -928,7 +928,7 @@ def _python_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any
 
 
 def _eager_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Future[Any]:
-    return asyncio.Task(coroutine, loop=loop, eager_start=True, **{**options, "eager_start": True})
+    return asyncio.Task(coroutine, loop=loop, **{**options, "eager_start": True})
 
 
 @pytest.mark.parametrize(

@@ -229,9 +229,7 @@ async def test_cancelled_twice(waiter: Waiter, spawn: Any) -> None:
     assert task.cancelling() == 2
 
 
-async def test_interruptions(
-    waiter: Waiter, interrupt: Callable[[Callable[[], Awaitable[object]]], Awaitable[None]]
-) -> None:
+async def test_interruptions(waiter: Waiter, interrupt: Interrupt) -> None:
     """Timeouts and scopes of both vocabularies end the wait; afterwards the waiter is free and works."""
     await within(interrupt(lambda: _wait(waiter)))
     assert not waiter.busy
