@@ -184,6 +184,14 @@ class Connection:
         except BaseException:  # it has closed the descriptor that it took over
             self._close()
             raise
+        try:
+            await self._shake_hands(sock)
+        finally:
+            self._unwatch()  # what is watched is waited for before anybody asks for the state
+        self._recv = self._read = self._read_tls
+        self._send = self._send_tls
+
+    async def _shake_hands(self, sock: ssl.SSLSocket) -> None:
         while True:
             try:
                 sock.do_handshake()
@@ -192,11 +200,9 @@ class Connection:
             except ssl.SSLWantWriteError:
                 await self._writable()
             else:
-                break
-            if self._fd < 0:
+                return
+            if self._recv is refuse_closed:  # by another task, which may still wait for the peer
                 refuse_closed(None)
-        self._recv = self._read = self._read_tls
-        self._send = self._send_tls
 
     def _read_tls(self, max_bytes: int) -> bytes:
         sock = self._sock

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import ssl
 from typing import TYPE_CHECKING
 
 import pytest
+import trustme
+
+import asyncserver
+from tests.support import INTERRUPTIONS, Interrupt, Transport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
 try:
     import uvloop
@@ -35,3 +42,70 @@ def pytest_asyncio_loop_factories(
     if uvloop is not None and "ASYNCSERVER_TESTS_WITHOUT_UVLOOP" not in os.environ:
         factories["uvloop"] = _debugged(uvloop.new_event_loop)
     return factories
+
+
+@pytest.fixture(autouse=True)
+def _no_stray_errors(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Fail a test in which the loop had to log an error, such as an exception in a callback."""
+    yield
+    stray = [
+        record for record in caplog.get_records("call") if record.name == "asyncio" and record.levelno >= logging.ERROR
+    ]
+    assert not stray, [record.getMessage() for record in stray]
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    """Signs every certificate of the tests."""
+    return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def certfile(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for localhost and 127.0.0.1, with its key, PEM."""
+    path = tmp_path_factory.mktemp("tls") / "server.pem"
+    authority.issue_cert("localhost", "127.0.0.1").private_key_and_cert_chain_pem.write_to_path(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def server_context(certfile: Path) -> asyncserver.TLSContext:
+    """TLS for servers, with the defaults that users get."""
+    return asyncserver.tls_context(certfile)
+
+
+@pytest.fixture(scope="session")
+def client_context(authority: trustme.CA) -> ssl.SSLContext:
+    """TLS for clients who trust the tests' authority."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority.configure_trust(context)
+    return context
+
+
+@pytest.fixture(params=["tcp", "unix", "tls"])
+def transport(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    server_context: ssl.SSLContext,
+    client_context: ssl.SSLContext,
+) -> Transport:
+    """Each way to carry a connection."""
+    return Transport(request.param, tmp_path, server_context, client_context)
+
+
+@pytest.fixture
+def tcp(tmp_path: Path, server_context: ssl.SSLContext, client_context: ssl.SSLContext) -> Transport:
+    """Plain TCP, where nothing else is to be learnt from the others."""
+    return Transport("tcp", tmp_path, server_context, client_context)
+
+
+@pytest.fixture
+def tls(tmp_path: Path, server_context: ssl.SSLContext, client_context: ssl.SSLContext) -> Transport:
+    """TLS over TCP."""
+    return Transport("tls", tmp_path, server_context, client_context)
+
+
+@pytest.fixture(params=list(INTERRUPTIONS))
+def interrupt(request: pytest.FixtureRequest) -> Interrupt:
+    """Each way to interrupt an operation that waits."""
+    return INTERRUPTIONS[request.param]
