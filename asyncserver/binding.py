@@ -14,7 +14,7 @@ import os
 import socket
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .exceptions import BindError
@@ -50,6 +50,7 @@ class Binding:
     fd: int | None = None
     backlog: int = 0
     reuse_port: bool = False
+    slots: int = 1
 
     def __post_init__(self) -> None:
         given = {
@@ -95,7 +96,41 @@ class Binding:
             return [self._open_path(kind, os.fspath(self.path))]
         if self.sock is not None or self.fd is not None:
             return [self._adopt(kind)]
-        addresses = await self._resolve(kind)
+        return self._open_all(kind, await self._resolve(kind))
+
+    def open_slots(self, kind: socket.SocketKind, count: int) -> list[list[BoundSocket]]:
+        """Bind for so many processes, which fork inherits. Blocks while names are resolved; needs no loop.
+
+        Each process has sockets of its own on the same addresses, and the kernel picks one for each client
+        (SO_REUSEPORT). A Unix socket, and one that somebody else has bound, is the same for all of them.
+
+        Args:
+            kind: SOCK_STREAM (the sockets also listen) or SOCK_DGRAM.
+            count: how many processes.
+
+        Returns:
+            for each process its sockets.
+
+        Raises:
+            BindError: an address could not be had; then nothing is left open.
+        """
+        if self.path is not None:
+            return [[self._open_path(kind, os.fspath(self.path))]] * count
+        if self.sock is not None or self.fd is not None:
+            return [[self._adopt(kind)]] * count
+        first = replace(self, slots=count)._open_all(kind, self._resolve_blocking(kind))
+        slots = [first]
+        try:
+            addresses: list[tuple[int, tuple[Any, ...]]] = [(one.sock.family, one.sock.getsockname()) for one in first]
+            further = replace(self, port=addresses[0][1][1], reuse_port=True)
+            slots += [further._open_all(kind, addresses) for _ in range(count - 1)]
+        except BaseException:
+            for bound in (one for slot in slots for one in slot):
+                bound.close()
+            raise
+        return slots
+
+    def _open_all(self, kind: socket.SocketKind, addresses: list[tuple[int, tuple[Any, ...]]]) -> list[BoundSocket]:
         for draws in range(_PORT_DRAWS, -1, -1):
             opened: list[BoundSocket] = []
             try:
@@ -112,20 +147,22 @@ class Binding:
         raise AssertionError("unreachable")
 
     async def _resolve(self, kind: socket.SocketKind) -> list[tuple[int, tuple[Any, ...]]]:
-        hosts = [self.host] if isinstance(self.host, str | None) else self.host
-        found: dict[tuple[int, tuple[Any, ...]], None] = {}  # ordered, each once
-        for host in hosts:
-            try:
-                infos = await asyncio.get_running_loop().getaddrinfo(
-                    host or None, self.port, type=kind, flags=socket.AI_PASSIVE
-                )
-            except (socket.gaierror, UnicodeError) as exc:
-                raise BindError(
-                    getattr(exc, "errno", None) or errno.EINVAL,
-                    f"the host name {host!r} does not resolve ({exc}): check its spelling, or give an address",
-                ) from exc
-            found |= {(info[0], info[4]): None for info in infos}
-        return list(found)
+        getaddrinfo = asyncio.get_running_loop().getaddrinfo
+        found: list[Any] = []
+        for host in self._hosts():
+            with _resolving(host):
+                found += await getaddrinfo(host or None, self.port, type=kind, flags=socket.AI_PASSIVE)
+        return _distinct(found)
+
+    def _resolve_blocking(self, kind: socket.SocketKind) -> list[tuple[int, tuple[Any, ...]]]:
+        found: list[Any] = []
+        for host in self._hosts():
+            with _resolving(host):
+                found += socket.getaddrinfo(host or None, self.port, type=kind, flags=socket.AI_PASSIVE)
+        return _distinct(found)
+
+    def _hosts(self) -> Sequence[str | None]:
+        return [self.host] if isinstance(self.host, str | None) else self.host
 
     def _open_addresses(
         self, kind: socket.SocketKind, addresses: list[tuple[int, tuple[Any, ...]]], opened: list[BoundSocket]
@@ -162,6 +199,9 @@ class Binding:
                 if self.reuse_port:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 sock.bind(address)
+                if self.slots > 1:
+                    # Only now, so that the bind fails where another program serves already, also one of our own.
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 return self._ready(kind, sock)
 
     def _open_path(self, kind: socket.SocketKind, path: str) -> BoundSocket:
@@ -209,12 +249,18 @@ class Binding:
 
 
 class BoundSocket:
-    """A bound socket, and the file that goes with it if it is a Unix socket that we made."""
+    """A bound socket, and the file that goes with it if it is a Unix socket that we made.
+
+    Attributes:
+        shared: another process has it open too and may go on with it.
+        handed_over: another process does go on with it: what is queued there is no longer ours to take.
+    """
 
     def __init__(self, sock: socket.socket, path: str | None = None) -> None:
         self.sock: socket.socket = sock
         self._path = path
         self._identity = _identity(path) if path is not None else None
+        self.shared = self.handed_over = False
 
     @property
     def address(self) -> Address:
@@ -229,6 +275,11 @@ class BoundSocket:
                 os.unlink(self._path)
         self._path = None
         self.sock.close()
+
+    def share(self) -> None:
+        """In a process that has inherited it: file and queue are another's, until `handed_over` is taken back."""
+        self._path = None
+        self.shared = self.handed_over = True
 
 
 def _identity(path: str) -> tuple[int, int] | None:
@@ -263,6 +314,21 @@ def _remove_stale(path: str, kind: socket.SocketKind) -> None:
             if exc.errno != errno.EPROTOTYPE:  # alive, but of the other kind
                 raise
     raise BindError(errno.EADDRINUSE, f"{path!r} belongs to a running server: stop it, or choose another path")
+
+
+def _distinct(infos: list[Any]) -> list[tuple[int, tuple[Any, ...]]]:
+    return list({(info[0], info[4]): None for info in infos})  # in their order
+
+
+@contextlib.contextmanager
+def _resolving(host: str | None) -> Any:
+    try:
+        yield
+    except (socket.gaierror, UnicodeError) as exc:
+        raise BindError(
+            getattr(exc, "errno", None) or errno.EINVAL,
+            f"the host name {host!r} does not resolve ({exc}): check its spelling, or give an address",
+        ) from exc
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .running import run
+from .running import run, run_workers
 from .serving import Serving, serve, serve_datagrams
 from .tls import tls_context
 
@@ -38,7 +38,7 @@ examples:
 A handler of --tcp and --unix is `async def handler(stream)`, one of --udp `async def handler(datagram)`; given both
 kinds of address it gets both. What asyncserver.from_protocol() and from_callback() return will do as well.
 
-exit status: 0 served and drained, 1 an address could not be had, 2 wrong arguments
+exit status: 0 served and drained, 1 an address could not be had or a worker not started, 2 wrong arguments
 """
 
 
@@ -57,11 +57,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
     try:
-        servings = _servings(options)
+        # With workers only they import the handler, so that new ones, after SIGHUP, have new code.
+        servings = _servings(options, upper if options.workers > 1 else None)
     except (TypeError, ValueError, OSError) as exc:
         parser.error(str(exc))
     try:
-        run(*servings, loop=options.loop)
+        if options.workers > 1:
+            run_workers(servings, lambda: _servings(options), options.loop, options.workers)
+        else:
+            run(*servings, loop=options.loop)
     except (OSError, ModuleNotFoundError) as exc:
         print(f"{parser.prog}: {exc}", file=sys.stderr)
         return 1
@@ -121,6 +125,13 @@ def _parser() -> argparse.ArgumentParser:
     program = parser.add_argument_group("program")
     add = program.add_argument
     add(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes that serve; SIGHUP replaces them by new ones with the code of then (default: 1)",
+    )
+    add(
         "--loop",
         choices=("auto", "uvloop", "asyncio"),
         default="auto",
@@ -130,10 +141,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _servings(options: argparse.Namespace) -> list[Serving]:
-    handler: Any = upper
-    if options.handler is not None:
-        handler = _load(options.handler)
+def _servings(options: argparse.Namespace, handler: Any = None) -> list[Serving]:
+    """Make the servers; without a handler given import the one of the command line."""
+    if handler is None:
+        handler = upper if options.handler is None else _load(options.handler)
     if not (options.tcp or options.udp or options.unix):
         if options.handler is not None:
             raise ValueError(f"say where to serve {options.handler}: --tcp HOST:PORT, --udp HOST:PORT or --unix PATH")

@@ -144,7 +144,8 @@ class Endpoint:
         self._owed: int | None = None  # while draining: how many datagrams to read at most
         self.sent: int = 0
         self.failed: int = 0
-        self._dropped = 0
+        # The kernel has counted since the socket was bound, which may have been in another process.
+        self._dropped = -self._meminfo()[_MEMINFO_DROPS]
         # On one address the kernel answers from that address by itself. On every interface it would choose one by the
         # route back, so there each datagram tells where it was sent to: recvmsg instead of recvfrom, about 1 us more.
         self._receive = self._receive_any if self._wildcard() else self._receive_one
@@ -294,19 +295,25 @@ class Endpoint:
         return bool(self._owed)
 
     def drain(self) -> None:
-        """Read what the kernel holds now, then no more; sending goes on."""
+        """Read what the kernel holds now, then no more; sending goes on.
+
+        If another process goes on with the socket, it reads that.
+        """
         self.pause()
+        if self._bound.handed_over:
+            self._owed = 0
+            return
         queued = self._meminfo()[_MEMINFO_QUEUED]
         self._owed = _UNIX_QUEUE if self._unix else queued // _LEAST_QUEUED + 1
 
     def close(self) -> None:
-        """Close the socket; what it still held is counted as dropped."""
+        """Close the socket; what it still held is counted as dropped, unless another process may read it."""
         if self._closed:
             return
         self.pause()
         if self._room is not None:
             self._on_writable()
-        for _ in range(_RECEIVE_BUFFER // _LEAST_QUEUED):
+        for _ in range(0 if self._bound.shared else _RECEIVE_BUFFER // _LEAST_QUEUED):
             try:
                 self.sock.recv(1)
             except OSError:

@@ -96,9 +96,13 @@ class Listener:
             self.resume()
 
     def close(self) -> None:
-        """Accept what the kernel holds already, then close. Closing alone would reset those connections."""
+        """Accept what the kernel holds already, then close. Closing alone would reset those connections.
+
+        Unless another process goes on with the socket: then it also goes on with what is queued.
+        """
         self.pause()
-        self._accept(_LONGEST_QUEUE)
+        if not self._bound.handed_over:
+            self._accept(_LONGEST_QUEUE)
         self._cancel_retry()
         self._bound.close()
 

@@ -10,6 +10,7 @@ import threading
 from typing import TYPE_CHECKING, Literal
 
 from .serving import Serving
+from .workers import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -23,29 +24,63 @@ _logger = logging.getLogger("asyncserver")
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def run(*servings: Serving, loop: Literal["auto", "uvloop", "asyncio"] = "auto") -> None:
+def run(*servings: Serving, loop: Literal["auto", "uvloop", "asyncio"] = "auto", workers: int = 1) -> None:
     """Serve until SIGINT or SIGTERM, or until every server has been closed; then drain and return.
 
     The first signal drains, a second one cancels what is left at once. If a server cannot start, those that did are
     closed and the error is raised. Outside the main thread no signals are handled, since Python delivers them there.
 
+    With several workers this process serves nothing itself. It supervises the workers, which are forked from it:
+
+    * A worker that dies is replaced at once; one that keeps dying after 0.1, 0.2 ... 30 seconds.
+    * SIGHUP starts new workers, waits until they serve, then drains the old ones; new certificates are read from
+      their files. The code in a new worker is this program's as it was when `run()` was called; new code is loaded on
+      SIGHUP only by the command line. If a new worker cannot start, the old one stays. The program itself has to
+      be restarted for a new Python, and for a new asyncserver.
+    * SIGUSR1 logs the counters of all workers together. SIGTERM sent to a worker replaces it.
+    * If this process is killed, the workers drain and leave.
+
+    Call it in the main thread, before the program starts threads: fork does not take them along. What follows
+    `run()`, and `atexit`, is for this process only.
+
     Args:
         servings: what `serve()` and `serve_datagrams()` return, one or several.
         loop: "uvloop", the standard library's "asyncio", or "auto" for uvloop where it is installed.
+        workers: processes that serve; 1 is this one.
 
     Raises:
         BindError: an address could not be had.
+        ChildProcessError: a worker ended before all of them had begun to serve.
         ModuleNotFoundError: uvloop was asked for and is not installed.
-        RuntimeError: called where an event loop runs already.
+        RuntimeError: called where an event loop runs already, or for several workers outside the main thread.
     """
     for serving in servings:
         if not isinstance(serving, Serving):
             raise TypeError(f"run() expects what serve() and serve_datagrams() return; got {serving!r}")
     if not servings:
         raise TypeError("run() needs a server: run(serve(handler, host, port))")
+    if workers != 1:
+        run_workers(servings, lambda: servings, loop, workers)
+        return
     factory = _loop_factory(loop)
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(_run(servings))
+
+
+def run_workers(servings: Sequence[Serving], load: Callable[[], Sequence[Serving]], loop: str, workers: int) -> None:
+    """Run with worker processes, each of which calls `load` for what to serve at the places of `servings`.
+
+    See `run()`, also for what is raised.
+    """
+    if isinstance(workers, bool) or not isinstance(workers, int):
+        raise TypeError(f"workers must be a whole number, got {workers!r}")
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("run(workers=...) handles signals: call it in the main thread")
+    if asyncio._get_running_loop() is not None:
+        raise RuntimeError("run(workers=...) forks: call it where no event loop runs")
+    Supervisor(servings, load, _loop_factory(loop), workers).run()
 
 
 def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:

@@ -19,10 +19,11 @@ from .stream_server import StreamServer
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Awaitable, Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Sequence
     from types import TracebackType
 
     from ._types import DatagramHandler, ErrorHandler, StreamHandler
+    from .binding import BoundSocket
     from .server import Server
 
 __all__ = ["Serving", "serve", "serve_datagrams"]
@@ -39,9 +40,20 @@ class Serving(Coroutine[Any, Any, None]):
     * `async with serving as server:` has bound on entry, serves in the background, and drains on exit.
     """
 
-    def __init__(self, name: str, start: Callable[[], Awaitable[Server]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        binding: Binding,
+        kind: socket.SocketKind,
+        start: Callable[[list[BoundSocket]], Server],
+        drain_timeout: float,
+    ) -> None:
+        self.drain_timeout = drain_timeout
         self._name = name
+        self._binding = binding
+        self._kind = kind
         self._start = start
+        self._bound: list[BoundSocket] | None = None
         self._used = False
         self._coroutine: Coroutine[Any, Any, None] | None = None
         self._server: Server | None = None
@@ -53,7 +65,7 @@ class Serving(Coroutine[Any, Any, None]):
             BindError: an address could not be bound; nothing is left open.
         """
         self._use()
-        self._server = await self._start()
+        self._server = await self._open()
         return self._server
 
     async def __aexit__(
@@ -98,6 +110,20 @@ class Serving(Coroutine[Any, Any, None]):
                 stacklevel=2,
             )
 
+    def open_slots(self, count: int) -> list[list[BoundSocket]]:
+        """Bind for so many worker processes, each of which then calls `take()`. See Binding.open_slots."""
+        self._use()
+        return self._binding.open_slots(self._kind, count)
+
+    def take(self, bound: list[BoundSocket]) -> None:
+        """Serve on these sockets, which have been bound already."""
+        self._bound = bound
+        self._used = False
+
+    async def _open(self) -> Server:
+        bound = self._bound if self._bound is not None else await self._binding.open(self._kind)
+        return self._start(bound)
+
     def _use(self) -> None:
         if self._used:
             raise RuntimeError(f"this {self._name}(...) has been used already: call {self._name}() again")
@@ -110,7 +136,7 @@ class Serving(Coroutine[Any, Any, None]):
         return self._coroutine
 
     async def _serve(self) -> None:
-        server = await self._start()
+        server = await self._open()
         try:
             await server.wait_closed()
         finally:
@@ -185,10 +211,10 @@ def serve(
     _check_context(ssl)
     binding = Binding(host, port, path, path_mode, sock, fd, backlog, reuse_port)
 
-    async def start() -> Server:
+    def start(bound: list[BoundSocket]) -> Server:
         return StreamServer(
             asyncio.get_running_loop(),
-            await binding.open(socket.SOCK_STREAM),
+            bound,
             handler,
             ssl=ssl,
             ssl_handshake_timeout=ssl_handshake_timeout,
@@ -199,7 +225,7 @@ def serve(
             on_error=on_error,
         )
 
-    return Serving("serve", start)
+    return Serving("serve", binding, socket.SOCK_STREAM, start, drain_timeout)
 
 
 def serve_datagrams(
@@ -250,10 +276,10 @@ def serve_datagrams(
     _check_seconds("drain_timeout", drain_timeout, zero=True)
     binding = Binding(host, port, path, path_mode, sock, fd, 0, reuse_port)
 
-    async def start() -> Server:
+    def start(bound: list[BoundSocket]) -> Server:
         return DatagramServer(
             asyncio.get_running_loop(),
-            await binding.open(socket.SOCK_DGRAM),
+            bound,
             handler,
             max_datagram_size=max_datagram_size,
             max_pending=max_pending,
@@ -261,7 +287,7 @@ def serve_datagrams(
             on_error=on_error,
         )
 
-    return Serving("serve_datagrams", start)
+    return Serving("serve_datagrams", binding, socket.SOCK_DGRAM, start, drain_timeout)
 
 
 def _check_handler(handler: object, name: str, argument: str) -> None:
