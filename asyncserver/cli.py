@@ -143,6 +143,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _servings(options: argparse.Namespace, handler: Any = None) -> list[Serving]:
     """Make the servers; without a handler given import the one of the command line."""
+    if options.workers < 1:
+        raise ValueError(f"--workers must be at least 1, got {options.workers}")
     if handler is None:
         handler = upper if options.handler is None else _load(options.handler)
     if not (options.tcp or options.udp or options.unix):

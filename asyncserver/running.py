@@ -59,7 +59,11 @@ def run(*servings: Serving, loop: Literal["auto", "uvloop", "asyncio"] = "auto",
             raise TypeError(f"run() expects what serve() and serve_datagrams() return; got {serving!r}")
     if not servings:
         raise TypeError("run() needs a server: run(serve(handler, host, port))")
-    if workers != 1:
+    if isinstance(workers, bool) or not isinstance(workers, int):
+        raise TypeError(f"workers must be a whole number, got {workers!r}")
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    if workers > 1:
         run_workers(servings, lambda: servings, loop, workers)
         return
     factory = _loop_factory(loop)
@@ -72,10 +76,6 @@ def run_workers(servings: Sequence[Serving], load: Callable[[], Sequence[Serving
 
     See `run()`, also for what is raised.
     """
-    if isinstance(workers, bool) or not isinstance(workers, int):
-        raise TypeError(f"workers must be a whole number, got {workers!r}")
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("run(workers=...) handles signals: call it in the main thread")
     if asyncio._get_running_loop() is not None:
