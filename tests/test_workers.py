@@ -491,7 +491,9 @@ def test_worker_told_to_end_is_replaced_first(start: Start) -> None:
         assert one.file.read(1) == b""
         assert gone(10)
         assert other.ask()
-        assert pid not in {client.ask()[1] for client in both_workers(tcp)}
+        one_of_now, other_of_now = both_workers(tcp)
+        with one_of_now, other_of_now:
+            assert pid not in {one_of_now.ask()[1], other_of_now.ask()[1]}
     assert program.end() == 0
 
 
