@@ -192,7 +192,7 @@ class Supervisor:
         for number in self._wakeup[0].recv(4096):
             if number in _STOP_SIGNALS:
                 self._on_stop(signal.Signals(number).name)
-            elif number == signal.SIGHUP:
+            elif number == signal.SIGHUP and not self._stops:
                 self._on_reload()
             elif number == signal.SIGUSR1:
                 self._ask_stats()
@@ -218,8 +218,6 @@ class Supervisor:
         self._tell_all(STOP, self._patience)
 
     def _on_reload(self) -> None:
-        if self._stops:
-            return
         self._reloads += 1
         logger.info("SIGHUP: starting new workers; those that serve go on until these do")
         for slot in self._slots:
@@ -249,7 +247,6 @@ class Supervisor:
             old, slot.worker, slot.successor = slot.worker, worker, None
             if old is not None:
                 self._retire(old)
-        logger.debug("worker %d serves", worker.pid)
         if all(each.successor is None and each.worker and each.worker.serving for each in self._slots):
             self._complete = True
             if not self._stops:

@@ -403,6 +403,28 @@ def test_stop_under_load_answers_all_that_was_received(start: Start, whom: str) 
     program.expect("accepted=110, active=0, .*completed=110")
 
 
+def test_stop_answers_what_the_kernel_had_queued(start: Start) -> None:
+    """Connections that no worker has accepted when SIGTERM comes are served, in the last worker's last moment."""
+    program = start()
+    tcp, _ = program.serving()
+    one, other = both_workers(tcp)
+    with one, other, contextlib.ExitStack() as stack:
+        pids = [client.ask()[1] for client in (one, other)]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        # More for each worker than it accepts in one go.
+        clients = [stack.enter_context(Client(tcp)) for _ in range(400)]
+        for client in clients:
+            client.send()
+        program.tell(signal.SIGTERM)
+        program.expect("waiting for what runs")
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        for client in clients:
+            client.rest(client.head()[2])
+        assert program.process.wait(20) == 0
+
+
 def test_second_signal_ends_it_at_once(start: Start) -> None:
     """Handlers that would go on for long are cancelled in every worker."""
     program = start()
