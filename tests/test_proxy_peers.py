@@ -111,9 +111,9 @@ def nginx(server: Server, folder: Path, options: str) -> Iterator[Any]:
 
 
 PROXIES = [
-    pytest.param(haproxy, "send-proxy", 1, id="haproxy-v1"),
-    pytest.param(haproxy, "send-proxy-v2", 2, id="haproxy-v2"),
-    pytest.param(nginx, "", 1, id="nginx-v1"),
+    pytest.param(haproxy, "send-proxy", id="haproxy-v1"),
+    pytest.param(haproxy, "send-proxy-v2", id="haproxy-v2"),
+    pytest.param(nginx, "", id="nginx-v1"),
 ]
 
 
@@ -158,9 +158,9 @@ def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
 
 @pytest.mark.parametrize("handler", [shout, asyncserver.from_protocol(Shouting)], ids=["stream", "protocol"])
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-@pytest.mark.parametrize(("proxy", "options", "version"), PROXIES)
+@pytest.mark.parametrize(("proxy", "options"), PROXIES)
 async def test_handler_sees_the_client(
-    proxy: Callable[..., Any], options: str, version: int, tls: bool, handler: Any, tmp_path: Path
+    *, proxy: Callable[..., Any], options: str, tls: bool, handler: Any, tmp_path: Path
 ) -> None:
     """Through each proxy, plain and with TLS passed through it, twenty clients at once are whom they are."""
     theirs, ours = contexts() if tls else (None, None)
@@ -169,7 +169,6 @@ async def test_handler_sees_the_client(
     ) as server:
         with proxy(server, tmp_path, options) as front:
             await asyncio.gather(*(ask(front, context=ours) for _ in range(20)))
-            assert {one.proxy_header.version for one in server.connections} <= {version}
             await server.close()
     stats = server.stats()
     assert (stats.completed, stats.refused) == (20, 0)
