@@ -8,7 +8,8 @@
 
 Reading order of the package, from what you call to what it stands on: `serving` (serve, serve_datagrams), `server`
 with `stream_server` and `datagram_server` (handlers, limits, drain), `stream` and `datagram` (what a handler gets),
-`adapters` (existing protocols and callbacks), `listener` and `binding` (sockets), `tls`, `running` (the program).
+`adapters` (existing protocols and callbacks), `listener` and `binding` (sockets), `tls`, `proxy_protocol`,
+`running` (the program).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ._types import Address, DatagramHandler, ErrorHandler, StreamHandler
 from .adapters import ProtocolHandler, from_callback, from_protocol
 from .datagram import Datagram
 from .exceptions import BindError, IdleTimeout
+from .proxy_protocol import ProxyHeader
 from .reports import DrainReport, ServerStats
 from .running import run
 from .server import Server
@@ -33,6 +35,7 @@ __all__ = [
     "ErrorHandler",
     "IdleTimeout",
     "ProtocolHandler",
+    "ProxyHeader",
     "Server",
     "ServerStats",
     "Serving",

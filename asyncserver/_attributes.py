@@ -26,6 +26,7 @@ def socket_attributes(sock: socket.socket, peer_address: Address) -> dict[Any, C
     }
     if sock.family in {socket.AF_INET, socket.AF_INET6}:
         attributes[SocketAttribute.local_port] = lambda: sock.getsockname()[1]
+    if isinstance(peer_address, tuple):  # not by the socket's family: a proxy may have named another
         attributes[SocketAttribute.remote_port] = lambda: peer_address[1]
     if isinstance(sock, ssl.SSLSocket):
         attributes |= _tls_attributes(sock)

@@ -23,12 +23,14 @@ import anyio
 
 from ._poller import READ, WRITE
 from ._waiter import Waiter
+from .proxy_protocol import HeaderParser
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ._poller import Poller
     from ._types import Address
+    from .proxy_protocol import ProxyHeader
 
 CHUNK = 65536  # what one receive takes at most unless told otherwise; anyio's default, and a pipe's capacity
 _RECORD = 16384  # the payload of a TLS record at most (RFC 8446, 5.1)
@@ -170,6 +172,32 @@ class Connection:
             if data := self._read(max_bytes):
                 return data
         raise self._brokenness(exc) from exc
+
+    # -- before all else
+
+    async def _take_proxy_header(self) -> ProxyHeader:
+        """Take a PROXY protocol header off the socket and leave in the kernel what comes behind it.
+
+        Raises:
+            HeaderError: something else came.
+            anyio.EndOfStream: nothing more came.
+            anyio.BrokenResourceError: the connection broke.
+        """
+        parser, sock = HeaderParser(), self._sock
+        while parser.header is None:
+            try:
+                ahead = sock.recv(parser.wanted, socket.MSG_PEEK)
+                if not ahead:
+                    raise anyio.EndOfStream
+                # All that was looked at, unless the header ends in it: what is left lying would be reported again.
+                data = sock.recv(parser.belonging(ahead))
+            except BlockingIOError:
+                await self._readable()
+            except OSError as exc:
+                raise self._broken(exc) from exc
+            else:
+                parser.feed(data)
+        return parser.header
 
     # -- TLS
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ._poller import Poller
     from ._types import Address
+    from .proxy_protocol import ProxyHeader
 
 
 class ServedConnection(Connection):
@@ -26,9 +27,19 @@ class ServedConnection(Connection):
     Attributes:
         bytes_received: payload bytes received so far.
         bytes_sent: payload bytes sent so far.
+        proxy_header: what the proxy in front has said, if it has.
     """
 
-    __slots__ = ("_answered", "_closing", "_idle_read", "_idle_write", "_owed", "bytes_received", "bytes_sent")
+    __slots__ = (
+        "_answered",
+        "_closing",
+        "_idle_read",
+        "_idle_write",
+        "_owed",
+        "bytes_received",
+        "bytes_sent",
+        "proxy_header",
+    )
 
     _buffer: bytearray | None
 
@@ -41,6 +52,7 @@ class ServedConnection(Connection):
         # Bytes both ways when the idle timeout struck, until the one that waits, or the next that would, has told.
         self._idle_read = self._idle_write = -1
         self._owed = 0  # while draining
+        self.proxy_header: ProxyHeader | None = None
 
     @property
     def closing(self) -> asyncio.Event:
@@ -60,6 +72,12 @@ class ServedConnection(Connection):
         return address
 
     # -- for the server
+
+    async def _take_proxy_header(self) -> ProxyHeader:
+        header = await super()._take_proxy_header()
+        if self._closing.is_set():
+            self._owe(max(1, self._unread()))  # as in start_tls(): its question is still before it
+        return header
 
     def _begin_drain(self) -> None:
         """End at the next message boundary, but answer what had reached this host by now."""

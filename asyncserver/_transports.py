@@ -106,6 +106,8 @@ class ProtocolTransport(asyncio.Transport):
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         if name == "peername":
             return self._connection.peer_address
+        if name == "proxy_header":
+            return self._connection.proxy_header or default
         return self._transport.get_extra_info(name, default)
 
     def is_closing(self) -> bool:

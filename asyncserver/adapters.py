@@ -14,6 +14,7 @@ import sys
 import termios
 from typing import TYPE_CHECKING, Any
 
+from ._connection import Connection
 from ._transports import relay
 from .exceptions import IdleTimeout, Refused
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from ._poller import Poller
     from ._types import Address
+    from .proxy_protocol import ProxyHeader
 
 __all__ = ["ProtocolHandler", "from_callback", "from_protocol"]
 
@@ -108,7 +110,7 @@ class ProtocolConnection:
     """A connection that a protocol serves; in `Server.connections` what a Stream is for other handlers.
 
     Attributes:
-        peer_address, bytes_received, bytes_sent: as a Stream's.
+        peer_address, bytes_received, bytes_sent, proxy_header: as a Stream's.
     """
 
     __slots__ = (
@@ -117,6 +119,8 @@ class ProtocolConnection:
         "_failure",
         "_lost",
         "_owed",
+        "_plain",
+        "_poller",
         "_sock",
         "_transport",
         "bytes_received",
@@ -124,6 +128,7 @@ class ProtocolConnection:
         "loop",
         "peer_address",
         "protocol",
+        "proxy_header",
         "task",
     )
 
@@ -140,6 +145,9 @@ class ProtocolConnection:
         self.bytes_sent: int = 0
         self.protocol: asyncio.BaseProtocol | None = None
         self.task: asyncio.Task[Any] | None = None
+        self.proxy_header: ProxyHeader | None = None
+        self._poller = poller
+        self._plain: Connection | None = None  # the socket, before the loop's transport gets it
         self._sock = sock
         self._transport: asyncio.Transport | None = None
         self._lost: asyncio.Future[None] = self.loop.create_future()
@@ -147,6 +155,13 @@ class ProtocolConnection:
         self._answered = 0
         self._closing = closing
         self._owed: int | None = None  # while draining: bytes to answer before we may end it
+
+    async def _take_proxy_header(self) -> ProxyHeader:
+        self._plain = plain = Connection(self._poller, self._sock, self.peer_address)
+        header = await plain._take_proxy_header()
+        plain._unwatch()
+        self._plain = None
+        return header
 
     async def run(self, handler: ProtocolHandler, context: ssl.SSLContext | None, timeout: float) -> None:
         """Serve the connection until it is lost; raises what the protocol raised."""
@@ -197,8 +212,9 @@ class ProtocolConnection:
         self._transport = transport
         if self._closing.is_set():
             self._begin_drain()
-            if transport.get_extra_info("sslcontext") is not None:
-                self._owed = 1  # who came through a handshake while we drain has its question still before it
+            if transport.get_extra_info("sslcontext") is not None or self.proxy_header is not None:
+                # Who came through a handshake or a header while we drain has its question still before it.
+                self._owed = max(1, self._unread())
 
     def lost(self) -> None:
         if not self._lost.done():
@@ -253,7 +269,9 @@ class ProtocolConnection:
 
     def abort(self) -> None:
         """Close at once, without sending what is buffered."""
-        if self._transport is None:
+        if self._plain is not None:
+            self._plain.abort()
+        elif self._transport is None:
             self._sock.close()
         elif not self._lost.done():
             self._transport.abort()

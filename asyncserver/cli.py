@@ -117,6 +117,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="for handlers to end (default: 30)",
     )
+    proxy = parser.add_argument_group("behind a proxy, for --tcp and --unix")
+    add = proxy.add_argument
+    add("--proxy-protocol", action="store_true", help="take the client's address from the PROXY protocol's header")
+    add(
+        "--trusted-proxies",
+        action="append",
+        default=[],
+        metavar="NETWORK[,...]",
+        help="who may send it, such as 10.0.0.0/8 or unix (default: this host)",
+    )
     tls = parser.add_argument_group("TLS for --tcp and --unix")
     add = tls.add_argument
     add("--certfile", metavar="FILE", help="certificate chain, PEM")
@@ -162,6 +172,8 @@ def _servings(options: argparse.Namespace, handler: Any = None) -> list[Serving]
         "max_connections": options.max_connections,
         "max_connections_per_host": options.max_connections_per_host,
         "idle_timeout": options.idle_timeout,
+        "proxy_protocol": options.proxy_protocol,
+        "trusted_proxies": [name for names in options.trusted_proxies for name in names.split(",")],
         "drain_timeout": options.drain_timeout,
     }
     servings = [serve(handler, *_address(place), **common) for place in options.tcp]

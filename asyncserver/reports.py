@@ -41,7 +41,11 @@ class ServerStats:
     Attributes:
         accepted: connections taken from the kernel's queue.
         active: connections or datagrams whose handlers run.
-        refused: connections closed before a handler saw them: over the limit per host, or failed in the handshake.
+        refused: connections closed before a handler saw them: over the limit per host, failed in the handshake, or
+            without a valid PROXY header.
+        proxy_untrusted: of the refused, those that came from outside `trusted_proxies`.
+        proxy_invalid: of the refused, those that ended or broke before their PROXY header, or sent something else.
+        proxy_timed_out: of the refused, those whose PROXY header did not come in time.
         completed: handlers that ended without an error of their own, also because the peer broke the connection.
         failed: handlers that raised.
         cancelled: handlers that ended because they were cancelled.
@@ -67,6 +71,9 @@ class ServerStats:
     accept_errors: int = 0
     bytes_received: int = 0
     bytes_sent: int = 0
+    proxy_untrusted: int = 0
+    proxy_invalid: int = 0
+    proxy_timed_out: int = 0
     datagrams_received: int = 0
     datagrams_sent: int = 0
     datagrams_answered: int = 0

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .adapters import ProtocolHandler
 from .binding import Binding
 from .datagram_server import DatagramServer
+from .proxy_protocol import TrustedProxies
 from .stream_server import StreamServer
 
 if TYPE_CHECKING:
@@ -162,6 +163,9 @@ def serve(
     max_connections: int | None = None,
     max_connections_per_host: int | None = None,
     idle_timeout: float | None = None,
+    # a proxy in front
+    proxy_protocol: bool = False,
+    trusted_proxies: Sequence[str] = (),
     # the end
     drain_timeout: float = 30.0,
     on_error: ErrorHandler | None = None,
@@ -193,6 +197,13 @@ def serve(
         idle_timeout: seconds without a byte in either direction after which the pending or next `receive()` (and a
             pending `send()`) raises IdleTimeout, up to an eighth later. Uncaught it closes the connection, without
             an error in the log.
+        proxy_protocol: expect the header that a proxy puts before each connection (PROXY protocol 1 or 2, before
+            TLS), and take the client's address from it: `stream.peer_address`, `stream.proxy_header`, logs, limits.
+            A connection without a valid one within 5 seconds is refused. A proxy's health check (LOCAL, UNKNOWN) is
+            served under its own address.
+        trusted_proxies: networks ("10.0.0.0/8"), addresses, or "unix" for the peers of Unix sockets: who may send
+            that header, since it can claim any address. Others are refused, and counted as `proxy_untrusted`.
+            Nothing means this host alone: loopback and Unix sockets.
         drain_timeout: seconds that handlers have to end when the server closes; then they are cancelled.
         on_error: called as `on_error(exception, stream)` besides the log line when a handler has raised; what it
             raises itself is logged.
@@ -209,6 +220,7 @@ def serve(
     _check_seconds("idle_timeout", idle_timeout)
     _check_seconds("drain_timeout", drain_timeout, zero=True)
     _check_context(ssl)
+    proxies = _trusted_proxies(trusted_proxies, proxy_protocol)
     binding = Binding(host, port, path, path_mode, sock, fd, backlog, reuse_port)
 
     def start(bound: list[BoundSocket]) -> Server:
@@ -221,6 +233,7 @@ def serve(
             max_connections=max_connections,
             max_connections_per_host=max_connections_per_host,
             idle_timeout=idle_timeout,
+            proxies=proxies,
             drain_timeout=drain_timeout,
             on_error=on_error,
         )
@@ -332,6 +345,14 @@ def _check_seconds(name: str, value: float | None, *, zero: bool = False) -> Non
         raise TypeError(f"{name} must be a number of seconds, got {value!r}")
     if not (value > 0 or (zero and value == 0)):
         raise ValueError(f"{name} must be {'at least' if zero else 'more than'} 0 seconds, got {value!r}")
+
+
+def _trusted_proxies(names: Sequence[str], proxy_protocol: object) -> TrustedProxies | None:
+    if not isinstance(proxy_protocol, bool):
+        raise TypeError(f"proxy_protocol must be True or False, got {proxy_protocol!r}; networks go to trusted_proxies")
+    if names and not proxy_protocol:
+        raise ValueError(f"trusted_proxies={names!r} are for the PROXY protocol: add proxy_protocol=True")
+    return TrustedProxies(names) if proxy_protocol else None
 
 
 def _check_context(context: object) -> None:

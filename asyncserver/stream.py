@@ -62,6 +62,7 @@ class Stream(ServedConnection, ByteStream):
     and how much is not known: the peer can no longer tell where a message begins.
 
     Attributes:
+        proxy_header: what the proxy in front has said, with `proxy_protocol=True`; then `peer_address` is the client's.
         peer_address: (host, port), of IPv6 (host, port, flowinfo, scope); of a Unix peer its path, mostly "".
         bytes_received: payload bytes received so far.
         bytes_sent: payload bytes sent so far.

@@ -13,6 +13,7 @@ from ._poller import Poller
 from .adapters import ProtocolConnection, ProtocolHandler
 from .exceptions import Refused
 from .listener import Listener
+from .proxy_protocol import HeaderError
 from .server import Server
 from .stream import Stream
 from .tls import TLSContext
@@ -24,11 +25,16 @@ if TYPE_CHECKING:
 
     from ._types import Address, ErrorHandler, StreamHandler
     from .binding import BoundSocket
+    from .proxy_protocol import ProxyHeader, TrustedProxies
 
 _logger = logging.getLogger("asyncserver")
 
 # Looks at the connections in each idle_timeout: one closes at most an eighth later than it should.
 _IDLE_LOOKS = 16
+# Seconds for a PROXY header: the specification asks for 3 at least, a retransmission's time, and for few.
+_PROXY_TIMEOUT = 5.0
+# Seconds between two warnings about connections refused for the lack of one.
+_WARN_EVERY = 60.0
 
 
 class StreamServer(Server):
@@ -45,6 +51,7 @@ class StreamServer(Server):
         max_connections: int | None,
         max_connections_per_host: int | None,
         idle_timeout: float | None,
+        proxies: TrustedProxies | None,
         drain_timeout: float,
         on_error: ErrorHandler | None,
     ) -> None:
@@ -60,6 +67,11 @@ class StreamServer(Server):
         self._run: Any = handler if ssl is None else self._run_tls
         if isinstance(handler, ProtocolHandler):
             self._connect, self._run = ProtocolConnection, self._run_protocol
+        self._proxies = proxies
+        self._unnamed: set[Any] = set()  # connections whose proxy has not said for whom they are: no host has them
+        self._warned = -_WARN_EVERY
+        if proxies is not None:
+            self._run_named, self._run = self._run, self._run_proxied
         self._paused = False
         self._full = False
         self._poller = Poller(loop)
@@ -74,7 +86,12 @@ class StreamServer(Server):
     # -- what comes in
 
     def _accepted(self, sock: socket.socket, address: Address) -> None:
-        if self._max_per_host is not None and not self._enter_host(address):
+        if self._proxies is not None and address not in self._proxies:
+            self._count["accepted"] += 1
+            self._count["refused"] += 1
+            self._refuse_proxied("proxy_untrusted", address, "it is none of the trusted_proxies")
+            sock.close()
+        elif self._max_per_host is not None and self._proxies is None and not self._enter_host(address):
             self._count["accepted"] += 1
             self._count["refused"] += 1
             sock.close()
@@ -88,6 +105,8 @@ class StreamServer(Server):
         connection = self._connect(self._poller, sock, address, self._closing)
         if self._closing.is_set():
             connection._begin_drain()
+        if self._proxies is not None:
+            self._unnamed.add(connection)
         self._start(self._run, connection)
         if self._max_connections is not None:
             self._full = len(self._live) + len(self._finishing) >= self._max_connections
@@ -107,6 +126,44 @@ class StreamServer(Server):
 
     def _run_protocol(self, connection: ProtocolConnection) -> Coroutine[Any, Any, object]:
         return connection.run(self._handler, self._ssl, self._ssl_handshake_timeout)
+
+    async def _run_proxied(self, connection: Any) -> object:
+        """Hear from the proxy who the client is; then go on as without one."""
+        try:
+            async with asyncio.timeout(_PROXY_TIMEOUT):
+                header = await connection._take_proxy_header()
+            self._name(connection, header)
+        except TimeoutError as exc:
+            self._refuse_proxied("proxy_timed_out", connection.peer_address, "its PROXY header did not come in time")
+            raise Refused from exc
+        except HeaderError as exc:
+            self._refuse_proxied("proxy_invalid", connection.peer_address, str(exc))
+            raise Refused from exc
+        except (anyio.EndOfStream, anyio.BrokenResourceError) as exc:  # such as a health check that only connects
+            self._count["proxy_invalid"] += 1
+            raise Refused from exc
+        finally:
+            if connection in self._unnamed:
+                connection.abort()
+        result: object = await self._run_named(connection)
+        return result
+
+    def _name(self, connection: Any, header: ProxyHeader) -> None:
+        connection.proxy_header = header
+        if header.source is not None:
+            connection.peer_address = header.source
+        if self._max_per_host is not None and not self._enter_host(connection.peer_address):
+            raise Refused
+        self._unnamed.discard(connection)
+
+    def _refuse_proxied(self, counter: str, address: Address, reason: str) -> None:
+        """Count, and tell once in a while: most likely a proxy is not set up as we are, and nothing works."""
+        self._count[counter] += 1
+        now = self._loop.time()
+        level = logging.DEBUG
+        if now - self._warned >= _WARN_EVERY:
+            self._warned, level = now, logging.WARNING
+        _logger.log(level, "refused a connection from %s: %s", address, reason)
 
     def _accept_failed(self) -> None:
         self._count["accept_errors"] += 1
@@ -150,7 +207,8 @@ class StreamServer(Server):
         while self._waiting:
             sock, address = self._waiting.popleft()
             sock.close()
-            self._leave_host(address)
+            if self._proxies is None:
+                self._leave_host(address)
             self._count["accepted"] += 1
             self._count["refused"] += 1
 
@@ -163,7 +221,10 @@ class StreamServer(Server):
         self._count["bytes_received"] += source.bytes_received
         self._count["bytes_sent"] += source.bytes_sent
         self._idle_seen.pop(source, None)
-        self._leave_host(source.peer_address)
+        if source in self._unnamed:
+            self._unnamed.discard(source)
+        else:
+            self._leave_host(source.peer_address)
         for listener in self._listeners:
             listener.retry()
         if self._full:
@@ -197,6 +258,8 @@ class StreamServer(Server):
         assert self.idle_timeout is not None
         now = self._loop.time()
         for connection in self._live.values():
+            if connection in self._unnamed:
+                continue  # has a time limit of its own
             moved = connection.bytes_received + connection.bytes_sent
             seen, since = self._idle_seen.get(connection, (-1, now))
             if seen != moved:

@@ -1,0 +1,252 @@
+"""Behind the real thing: HAProxy and nginx's `stream` module, in the foreground.
+
+HAProxy inherits a listening socket of ours, where the kernel queues clients until it is up. nginx shares a port that we
+hold, and says when it listens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trustme
+
+import asyncserver
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from asyncserver import ProxyHeader, Server, Stream
+
+WHERE = f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin"  # where they are, and an ordinary user's PATH is not
+HAPROXY = shutil.which("haproxy", path=WHERE)
+NGINX = shutil.which("nginx", path=WHERE)
+STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")  # Debian's; elsewhere it is built in
+
+HAPROXY_TEXT = """\
+defaults
+    mode tcp
+    timeout connect 10s
+    timeout client 30s
+    timeout server 30s
+listen front
+    bind fd@{listening}
+    unique-id-format %[uuid]
+    server back {host}:{port} {options}
+"""
+
+NGINX_TEXT = """\
+{load}
+daemon off;
+master_process off;
+pid {folder}/nginx.pid;
+error_log stderr notice;
+events {{}}
+stream {{
+    server {{
+        listen {listening} reuseport;
+        proxy_pass {host}:{port};
+        proxy_protocol on;
+    }}
+}}
+"""
+
+# A client that is not the proxy: what the server would see without the header is 127.0.0.1.
+CLIENT_HOST = "127.0.0.2"
+
+
+@contextlib.contextmanager
+def running(command: list[str], up: bytes | None = None, inherited: tuple[int, ...] = ()) -> Iterator[None]:
+    with subprocess.Popen(command, pass_fds=inherited, stderr=subprocess.PIPE if up else None) as process:
+        try:
+            if process.stderr is not None and up is not None:
+                assert any(up in line for line in process.stderr), "the proxy has ended instead of listening"
+            yield
+            assert process.poll() is None, "the proxy has ended"
+        finally:
+            process.kill()
+
+
+@contextlib.contextmanager
+def haproxy(server: Server, folder: Path, options: str, host: str = "127.0.0.1") -> Iterator[Any]:
+    """Run HAProxy before the server; yields the address where clients reach it."""
+    if HAPROXY is None:
+        pytest.skip("haproxy is not installed")
+    back = server.addresses[0]
+    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as front:
+        text = HAPROXY_TEXT.format(listening=front.fileno(), host=back[0], port=back[1], options=options)
+        (folder / "haproxy.cfg").write_text(text)
+        command = [HAPROXY, "-db", "-f", str(folder / "haproxy.cfg")]
+        with running(command, inherited=(front.fileno(),)):
+            yield front.getsockname()[:2]
+
+
+@contextlib.contextmanager
+def nginx(server: Server, folder: Path, options: str) -> Iterator[Any]:
+    """Run nginx before the server; yields the address where clients reach it."""
+    del options
+    if NGINX is None:
+        pytest.skip("nginx is not installed")
+    back = server.addresses[0]
+    with socket.socket() as front:
+        front.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        front.bind(("127.0.0.1", 0))  # not listening, it gets no connections
+        name = "{}:{}".format(*front.getsockname())
+        load = f"load_module {STREAM_MODULE};" if STREAM_MODULE.exists() else ""
+        text = NGINX_TEXT.format(load=load, folder=folder, listening=name, host=back[0], port=back[1])
+        (folder / "nginx.conf").write_text(text)
+        command = [NGINX, "-e", "stderr", "-p", str(folder), "-c", str(folder / "nginx.conf")]
+        if subprocess.run([*command, "-t"], check=False, capture_output=True).returncode:
+            pytest.skip("nginx has no stream module")
+        with running(command, up=b"nginx/"):
+            yield front.getsockname()
+
+
+PROXIES = [
+    pytest.param(haproxy, "send-proxy", id="haproxy-v1"),
+    pytest.param(haproxy, "send-proxy-v2", id="haproxy-v2"),
+    pytest.param(nginx, "", id="nginx-v1"),
+]
+
+
+async def shout(stream: Stream) -> None:
+    """Answer each chunk in capitals, after the client's address."""
+    await stream.send(repr(stream.peer_address[:2]).encode() + b"\n")
+    async for data in stream:
+        await stream.send(data.upper())
+
+
+class Shouting(asyncio.Protocol):
+    """The same as a protocol."""
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        transport.write(repr(transport.get_extra_info("peername")[:2]).encode() + b"\n")
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(data.upper())
+
+
+async def ask(front: Any, host: str = CLIENT_HOST, context: ssl.SSLContext | None = None) -> None:
+    """Connect as a client of the proxy and see whom the server takes us for."""
+    name = None if context is None else "localhost"
+    reader, writer = await asyncio.open_connection(*front, local_addr=(host, 0), ssl=context, server_hostname=name)
+    own = writer.get_extra_info("sockname")[:2]
+    assert await reader.readline() == repr(own).encode() + b"\n"
+    writer.write(b"question")
+    assert await reader.readexactly(8) == b"QUESTION"
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+
+
+def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    authority = trustme.CA()
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("localhost").configure_cert(server)
+    authority.configure_trust(client)
+    return server, client
+
+
+@pytest.mark.parametrize("handler", [shout, asyncserver.from_protocol(Shouting)], ids=["stream", "protocol"])
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize(("proxy", "options"), PROXIES)
+async def test_handler_sees_the_client(
+    *, proxy: Callable[..., Any], options: str, tls: bool, handler: Any, tmp_path: Path
+) -> None:
+    """Through each proxy, plain and with TLS passed through it, twenty clients at once are whom they are."""
+    theirs, ours = contexts() if tls else (None, None)
+    async with asyncserver.serve(
+        handler, "127.0.0.1", 0, ssl=theirs, proxy_protocol=True, trusted_proxies=["127.0.0.1"]
+    ) as server:
+        with proxy(server, tmp_path, options) as front:
+            await asyncio.gather(*(ask(front, context=ours) for _ in range(20)))
+            await server.close()
+    stats = server.stats()
+    assert (stats.completed, stats.refused) == (20, 0)
+
+
+@pytest.mark.parametrize("options", ["send-proxy", "send-proxy-v2"])
+async def test_ipv6_client_of_an_ipv4_server(options: str, tmp_path: Path) -> None:
+    """The client's address may be of another family than the connection."""
+    with contextlib.closing(socket.socket(socket.AF_INET6)) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+    async with asyncserver.serve(shout, "127.0.0.1", 0, proxy_protocol=True) as server:
+        with haproxy(server, tmp_path, options, host="::1") as front:
+            await ask(front, host="::1")
+            await server.close()
+
+
+async def test_tlvs_and_checksum_of_haproxy(tmp_path: Path) -> None:
+    """HAProxy's checksum is right to us, and its unique id reaches the handler."""
+    headers: list[ProxyHeader] = []
+
+    async def handler(stream: Stream) -> None:
+        assert stream.proxy_header is not None
+        headers.append(stream.proxy_header)
+        await shout(stream)
+
+    async with asyncserver.serve(handler, "127.0.0.1", 0, proxy_protocol=True) as server:
+        with haproxy(server, tmp_path, "send-proxy-v2 proxy-v2-options unique-id,crc32c") as front:
+            await ask(front)
+            await server.close()
+    (header,) = headers
+    assert header.destination == front
+    assert sorted(kind for kind, _ in header.tlvs) == [3, 5]
+    assert len(header.tlv(5) or b"") == 36  # a UUID
+
+
+@pytest.mark.parametrize("options", ["send-proxy", "send-proxy-v2"])
+async def test_health_checks_of_haproxy(options: str, tmp_path: Path) -> None:
+    """HAProxy's own connections are served, under HAProxy's address: none is refused, and none fails."""
+    checked: asyncio.Queue[tuple[Any, ProxyHeader | None]] = asyncio.Queue()
+
+    async def handler(stream: Stream) -> None:
+        checked.put_nowait((stream.peer_address, stream.proxy_header))
+        await shout(stream)
+
+    async with asyncserver.serve(handler, "127.0.0.1", 0, proxy_protocol=True) as server:
+        with haproxy(server, tmp_path, f"{options} check check-send-proxy inter 50ms"):
+            for _ in range(3):
+                address, header = await checked.get()
+                assert address[0] == "127.0.0.1"
+                assert header is not None
+                assert header.source in {None, address}  # LOCAL; in version 1 it names itself
+        await server.close()
+    stats = server.stats()
+    assert (stats.refused, stats.failed) == (0, 0)
+
+
+async def test_haproxy_that_is_not_trusted(tmp_path: Path) -> None:
+    """A proxy outside the trusted networks gets nowhere."""
+    async with asyncserver.serve(shout, "127.0.0.1", 0, proxy_protocol=True, trusted_proxies=["10.0.0.0/8"]) as server:
+        with haproxy(server, tmp_path, "send-proxy-v2") as front:
+            reader, writer = await asyncio.open_connection(*front)
+            with contextlib.suppress(ConnectionResetError):
+                assert await reader.read() == b""
+            writer.close()
+    stats = server.stats()
+    assert stats.proxy_untrusted == stats.refused > 0
+
+
+async def test_proxies_that_send_no_header(tmp_path: Path) -> None:
+    """A trusted proxy that was not told to send the header is refused, and counted."""
+    async with asyncserver.serve(shout, "127.0.0.1", 0, proxy_protocol=True) as server:
+        with haproxy(server, tmp_path, "") as front:
+            reader, writer = await asyncio.open_connection(*front)
+            writer.write(b"GET / HTTP/1.1\r\n\r\n")
+            with contextlib.suppress(ConnectionResetError):
+                assert await reader.read() == b""
+            writer.close()
+    assert server.stats().proxy_invalid == 1
