@@ -62,11 +62,20 @@ class _Relay(_RelayBase, asyncio.Protocol):
 
 
 class _BufferedRelay(_RelayBase, asyncio.BufferedProtocol):
+    _failed = False
+
     def get_buffer(self, sizehint: int) -> Any:
-        buffer = self._call("get_buffer", sizehint)
-        return bytearray(1) if buffer is None else buffer  # it raised: the connection closes, bytes no longer matter
+        try:
+            return self._protocol.get_buffer(sizehint)
+        except Exception as exc:
+            # Not now: uvloop crashes when its transport is closed while it asks for a buffer. So it gets one.
+            self._connection.loop.call_soon(self._connection.fail, exc)
+            self._failed = True
+            return bytearray(1)
 
     def buffer_updated(self, nbytes: int) -> None:
+        if self._failed:
+            return
         self._connection.count_received(nbytes)
         self._call("buffer_updated", nbytes)
 

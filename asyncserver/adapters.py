@@ -254,11 +254,11 @@ class ProtocolConnection:
             transport.close()
 
     def _unread(self) -> int:
-        sock = None if self._transport is None else self._transport.get_extra_info("socket")
-        if sock is None or sock.fileno() < 0:
+        fd = self._sock.fileno()  # not the transport's: a closed one of asyncio's TLS has forgotten even that
+        if fd < 0:
             return 0
         size = bytearray(4)
-        fcntl.ioctl(sock.fileno(), termios.FIONREAD, size)
+        fcntl.ioctl(fd, termios.FIONREAD, size)
         return int.from_bytes(size, sys.byteorder)
 
     def _expire(self) -> None:

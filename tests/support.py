@@ -214,9 +214,9 @@ async def within(awaitable: Awaitable[T], seconds: float = PATIENCE) -> T:
         return await awaitable
 
 
-async def eventually(reached: Callable[[], object]) -> None:
+async def eventually(reached: Callable[[], object], seconds: float = PATIENCE) -> None:
     """Wait for what has no event of its own."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(seconds):
         while not reached():  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.002)
 
