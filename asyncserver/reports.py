@@ -40,7 +40,7 @@ class ServerStats:
 
     Attributes:
         accepted: connections taken from the kernel's queue.
-        active: connections that are open, or datagrams whose handlers run.
+        active: connections, or datagrams, whose handlers run.
         refused: connections closed before a handler saw them: over the limit per host, or failed in the handshake.
         completed: handlers that ended without an error of their own, also because the peer broke the connection.
         failed: handlers that raised.

@@ -102,7 +102,7 @@ class Server:
 
     def stats(self) -> ServerStats:
         """Count what has happened so far."""
-        active = len(self._live) + len(self._finishing) + (self._starting is not None)
+        active = len(self._live) + (self._starting is not None)  # what finishes is counted by how it ended
         return ServerStats(**{**self._count, **self._measured(), "active": active})
 
     def pause(self) -> None:
