@@ -140,14 +140,8 @@ async def test_connections_in_the_backlog_are_answered(wire: Wire) -> None:
     """Who had connected before close() was called is served, though nobody had accepted it yet."""
     async with wire.serve(upper) as server, contextlib.AsyncExitStack() as stack:
         clients = [stack.enter_context(wire.blocking(server)) for _ in range(40)]
-        if wire.kind != "tls":
-            for client in clients:
-                client.sock.sendall(b"hello")
         assert server.stats().accepted == 0
-        asking = [
-            asyncio.to_thread(client.ask_to_the_end, b"hello") if wire.kind == "tls" else asyncio.to_thread(client.rest)
-            for client in clients
-        ]
+        asking = [client.ask_now(b"hello") for client in clients]
         report, *answers = await asyncio.gather(server.close(10), *asking)
         assert answers == [b"HELLO"] * 40
         assert report == asyncserver.DrainReport(completed=40)
@@ -159,9 +153,8 @@ async def test_paused_server_answers_its_backlog_when_it_closes(wire: Wire) -> N
     async with wire.serve(upper) as server:
         server.pause()
         with wire.blocking(server) as client:
-            asking = asyncio.create_task(asyncio.to_thread(client.ask_to_the_end, b"hello"))
-            report = await server.close(5)
-            assert await asking == b"HELLO"
+            report, answer = await asyncio.gather(server.close(5), client.ask_now(b"hello"))
+            assert answer == b"HELLO"
             assert report == asyncserver.DrainReport(completed=1)
 
 
@@ -180,7 +173,7 @@ async def test_backlog_beyond_max_connections_is_answered_one_after_the_other(wi
 
     async with wire.serve(counted, max_connections=2) as server, contextlib.AsyncExitStack() as stack:
         clients = [stack.enter_context(wire.blocking(server)) for _ in range(8)]
-        answered = asyncio.gather(*(asyncio.to_thread(one.ask_to_the_end, b"hello") for one in clients))
+        answered = asyncio.gather(*(client.ask_now(b"hello") for client in clients))
         closing = asyncio.create_task(server.close(10))
         while not closing.done():
             assert is_balanced(server)
@@ -276,7 +269,8 @@ async def test_reply_is_not_truncated_when_unread_bytes_are_left(wire: Wire) -> 
         await stream.receive(4)
         await stream.send(b"y" * 100_000)
 
-    async with wire.serve(hasty) as server, wire.blocking(server) as client:
+    async with wire.serve(hasty) as server, contextlib.AsyncExitStack() as stack:
+        client = stack.enter_context(wire.blocking(server))
         await asyncio.to_thread(client.handshake)
         await until(lambda: server.stats().active == 1)
         client.sock.sendall(b"x" * 50_000)
@@ -288,7 +282,8 @@ async def test_reply_is_not_truncated_when_unread_bytes_are_left(wire: Wire) -> 
 
 async def test_client_that_half_closed_gets_its_answer(tcp: Wire) -> None:
     """A client that sends, ends its side, and lies in the backlog when the server closes is answered."""
-    async with tcp.serve(upper) as server, tcp.blocking(server) as client:
+    async with tcp.serve(upper) as server, contextlib.AsyncExitStack() as stack:
+        client = stack.enter_context(tcp.blocking(server))
         client.sock.sendall(b"last words")
         client.sock.shutdown(socket.SHUT_WR)
         report, answer = await asyncio.gather(server.close(5), asyncio.to_thread(client.rest))
@@ -403,7 +398,7 @@ async def test_protocols_are_drained_at_a_message_boundary_too(wire: Wire) -> No
         await middle.send(b"half")
         await until(lambda: server.stats().bytes_received == 10)
         waiting = stack.enter_context(wire.blocking(server))
-        asking = asyncio.create_task(asyncio.to_thread(waiting.ask_to_the_end, b"queued\n"))
+        asking = asyncio.create_task(waiting.ask_now(b"queued\n"))
         closing = asyncio.create_task(server.close(PATIENCE))
         assert await between.rest() == b""
         assert await asking == b"QUEUED\n"
