@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ProtocolHandler", "from_callback", "from_protocol"]
 
+# Seconds that the loop's transport waits for the peer's close_notify; asyncio's default of 30 would hold the drain.
+_SHUTDOWN_TIMEOUT = 2.0
+
 
 class ProtocolHandler:
     """What `from_protocol` and `from_callback` return; `serve()` and `serve_datagrams()` take it as a handler."""
@@ -183,6 +186,7 @@ class ProtocolConnection:
                 self._sock,
                 ssl=context,
                 ssl_handshake_timeout=None if context is None else timeout,
+                ssl_shutdown_timeout=None if context is None else _SHUTDOWN_TIMEOUT,
             )
         except OSError as exc:  # reset, or the handshake failed
             raise Refused from exc

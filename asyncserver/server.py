@@ -102,7 +102,7 @@ class Server:
 
     def stats(self) -> ServerStats:
         """Count what has happened so far."""
-        active = len(self._live) + (self._starting is not None)
+        active = len(self._live) + (self._starting is not None)  # what finishes is counted by how it ended
         return ServerStats(**{**self._count, **self._measured(), "active": active})
 
     def pause(self) -> None:
@@ -160,7 +160,7 @@ class Server:
         deadline = self._loop.time() + seconds
         if self._drainer is None:
             self._deadline = deadline
-            self._drainer = self._loop.create_task(self._drain())
+            self._drainer = self._loop.create_task(self._drain(self._ended()))
         elif drain_timeout is not None:
             self._hasten(deadline)
         caller = asyncio.current_task()
@@ -336,9 +336,8 @@ class Server:
         callers = sum(task in self._live for task in self._callers)
         return len(self._live) > callers or bool(self._finishing)
 
-    async def _drain(self) -> DrainReport:
+    async def _drain(self, before: int) -> DrainReport:
         try:
-            before = self._ended()
             self._stop()
             self._closing.set()
             for source in tuple(self._live.values()):

@@ -249,7 +249,8 @@ async def _check_shape(chunks: list[bytes], steps: list[tuple[str, Any]]) -> Non
     here, there = socket.socketpair()
     here.setblocking(False)
     there.setblocking(False)
-    stream = Stream(asyncio.get_running_loop(), here, "", asyncio.Event())
+    poller = Poller(asyncio.get_running_loop())
+    stream = Stream(poller, here, "", asyncio.Event())
     client = Client(there)
 
     async def send() -> None:

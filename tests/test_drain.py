@@ -1,0 +1,424 @@
+"""The drain: what close() does to connections between messages, in the middle of one, hung, and not yet accepted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+import asyncserver
+from tests.serverkit import KINDS, PATIENCE, Wire, is_balanced, until, upper, upper_lines
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from asyncserver import Stream
+
+
+@pytest.fixture(params=KINDS)
+def wire(request: pytest.FixtureRequest, tmp_path: Path) -> Wire:
+    return Wire(request.param, tmp_path)
+
+
+@pytest.fixture
+def tcp(tmp_path: Path) -> Wire:
+    return Wire("tcp", tmp_path)
+
+
+class Mixed:
+    """A handler of lines: "slow" is answered, at length, when told; "hung" never; others at once."""
+
+    answer = b"x" * 300_000 + b"\n"
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.slow = 0
+        self.hung = 0
+
+    async def __call__(self, stream: Stream) -> None:
+        while True:
+            line = await stream.receive_until(b"\n", 100)
+            if line == b"slow":
+                self.slow += 1
+                await self.go.wait()
+                await stream.send(self.answer)
+            elif line == b"hung":
+                self.hung += 1
+                await asyncio.Event().wait()
+            else:
+                await stream.send(line.upper() + b"\n")
+
+
+async def test_200_connections_in_every_state(wire: Wire) -> None:
+    """Between messages: ended at once. In the middle of one: finished whole. Hung: cancelled at the deadline."""
+    handler = Mixed()
+    async with wire.serve(handler, backlog=300) as server:
+        clients = [await wire.dial(server) for _ in range(200)]
+        between, silent, slow, hung = clients[:60], clients[60:100], clients[100:160], clients[160:]
+        for client in between:
+            assert await client.ask(b"hello\n") == b"HELLO\n"
+        for client in slow:
+            await client.send(b"slow\n")
+        for client in hung:
+            await client.send(b"hung\n")
+        await until(lambda: (handler.slow, handler.hung) == (60, 40))
+        closing = asyncio.create_task(server.close(2.0))
+        for client in (*between, *silent):
+            assert await client.rest() == b""
+        assert not closing.done()
+        assert server.stats().completed >= 100 - (wire.kind == "tls")
+        handler.go.set()
+        for client in slow:
+            assert await client.rest() == handler.answer
+        assert not closing.done()
+        assert await closing == asyncserver.DrainReport(completed=160, cancelled=40)
+        assert is_balanced(server)
+        now = server.stats()
+        assert (now.accepted, now.completed, now.cancelled, now.active) == (200, 160, 40, 0)
+        await asyncio.gather(*(client.aclose() for client in clients))
+
+
+async def test_report_counts_those_that_ignore_cancellation(wire: Wire) -> None:
+    """A handler that will not end is given up a second after its cancellation: aborted."""
+    release = asyncio.Event()
+
+    async def stubborn(stream: Stream) -> None:
+        while not release.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await release.wait()
+
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(release.set)
+        server = await stack.enter_async_context(wire.serve(stubborn))
+        for _ in range(3):
+            await stack.enter_async_context(wire.connect(server))
+        await until(lambda: server.stats().active == 3)
+        async with asyncio.timeout(10):
+            assert await server.close(0.1) == asyncserver.DrainReport(aborted=3)
+        assert is_balanced(server)
+
+
+async def test_handlers_are_told_by_the_closing_event(wire: Wire) -> None:
+    """A handler that sends on its own account learns that it is time to stop."""
+
+    async def ticking(stream: Stream) -> None:
+        assert not stream.closing.is_set()
+        await stream.send(b"tick")
+        await stream.closing.wait()
+        await stream.send(b"bye")
+
+    async with wire.serve(ticking) as server, wire.connect(server) as client:
+        assert await client.receive_exactly(4) == b"tick"
+        report = await server.close()
+        assert await client.rest() == b"bye"
+        assert report == asyncserver.DrainReport(completed=1)
+
+
+async def test_bytes_in_the_kernel_are_answered(wire: Wire) -> None:
+    """What a client had sent before close() was called is answered, however many messages it is."""
+
+    async with wire.serve(upper_lines) as server, contextlib.AsyncExitStack() as stack:
+        clients = [stack.enter_context(wire.blocking(server)) for _ in range(5)]
+        await asyncio.gather(*(asyncio.to_thread(client.handshake) for client in clients))
+        await until(lambda: server.stats().active == 5)
+        for client in clients:
+            client.sock.sendall(b"first\n")
+        answers = await asyncio.gather(*(asyncio.to_thread(client.receive_exactly, 6) for client in clients))
+        assert answers == [b"FIRST\n"] * 5
+        for client in clients:  # from here to close() the loop does not run
+            client.sock.sendall(b"second\nthird\nfourth\n")
+        report = await server.close(5)
+        answers = await asyncio.gather(*(asyncio.to_thread(client.rest) for client in clients))
+        assert answers == [b"SECOND\nTHIRD\nFOURTH\n"] * 5
+        assert report == asyncserver.DrainReport(completed=5)
+
+
+async def test_connections_in_the_backlog_are_answered(wire: Wire) -> None:
+    """Who had connected before close() was called is served, though nobody had accepted it yet."""
+    async with wire.serve(upper) as server, contextlib.AsyncExitStack() as stack:
+        clients = [stack.enter_context(wire.blocking(server)) for _ in range(40)]
+        assert server.stats().accepted == 0
+        asking = [client.ask_now(b"hello") for client in clients]
+        report, *answers = await asyncio.gather(server.close(10), *asking)
+        assert answers == [b"HELLO"] * 40
+        assert report == asyncserver.DrainReport(completed=40)
+        assert (server.stats().accepted, server.stats().completed) == (40, 40)
+
+
+async def test_paused_server_answers_its_backlog_when_it_closes(wire: Wire) -> None:
+    """pause() only postpones: who waits in the kernel's queue is served before the end."""
+    async with wire.serve(upper) as server:
+        server.pause()
+        with wire.blocking(server) as client:
+            report, answer = await asyncio.gather(server.close(5), client.ask_now(b"hello"))
+            assert answer == b"HELLO"
+            assert report == asyncserver.DrainReport(completed=1)
+
+
+async def test_backlog_beyond_max_connections_is_answered_one_after_the_other(wire: Wire) -> None:
+    """At the limit those in the queue are not reset but served in turn, and each comes to its message boundary."""
+    most = now = 0
+
+    async def counted(stream: Stream) -> None:
+        nonlocal most, now
+        now += 1
+        most = max(most, now)
+        try:
+            await upper(stream)
+        finally:
+            now -= 1
+
+    async with wire.serve(counted, max_connections=2) as server, contextlib.AsyncExitStack() as stack:
+        clients = [stack.enter_context(wire.blocking(server)) for _ in range(8)]
+        answered = asyncio.gather(*(client.ask_now(b"hello") for client in clients))
+        closing = asyncio.create_task(server.close(10))
+        while not closing.done():
+            assert is_balanced(server)
+            await asyncio.sleep(0)
+        assert await answered == [b"HELLO"] * 8
+        assert await closing == asyncserver.DrainReport(completed=8)
+        assert (server.stats().refused, server.stats().completed) == (0, 8)
+    assert most <= 2
+
+
+async def test_backlog_behind_a_hung_connection_is_refused_at_the_deadline(tcp: Wire) -> None:
+    """The limit holds in the drain too: who got no turn is closed and counted as refused."""
+
+    async def hung(stream: Stream) -> None:
+        await asyncio.Event().wait()
+
+    async with tcp.serve(hung, max_connections=1) as server, contextlib.AsyncExitStack() as stack:
+        clients = [stack.enter_context(tcp.blocking(server)) for _ in range(3)]
+        assert await server.close(0.1) == asyncserver.DrainReport(cancelled=1)
+        now = server.stats()
+        assert (now.accepted, now.cancelled, now.refused, now.active) == (3, 1, 2, 0)
+        for client in clients:
+            with contextlib.suppress(ConnectionResetError):
+                assert client.sock.recv(1) == b""
+
+
+async def test_chatty_client_cannot_hold_the_drain(wire: Wire) -> None:
+    """Who never stops sending messages is ended after the answer that was due, long before the deadline."""
+    async with wire.serve(upper_lines) as server, wire.connect(server) as client:
+        assert await client.ask(b"hello\n") == b"HELLO\n"
+        received = bytearray()
+
+        async def chat() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    await client.send(b"and another thing\n" * 20)
+                    await asyncio.sleep(0)
+
+        async def listen() -> None:
+            with contextlib.suppress(OSError):
+                while data := await client.receive():
+                    received.extend(data)
+
+        tasks = [asyncio.create_task(chat()), asyncio.create_task(listen())]
+        await until(lambda: len(received) > 2000)
+        async with asyncio.timeout(PATIENCE / 2):
+            report = await server.close(PATIENCE)
+        assert report == asyncserver.DrainReport(completed=1)
+        for task in tasks:
+            task.cancel()
+            await asyncio.wait([task])
+        if wire.kind == "unix":  # elsewhere its own words, crossing our end, may cost it the last answer
+            assert received.endswith(b"ANOTHER THING\n")
+
+
+async def test_message_in_the_middle_is_waited_for_and_answered_whole(wire: Wire) -> None:
+    """Half a question at close() is not an end: the other half may come until the deadline."""
+    async with wire.serve(upper_lines) as server, wire.connect(server) as client:
+        assert await client.ask(b"whole\n") == b"WHOLE\n"
+        await client.send(b"half of ")
+        await until(lambda: server.stats().bytes_received == 14)
+        closing = asyncio.create_task(server.close(PATIENCE))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not closing.done()
+        await client.send(b"it\n")
+        assert await client.rest() == b"HALF OF IT\n"
+        assert await closing == asyncserver.DrainReport(completed=1)
+
+
+async def test_large_reply_is_not_truncated_by_the_drain(wire: Wire) -> None:
+    """Megabytes under way to a slow reader when close() is called arrive whole."""
+    size = 8 << 20
+    sending = asyncio.Event()
+
+    async def generous(stream: Stream) -> None:
+        await stream.receive()
+        sending.set()
+        await stream.send(bytes(size))
+
+    async with wire.serve(generous) as server, wire.connect(server) as client:
+        await client.send(b"please")
+        await sending.wait()
+        closing = asyncio.create_task(server.close(PATIENCE))
+        assert len(await client.rest()) == size
+        assert await closing == asyncserver.DrainReport(completed=1)
+
+
+async def test_reply_is_not_truncated_when_unread_bytes_are_left(wire: Wire) -> None:
+    """A handler that answers without reading everything: the answer arrives, no reset overtakes it."""
+
+    async def hasty(stream: Stream) -> None:
+        await stream.receive(4)
+        await stream.send(b"y" * 100_000)
+
+    async with wire.serve(hasty) as server, contextlib.AsyncExitStack() as stack:
+        client = stack.enter_context(wire.blocking(server))
+        await asyncio.to_thread(client.handshake)
+        await until(lambda: server.stats().active == 1)
+        client.sock.sendall(b"x" * 50_000)
+        reading = asyncio.create_task(asyncio.to_thread(client.rest))
+        report, answer = await asyncio.gather(server.close(5), reading)
+        assert answer == b"y" * 100_000
+        assert report == asyncserver.DrainReport(completed=1)
+
+
+async def test_client_that_half_closed_gets_its_answer(tcp: Wire) -> None:
+    """A client that sends, ends its side, and lies in the backlog when the server closes is answered."""
+    async with tcp.serve(upper) as server, contextlib.AsyncExitStack() as stack:
+        client = stack.enter_context(tcp.blocking(server))
+        client.sock.sendall(b"last words")
+        client.sock.shutdown(socket.SHUT_WR)
+        report, answer = await asyncio.gather(server.close(5), asyncio.to_thread(client.rest))
+        assert answer == b"LAST WORDS"
+        assert report == asyncserver.DrainReport(completed=1)
+
+
+async def test_new_connections_are_refused_while_it_drains(tcp: Wire) -> None:
+    """The listener is closed first: a load balancer sees at once that this server is leaving."""
+    release = asyncio.Event()
+
+    async def slow(stream: Stream) -> None:
+        await stream.receive()
+        await release.wait()
+
+    async with tcp.serve(slow) as server, tcp.connect(server) as client:
+        await client.send(b"begin")
+        await until(lambda: server.stats().bytes_received == 5)
+        closing = asyncio.create_task(server.close())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(*server.addresses[0][:2])  # type: ignore[misc]
+        assert server.sockets == ()
+        release.set()
+        assert await closing == asyncserver.DrainReport(completed=1)
+
+
+async def test_client_that_leaves_during_the_drain_counts_as_completed(wire: Wire) -> None:
+    """Whoever resets or leaves in the middle of a message does not hold the drain."""
+    async with wire.serve(upper_lines) as server:
+        leaving, resetting = await wire.dial(server), await wire.dial(server)
+        await leaving.send(b"half")
+        await resetting.send(b"half")
+        await until(lambda: server.stats().bytes_received == 8)
+        closing = asyncio.create_task(server.close(PATIENCE))
+        await asyncio.sleep(0)
+        resetting.reset()
+        await leaving.aclose()
+        async with asyncio.timeout(PATIENCE / 2):
+            assert await closing == asyncserver.DrainReport(completed=2)
+        await resetting.aclose()
+
+
+async def test_end_of_the_with_block_drains(wire: Wire) -> None:
+    """`async with serve(...)` returns only when the answer under way has been sent."""
+    release = asyncio.Event()
+
+    async def slow(stream: Stream) -> None:
+        await stream.receive()
+        await release.wait()
+        await stream.send(b"answer")
+
+    async with contextlib.AsyncExitStack() as stack:
+        async with wire.serve(slow, drain_timeout=PATIENCE) as server:
+            client = await stack.enter_async_context(wire.connect(server))
+            await client.send(b"question")
+            await until(lambda: server.stats().bytes_received == 8)
+            asyncio.get_running_loop().call_later(0.05, release.set)
+        assert server.stats().completed == 1
+        assert await client.rest() == b"answer"
+
+
+async def test_cancelled_await_serve_drains() -> None:
+    """Cancelling the task that serves stops it politely: who is in the middle of a message gets its answer."""
+    begun = asyncio.Event()
+    release = asyncio.Event()
+
+    async def slow(stream: Stream) -> None:
+        await stream.receive()
+        begun.set()
+        await release.wait()
+        await stream.send(b"answer")
+
+    sock = socket.create_server(("127.0.0.1", 0))
+    serving = asyncio.create_task(asyncserver.serve(slow, sock=sock))
+    reader, writer = await asyncio.open_connection(*sock.getsockname())
+    writer.write(b"question")
+    await begun.wait()
+    serving.cancel()
+    await asyncio.sleep(0)
+    release.set()
+    assert await reader.read() == b"answer"
+    with pytest.raises(asyncio.CancelledError):
+        await serving
+    writer.close()
+    await writer.wait_closed()
+
+
+class Messages(asyncio.Protocol):
+    """An ordinary protocol: answers each line in capitals; its transport is the loop's."""
+
+    def __init__(self) -> None:
+        self.buffer = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        *lines, self.buffer = (self.buffer + data).split(b"\n")
+        for line in lines:
+            self.transport.write(line.upper() + b"\n")
+
+
+async def test_protocols_are_drained_at_a_message_boundary_too(wire: Wire) -> None:
+    """Between messages, in the middle of one, and in the backlog: the same for an existing asyncio.Protocol."""
+    async with wire.serve(asyncserver.from_protocol(Messages)) as server, contextlib.AsyncExitStack() as stack:
+        between = await stack.enter_async_context(wire.connect(server))
+        middle = await stack.enter_async_context(wire.connect(server))
+        assert await between.ask(b"hello\n") == b"HELLO\n"
+        await middle.send(b"half")
+        await until(lambda: server.stats().bytes_received == 10)
+        waiting = stack.enter_context(wire.blocking(server))
+        asking = asyncio.create_task(waiting.ask_now(b"queued\n"))
+        closing = asyncio.create_task(server.close(PATIENCE))
+        assert await between.rest() == b""
+        assert await asking == b"QUEUED\n"
+        assert not closing.done()
+        await middle.send(b" a line\n")
+        assert await middle.rest() == b"HALF A LINE\n"
+        assert await closing == asyncserver.DrainReport(completed=3)
+
+
+async def test_callbacks_are_drained_at_a_message_boundary_too(wire: Wire) -> None:
+    """An existing (reader, writer) callback comes to the end of its reader."""
+
+    async def callback(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            writer.write(line.upper())
+            await writer.drain()
+        writer.close()
+
+    async with wire.serve(asyncserver.from_callback(callback)) as server, wire.connect(server) as client:
+        assert await client.ask(b"hello\n") == b"HELLO\n"
+        async with asyncio.timeout(PATIENCE / 2):
+            assert await server.close(PATIENCE) == asyncserver.DrainReport(completed=1)
+        assert await client.rest() == b""
