@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 import asyncserver
 import asyncserver.stream
 from asyncserver import Stream
+from asyncserver._poller import Poller
 from tests.support import Client, TLSClient, Transport, blocked, eventually, fill, within
 
 if TYPE_CHECKING:
@@ -267,6 +268,7 @@ async def _check_shape(chunks: list[bytes], steps: list[tuple[str, Any]]) -> Non
     await sender
     await stream.aclose()
     client.close()
+    poller.close()
     assert tail == rest
 
 
