@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from .datagram import Datagram, Endpoint
 
 
+# What is read at a time of what nobody wants any more.
+_DISCARDED = 4096
+
+
 def relay(connection: ProtocolConnection, protocol: Any) -> asyncio.BaseProtocol:
     """What stands between the loop's transport and a protocol."""
     if isinstance(protocol, asyncio.BufferedProtocol):
@@ -42,7 +46,7 @@ class _RelayBase(asyncio.BaseProtocol):
         self._call("connection_made", ProtocolTransport(self._connection, transport))
 
     def eof_received(self) -> bool:
-        return bool(self._call("eof_received"))
+        return self._connection.end()
 
     def pause_writing(self) -> None:
         self._call("pause_writing")
@@ -57,14 +61,17 @@ class _RelayBase(asyncio.BaseProtocol):
 
 class _Relay(_RelayBase, asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
-        self._connection.count_received(len(data))
-        self._call("data_received", data)
+        if not self._connection.ended:  # otherwise by the drain: what the peer still says is nobody's
+            self._connection.count_received(len(data))
+            self._call("data_received", data)
 
 
 class _BufferedRelay(_RelayBase, asyncio.BufferedProtocol):
     _failed = False
 
     def get_buffer(self, sizehint: int) -> Any:
+        if self._connection.ended:
+            return bytearray(_DISCARDED)
         try:
             return self._protocol.get_buffer(sizehint)
         except Exception as exc:
@@ -74,7 +81,7 @@ class _BufferedRelay(_RelayBase, asyncio.BufferedProtocol):
             return bytearray(1)
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._failed:
+        if self._failed or self._connection.ended:
             return
         self._connection.count_received(nbytes)
         self._call("buffer_updated", nbytes)

@@ -119,6 +119,7 @@ class ProtocolConnection:
     __slots__ = (
         "_answered",
         "_closing",
+        "_ended",
         "_failure",
         "_lost",
         "_owed",
@@ -158,6 +159,7 @@ class ProtocolConnection:
         self._answered = 0
         self._closing = closing
         self._owed: int | None = None  # while draining: bytes to answer before we may end it
+        self._ended: bool | None = None  # once eof_received() was called: whether the protocol stays open
 
     async def _take_proxy_header(self) -> ProxyHeader:
         self._plain = plain = Connection(self._poller, self._sock, self.peer_address)
@@ -224,6 +226,21 @@ class ProtocolConnection:
         if not self._lost.done():
             self._lost.set_result(None)
 
+    @property
+    def ended(self) -> bool:
+        """Whether the protocol has been told that nothing more will come."""
+        return self._ended is not None
+
+    def end(self) -> bool:
+        """Tell the protocol so, once, whether it is the peer's end or the drain; true if it stays open."""
+        if self._ended is None:
+            self._ended = False
+            try:
+                self._ended = bool(getattr(self.protocol, "eof_received", bool)())
+            except Exception as exc:
+                self.fail(exc)
+        return self._ended
+
     def count_received(self, nbytes: int) -> None:
         self.bytes_received += nbytes
         if self._owed is not None:
@@ -246,15 +263,9 @@ class ProtocolConnection:
     def _end_between_messages(self) -> None:
         transport = self._transport
         between = self._answered == self.bytes_received and (self._owed or 0) <= 0
-        if not between or transport is None or transport.is_closing():
+        if not between or self.ended or transport is None or transport.is_closing():
             return
-        ended = getattr(self.protocol, "eof_received", lambda: False)
-        try:
-            keep_open = ended()
-        except Exception as exc:
-            self.fail(exc)
-            return
-        if not keep_open:
+        if not self.end():
             transport.close()
 
     def _unread(self) -> int:
