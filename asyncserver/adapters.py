@@ -202,8 +202,12 @@ class ProtocolConnection:
 
     def callback_ended(self, task: asyncio.Task[Any]) -> None:
         """A `(reader, writer)` callback has ended; without an error the connection may well go on."""
-        if not task.cancelled() and (exc := task.exception()) is not None:
-            self.fail(exc)
+        if task.cancelled():
+            if self._transport is not None:
+                self._transport.close()
+        elif (exc := task.exception()) is not None:
+            if not (isinstance(exc, ConnectionError) and self._lost.done()):  # otherwise the peer has left
+                self.fail(exc)
 
     def fail(self, exc: BaseException) -> None:
         """End the connection because of what its protocol raised."""
