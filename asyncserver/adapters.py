@@ -31,6 +31,8 @@ __all__ = ["ProtocolHandler", "from_callback", "from_protocol"]
 
 # Seconds that the loop's transport waits for the peer's close_notify; asyncio's default of 30 would hold the drain.
 _SHUTDOWN_TIMEOUT = 2.0
+# Seconds that what a failed protocol has written may take to leave.
+_CLOSE_TIMEOUT = 2.0
 
 
 class ProtocolHandler:
@@ -215,6 +217,7 @@ class ProtocolConnection:
             self._failure = exc
         if self._transport is not None:
             self._transport.close()
+            self.loop.call_later(_CLOSE_TIMEOUT, self.abort)  # a peer that does not read would keep it
 
     # -- between the transport and the protocol
 
