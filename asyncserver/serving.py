@@ -123,7 +123,12 @@ class Serving(Coroutine[Any, Any, None]):
 
     async def _open(self) -> Server:
         bound = self._bound if self._bound is not None else await self._binding.open(self._kind)
-        return self._start(bound)
+        try:
+            return self._start(bound)
+        except BaseException:  # a protocol's factory, for example
+            for one in bound:
+                one.close()
+            raise
 
     def _use(self) -> None:
         if self._used:
