@@ -98,8 +98,8 @@ class Datagram:
             OSError: the system refuses; with errno EMSGSIZE the data is too large for one datagram.
             anyio.BrokenResourceError: the sender has no address, or (a Unix socket) is gone.
         """
-        self.replied = True
         await self.endpoint.send(data, self.address, self.control)
+        self.replied = True
 
     # -- for the server
 
