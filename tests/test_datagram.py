@@ -736,14 +736,17 @@ async def test_datagram_protocol_writes_to_a_full_peer(unix: Place) -> None:
     assert protocol.events == ["made", "pause", "resume", "lost None"]
 
 
-async def test_datagram_protocol_hears_of_errors(unix: Place) -> None:
-    """A peer that cannot be answered is told by error_received, as asyncio does."""
+async def test_datagram_protocol_hears_of_errors(unix: Place, caplog: pytest.LogCaptureFixture) -> None:
+    """A peer that cannot be answered is told by error_received, as asyncio does, and is no error of the protocol's."""
     protocol = Echo()
     async with unix.serve(asyncserver.from_protocol(lambda: protocol)) as server:
-        unix.client(server, named=False).send(b"who am I")
-        await until(lambda: len(protocol.events) == 2)
+        gone = unix.client(server)
+        gone.send(b"hello, and good-bye")
+        gone.sock.close()
         assert await unix.client(server).ask(b"named") == b"NAMED"
-    assert protocol.events[1].startswith("error ")
+        assert server.stats().failed == 0
+    assert protocol.events == ["made", "error ConnectionRefusedError", "lost None"]
+    assert not errors_in(caplog)
 
 
 async def test_datagram_protocol_may_close_the_server(place: Place) -> None:
