@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import socket
 import struct
 from typing import TYPE_CHECKING, TypeAlias
@@ -97,8 +98,8 @@ class Datagram:
             OSError: the system refuses; with errno EMSGSIZE the data is too large for one datagram.
             anyio.BrokenResourceError: the sender has no address, or (a Unix socket) is gone.
         """
-        self.replied = True
         await self.endpoint.send(data, self.address, self.control)
+        self.replied = True
 
     # -- for the server
 
@@ -256,6 +257,11 @@ class Endpoint:
                 self.sock.sendmsg([data], control, 0, address)
         except BlockingIOError:
             return False
+        except TypeError:
+            if address:
+                raise  # the handler's: not bytes
+            nowhere = OSError(errno.EDESTADDRREQ, os.strerror(errno.EDESTADDRREQ))
+            raise anyio.BrokenResourceError("the sender has no address: it cannot be answered") from nowhere
         except OSError as exc:
             if exc.errno == errno.ENOBUFS:  # the interface's queue is full: udp(7)
                 return False

@@ -134,7 +134,10 @@ class DatagramServer(Server):
 
     def _release_sockets(self) -> None:
         for transport in self._transports.values():
-            transport.lost()
+            try:
+                transport.lost()
+            except Exception:
+                _logger.exception("%r failed in connection_lost()", transport.get_protocol())
         for endpoint in self._endpoints:
             endpoint.close()
 

@@ -271,7 +271,7 @@ class Server:
 
     def _finished(self, task: asyncio.Task[Any]) -> None:
         source = self._finishing.pop(task)
-        if not task.cancelled() and (exc := task.exception()) is not None:
+        if not task.cancelled() and outcome_of(exc := task.exception()) == "failed":
             self._report(exc, source)
         self._gone(source)
 

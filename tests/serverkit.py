@@ -21,7 +21,7 @@ import trustme
 import asyncserver
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("tcp", "unix", "tls")
@@ -208,12 +208,12 @@ class BlockingClient:
             data += chunk
         return data
 
-    def ask_now(self, question: bytes) -> Coroutine[Any, Any, bytes]:
+    def ask_now(self, question: bytes) -> asyncio.Task[bytes]:
         """Ask before the server can look, as far as that goes (TLS takes two); returns the answer, to its end."""
         if self.kind == "tls":
-            return asyncio.to_thread(self.ask_to_the_end, question)
+            return asyncio.create_task(asyncio.to_thread(self.ask_to_the_end, question))
         self.sock.sendall(question)
-        return asyncio.to_thread(self.rest)
+        return asyncio.create_task(asyncio.to_thread(self.rest))
 
     def ask_to_the_end(self, question: bytes) -> bytes:
         """Handshake, ask, and receive until the server ends the connection."""

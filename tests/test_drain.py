@@ -142,8 +142,8 @@ async def test_connections_in_the_backlog_are_answered(wire: Wire) -> None:
         clients = [stack.enter_context(wire.blocking(server)) for _ in range(40)]
         assert server.stats().accepted == 0
         asking = [client.ask_now(b"hello") for client in clients]
-        report, *answers = await asyncio.gather(server.close(10), *asking)
-        assert answers == [b"HELLO"] * 40
+        report = await server.close(10)
+        assert await asyncio.gather(*asking) == [b"HELLO"] * 40
         assert report == asyncserver.DrainReport(completed=40)
         assert (server.stats().accepted, server.stats().completed) == (40, 40)
 
@@ -153,8 +153,9 @@ async def test_paused_server_answers_its_backlog_when_it_closes(wire: Wire) -> N
     async with wire.serve(upper) as server:
         server.pause()
         with wire.blocking(server) as client:
-            report, answer = await asyncio.gather(server.close(5), client.ask_now(b"hello"))
-            assert answer == b"HELLO"
+            asking = client.ask_now(b"hello")
+            report = await server.close(5)
+            assert await asking == b"HELLO"
             assert report == asyncserver.DrainReport(completed=1)
 
 
@@ -166,6 +167,7 @@ async def test_backlog_beyond_max_connections_is_answered_one_after_the_other(wi
         nonlocal most, now
         now += 1
         most = max(most, now)
+        assert is_balanced(server)
         try:
             await upper(stream)
         finally:
@@ -173,13 +175,10 @@ async def test_backlog_beyond_max_connections_is_answered_one_after_the_other(wi
 
     async with wire.serve(counted, max_connections=2) as server, contextlib.AsyncExitStack() as stack:
         clients = [stack.enter_context(wire.blocking(server)) for _ in range(8)]
-        answered = asyncio.gather(*(client.ask_now(b"hello") for client in clients))
-        closing = asyncio.create_task(server.close(10))
-        while not closing.done():
-            assert is_balanced(server)
-            await asyncio.sleep(0)
-        assert await answered == [b"HELLO"] * 8
-        assert await closing == asyncserver.DrainReport(completed=8)
+        asking = [client.ask_now(b"hello") for client in clients]
+        report = await server.close(10)
+        assert await asyncio.gather(*asking) == [b"HELLO"] * 8
+        assert report == asyncserver.DrainReport(completed=8)
         assert (server.stats().refused, server.stats().completed) == (0, 8)
     assert most <= 2
 
@@ -275,9 +274,9 @@ async def test_reply_is_not_truncated_when_unread_bytes_are_left(wire: Wire) -> 
         await until(lambda: server.stats().active == 1)
         client.sock.sendall(b"x" * 50_000)
         reading = asyncio.create_task(asyncio.to_thread(client.rest))
-        report, answer = await asyncio.gather(server.close(5), reading)
-        assert answer == b"y" * 100_000
-        assert report == asyncserver.DrainReport(completed=1)
+        await server.close(5)
+        assert await reading == b"y" * 100_000
+        assert server.stats().completed == 1
 
 
 async def test_client_that_half_closed_gets_its_answer(tcp: Wire) -> None:
@@ -286,8 +285,8 @@ async def test_client_that_half_closed_gets_its_answer(tcp: Wire) -> None:
         client = stack.enter_context(tcp.blocking(server))
         client.sock.sendall(b"last words")
         client.sock.shutdown(socket.SHUT_WR)
-        report, answer = await asyncio.gather(server.close(5), asyncio.to_thread(client.rest))
-        assert answer == b"LAST WORDS"
+        report = await server.close(5)
+        assert await asyncio.to_thread(client.rest) == b"LAST WORDS"
         assert report == asyncserver.DrainReport(completed=1)
 
 
@@ -398,7 +397,7 @@ async def test_protocols_are_drained_at_a_message_boundary_too(wire: Wire) -> No
         await middle.send(b"half")
         await until(lambda: server.stats().bytes_received == 10)
         waiting = stack.enter_context(wire.blocking(server))
-        asking = asyncio.create_task(waiting.ask_now(b"queued\n"))
+        asking = waiting.ask_now(b"queued\n")
         closing = asyncio.create_task(server.close(PATIENCE))
         assert await between.rest() == b""
         assert await asking == b"QUEUED\n"
