@@ -207,9 +207,11 @@ class ProtocolConnection:
         if task.cancelled():
             if self._transport is not None:
                 self._transport.close()
-        elif (exc := task.exception()) is not None:
-            if not (isinstance(exc, ConnectionError) and self._lost.done()):  # otherwise the peer has left
-                self.fail(exc)
+            return
+        exc = task.exception()
+        peer_left = isinstance(exc, ConnectionError) and self._lost.done()
+        if exc is not None and not peer_left:
+            self.fail(exc)
 
     def fail(self, exc: BaseException) -> None:
         """End the connection because of what its protocol raised."""

@@ -229,7 +229,7 @@ class Stream(ServedConnection, ByteStream):
 
     # -- sending
 
-    async def send(self, item: bytes) -> None:
+    async def send(self, item: bytes | bytearray | memoryview) -> None:
         """Send all the bytes; returns when the kernel has taken them, so a slow peer slows the handler down.
 
         Args:

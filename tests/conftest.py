@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import ssl
 from typing import TYPE_CHECKING
 
@@ -19,9 +18,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 try:
-    import uvloop
+    from uvloop import new_event_loop as new_uvloop
 except ModuleNotFoundError:
-    uvloop = None  # type: ignore[assignment]
+    UVLOOP: list[Callable[[], asyncio.AbstractEventLoop]] = []
+else:
+    UVLOOP = [new_uvloop]
 
 
 def _debugged(factory: Callable[[], asyncio.AbstractEventLoop]) -> Callable[[], asyncio.AbstractEventLoop]:
@@ -39,9 +40,7 @@ def pytest_asyncio_loop_factories(
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Run each asynchronous test on the standard library's loop, and on uvloop where it is installed."""
     factories = {"asyncio": _debugged(asyncio.new_event_loop)}
-    if uvloop is not None and "ASYNCSERVER_TESTS_WITHOUT_UVLOOP" not in os.environ:
-        factories["uvloop"] = _debugged(uvloop.new_event_loop)
-    return factories
+    return factories | dict(zip(["uvloop"], map(_debugged, UVLOOP), strict=False))
 
 
 @pytest.fixture(autouse=True)

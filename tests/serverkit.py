@@ -53,7 +53,7 @@ async def upper_lines(stream: asyncserver.Stream) -> None:
 async def until(reached: Callable[[], object], seconds: float = PATIENCE) -> None:
     """Poll, where no event tells; fails after so many seconds."""
     async with asyncio.timeout(seconds):
-        while not reached():  # noqa: ASYNC110 - for what has no event
+        while not reached():
             await asyncio.sleep(0.002)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import logging
 import socket
 import ssl
 from typing import TYPE_CHECKING, Any, cast
@@ -17,6 +16,7 @@ from asyncserver import from_callback, from_protocol
 from tests.support import Client, TLSClient, Transport, eventually, open_socket, within
 
 if TYPE_CHECKING:
+    import logging
     from collections.abc import Callable
 
     from asyncserver import ProtocolHandler
@@ -491,7 +491,8 @@ async def test_error_in_a_protocol(transport: Transport, where: str, caplog: pyt
             raise ValueError("in factory")
         protocol: Any = BufferedRaises() if "buffer" in where else Raises()
         protocol.where = where
-        return protocol
+        made: asyncio.BaseProtocol = protocol
+        return made
 
     handler = from_protocol(factory)
     async with transport.serve(handler, on_error=lambda exc, source: told.append((exc, source))) as server:

@@ -218,16 +218,18 @@ async def test_handlers_that_wait_for_a_thread_are_closed_at_the_deadline() -> N
             began.set()
             release.wait(10)
 
-    async with asyncserver.serve(compat.hosted(Waiting, max_threads=1), "127.0.0.1", 0) as server:
-        async with connected(server.addresses[0]):
-            await asyncio.to_thread(began.wait, 10)
-            async with connected(server.addresses[0]) as (reader, _):
-                while server.stats().active < 2:
-                    await asyncio.sleep(0)
-                closing = asyncio.create_task(server.close(0))
-                assert await asyncio.wait_for(reader.read(), 10) == b""
-                release.set()
-                assert (await closing).cancelled == 2
+    async with (
+        asyncserver.serve(compat.hosted(Waiting, max_threads=1), "127.0.0.1", 0) as server,
+        connected(server.addresses[0]),
+    ):
+        await asyncio.to_thread(began.wait, 10)
+        async with connected(server.addresses[0]) as (reader, _):
+            while server.stats().active < 2:
+                await asyncio.sleep(0)
+            closing = asyncio.create_task(server.close(0))
+            assert await asyncio.wait_for(reader.read(), 10) == b""
+            release.set()
+            assert (await closing).cancelled == 2
 
 
 async def test_200_handlers_meet_at_a_barrier() -> None:

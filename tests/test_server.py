@@ -97,7 +97,7 @@ async def test_max_connections_leaves_the_rest_to_the_kernel_and_serves_it_later
 async def test_one_more_connection_than_the_limit_is_not_accepted_from_a_second_address(tmp_path: Path) -> None:
     """The limit is one for all of a server's addresses."""
     async with asyncserver.serve(upper, ["127.0.0.1", "127.0.0.2"], 0, max_connections=1) as server:
-        readers = [await asyncio.open_connection(*address[:2]) for address in server.addresses]  # type: ignore[misc]
+        readers = [await asyncio.open_connection(*address[:2]) for address in server.addresses]
         readers[0][1].write(b"a")
         assert await readers[0][0].readexactly(1) == b"A"
         readers[1][1].write(b"b")
@@ -155,7 +155,7 @@ async def test_silent_client_does_not_hold_a_tls_handshake_open(tmp_path: Path) 
     """Who does not shake hands in time is closed and counted as refused, and nobody's error."""
     wire = Wire("tls", tmp_path)
     async with wire.serve(upper, ssl_handshake_timeout=0.2) as server:
-        reader, writer = await asyncio.open_connection(*server.addresses[0][:2])  # type: ignore[misc]
+        reader, writer = await asyncio.open_connection(*server.addresses[0][:2])
         assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
         await until(lambda: server.stats().refused == 1)
         assert is_balanced(server)
@@ -169,7 +169,7 @@ async def test_nonsense_instead_of_tls_is_refused_without_an_error(
     """A plain-text client of a TLS server costs a counter, not a log line; the others are served."""
     wire = Wire("tls", tmp_path)
     async with wire.serve(upper) as server:
-        reader, writer = await asyncio.open_connection(*server.addresses[0][:2])  # type: ignore[misc]
+        reader, writer = await asyncio.open_connection(*server.addresses[0][:2])
         writer.write(b"GET / HTTP/1.0\r\n\r\n")
         await asyncio.wait_for(reader.read(), PATIENCE)
         writer.close()
@@ -748,7 +748,7 @@ async def test_repr_tells_the_state(tcp: Wire) -> None:
         assert len(server.sockets) == 1
         assert server.sockets[0].getsockname() == server.addresses[0]
     assert repr(server) == f"<StreamServer closed on {server.addresses[0]}>"
-    assert server.sockets == ()
+    assert not server.sockets
 
 
 # -- how it is closed
@@ -758,7 +758,7 @@ async def test_close_twice_gives_the_same_report(wire: Wire) -> None:
     """The second call, and any later one, waits for the same end."""
     async with wire.serve(upper) as server, wire.connect(server) as client:
         assert await client.ask(b"a") == b"A"
-        reports = await asyncio.gather(server.close(), server.close(5), server.close())
+        reports = list(await asyncio.gather(server.close(), server.close(5), server.close()))
         assert reports == [asyncserver.DrainReport(completed=1)] * 3
         assert await server.close() == reports[0]
         await server.wait_closed()
@@ -947,6 +947,7 @@ async def test_serving_in_a_cancelled_task_group_drains_and_returns(wire: Wire) 
         await stack.enter_async_context(wire.connect(server))
         await hung.begun.wait()
         group.cancel_scope.cancel()
+    assert server is not None
     assert (server.stats().cancelled, server.stats().active) == (1, 0)
     assert repr(server).startswith("<StreamServer closed")
 
@@ -1001,7 +1002,7 @@ async def test_port_is_free_again_after_close(tcp: Wire) -> None:
     async with tcp.serve(upper) as server, tcp.connect(server) as client:
         assert await client.ask(b"a") == b"A"
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(server.addresses[0])  # type: ignore[arg-type]
+        socket.create_connection(server.addresses[0])
     host, port = server.addresses[0][:2]
     async with asyncserver.serve(upper, str(host), int(port)):
         pass

@@ -256,8 +256,8 @@ async def test_dead_coroutine_is_not_woken(waiter: Waiter) -> None:
     assert waiter.busy
     waiter.add_done_callback(lambda _: pytest.fail("woken"), context=contextvars.copy_context())
     coroutine.close()
-    assert not waiter.busy
     assert not waiter.wake()
+    assert (waiter.busy, waiter.wake()) == (False, False)
 
 
 async def test_error_of_the_task_stays_in_the_task(waiter: Waiter, spawn: Any) -> None:
