@@ -217,7 +217,7 @@ async def within(awaitable: Awaitable[T], seconds: float = PATIENCE) -> T:
 async def eventually(reached: Callable[[], object], seconds: float = PATIENCE) -> None:
     """Wait for what has no event of its own."""
     async with asyncio.timeout(seconds):
-        while not reached():  # noqa: ASYNC110 - there is no event to wait for
+        while not reached():
             await asyncio.sleep(0.002)
 
 
