@@ -207,11 +207,8 @@ class ProtocolConnection:
         if task.cancelled():
             if self._transport is not None:
                 self._transport.close()
-            return
-        exc = task.exception()
-        peer_left = isinstance(exc, ConnectionError) and self._lost.done()
-        if exc is not None and not peer_left:
-            self.fail(exc)
+        elif (exc := task.exception()) is not None and not (isinstance(exc, ConnectionError) and self._lost.done()):
+            self.fail(exc)  # otherwise the peer has left, and its reader or writer said so
 
     def fail(self, exc: BaseException) -> None:
         """End the connection because of what its protocol raised."""

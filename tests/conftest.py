@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import logging
+import os
 import ssl
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
@@ -17,12 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-try:
-    from uvloop import new_event_loop as new_uvloop
-except ModuleNotFoundError:
-    UVLOOP: list[Callable[[], asyncio.AbstractEventLoop]] = []
-else:
-    UVLOOP = [new_uvloop]
+uvloop: Any = importlib.import_module("uvloop") if importlib.util.find_spec("uvloop") else None
 
 
 def _debugged(factory: Callable[[], asyncio.AbstractEventLoop]) -> Callable[[], asyncio.AbstractEventLoop]:
@@ -40,7 +37,9 @@ def pytest_asyncio_loop_factories(
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Run each asynchronous test on the standard library's loop, and on uvloop where it is installed."""
     factories = {"asyncio": _debugged(asyncio.new_event_loop)}
-    return factories | dict(zip(["uvloop"], map(_debugged, UVLOOP), strict=False))
+    if uvloop is not None and "ASYNCSERVER_TESTS_WITHOUT_UVLOOP" not in os.environ:
+        factories["uvloop"] = _debugged(uvloop.new_event_loop)
+    return factories
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import gc
 import socket
 import ssl
 from typing import TYPE_CHECKING, Any, cast
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 import asyncserver
+import asyncserver.adapters
 from asyncserver import from_callback, from_protocol
 from tests.support import Client, TLSClient, Transport, eventually, open_socket, within
 
@@ -72,6 +74,13 @@ HANDLERS: dict[str, Callable[[], ProtocolHandler]] = {
     "BufferedProtocol": lambda: from_protocol(BufferedUpper),
     "callback": lambda: from_callback(upper_callback),
 }
+
+
+@pytest.fixture(autouse=True)
+def _impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for peers that do not answer waits for a short time only."""
+    monkeypatch.setattr(asyncserver.adapters, "_SHUTDOWN_TIMEOUT", 0.3)
+    monkeypatch.setattr(asyncserver.adapters, "_CLOSE_TIMEOUT", 0.3)
 
 
 @pytest.fixture(params=list(HANDLERS))
@@ -484,15 +493,14 @@ async def test_error_in_a_protocol(transport: Transport, where: str, caplog: pyt
     told: list[tuple[BaseException, Any]] = []
     fail = False
 
-    def factory() -> asyncio.BaseProtocol:
+    def factory() -> Any:
         if not fail:
             return Upper()
         if where == "factory":
             raise ValueError("in factory")
         protocol: Any = BufferedRaises() if "buffer" in where else Raises()
         protocol.where = where
-        made: asyncio.BaseProtocol = protocol
-        return made
+        return protocol
 
     handler = from_protocol(factory)
     async with transport.serve(handler, on_error=lambda exc, source: told.append((exc, source))) as server:
@@ -610,6 +618,7 @@ async def test_callback_is_not_for_datagrams() -> None:
     with pytest.raises(TypeError, match="from_protocol"):
         async with asyncserver.serve_datagrams(from_callback(upper_callback), "127.0.0.1", 0):
             pass
+    gc.collect()  # a socket left open would be told of now
 
 
 # -- limits
@@ -854,7 +863,22 @@ async def test_callback_that_hangs(transport: Transport) -> None:
         client.close()
 
 
-async def test_callback_that_swallows_its_cancellation(transport: Transport, caplog: pytest.LogCaptureFixture) -> None:
+async def test_callback_that_cancels_itself(transport: Transport, caplog: pytest.LogCaptureFixture) -> None:
+    """A callback that ends by CancelledError does not leave its connection open, nor is that an error."""
+
+    async def callback(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        raise asyncio.CancelledError
+
+    async with transport.serve(from_callback(callback)) as server:
+        client = await transport.connect(server)
+        with contextlib.suppress(OSError):
+            assert await client.receive_all() == b""
+        client.close()
+        await eventually(lambda: not server.stats().active)
+    assert not errors(caplog)
+
+
+async def test_callback_that_swallows_its_cancellation(tcp: Transport) -> None:
     """It is given up a second later; its connection is gone."""
     release = asyncio.Event()
 
@@ -864,8 +888,8 @@ async def test_callback_that_swallows_its_cancellation(transport: Transport, cap
             with contextlib.suppress(asyncio.CancelledError):
                 await release.wait()
 
-    async with transport.serve(from_callback(callback)) as server:
-        client = await transport.connect(server)
+    async with tcp.serve(from_callback(callback)) as server:
+        client = await tcp.connect(server)
         await client.send(b"x")
         await eventually(lambda: server.stats().bytes_received)
         report = await within(server.close(0.1), 5)

@@ -459,14 +459,15 @@ def test_key_in_a_file_of_its_own(tmp_path: Path, authority: trustme.CA) -> None
     certificate = authority.issue_cert("localhost")
     certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
     certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
-    assert isinstance(asyncserver.tls_context(tmp_path / "cert.pem", tmp_path / "key.pem"), ssl.SSLContext)
-    asyncserver.tls_context(str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"))
+    for kind in (str, lambda path: path):
+        context = asyncserver.tls_context(kind(tmp_path / "cert.pem"), kind(tmp_path / "key.pem"))
+        assert isinstance(context, ssl.SSLContext)
 
 
 @pytest.mark.parametrize("argument", ["certfile", "keyfile", "client_ca"])
 def test_missing_file_is_named(tmp_path: Path, certfile: Path, argument: str) -> None:
     """OpenSSL does not say which file it was; we do."""
-    arguments: dict[str, Any] = {"certfile": certfile, argument: tmp_path / "missing.pem"}
+    arguments: Any = {"certfile": certfile, argument: tmp_path / "missing.pem"}
     with pytest.raises(FileNotFoundError, match=r"missing\.pem"):
         asyncserver.tls_context(**arguments)
 
@@ -503,7 +504,7 @@ def _encrypted(tmp_path: Path, authority: trustme.CA) -> tuple[Path, Path]:
 def test_encrypted_key(tmp_path: Path, authority: trustme.CA) -> None:
     """With its password it works, also again; without, nobody is asked on the terminal."""
     certfile, keyfile = _encrypted(tmp_path, authority)
-    asyncserver.tls_context(certfile, keyfile, password="sesame").reload()
+    assert isinstance(asyncserver.tls_context(certfile, keyfile, password="sesame").reload(), ssl.SSLContext)
     with pytest.raises(ValueError, match="password"):
         asyncserver.tls_context(certfile, keyfile)
     with pytest.raises(ssl.SSLError, match="no usable certificate and key"):
@@ -518,7 +519,7 @@ def _subject(client: Client) -> str:
     certificate = client.tls.getpeercert()
     assert certificate is not None
     names: Any = certificate["subjectAltName"]
-    return " ".join(name for _, name in names)
+    return " ".join(str(name) for _, name in names)
 
 
 async def test_reload_tls(tls: Transport, tmp_path: Path, authority: trustme.CA) -> None:
