@@ -107,9 +107,9 @@ class Connection:
             self._set_events(self._events & ~READ)
 
     def _set_events(self, events: int) -> None:
-        before, self._events = self._events, events
-        if events != before:
-            self._poller.watch(self, self._fd, before, events)
+        if events != self._events:
+            self._poller.watch(self, self._fd, self._events, events)
+            self._events = events
 
     def _on_readable(self) -> None:
         waiter = self._reading
@@ -133,6 +133,8 @@ class Connection:
         """Wait until the socket takes bytes, or somebody calls `wake_soon()`."""
         if self._writing is None:
             self._writing = Waiter(self._poller.loop, "sending to")
+        if self._writing.busy:
+            raise anyio.BusyResourceError("sending to")
         self._set_events(self._events | WRITE)
         try:
             await self._writing
@@ -292,9 +294,9 @@ class Connection:
         """Bring the last bytes across, as far as the peer cooperates."""
         sock = self._sock
         if notify and isinstance(sock, ssl.SSLSocket):
-            with contextlib.suppress(ssl.SSLError):  # for example: its data crosses our close_notify
+            with contextlib.suppress(ssl.SSLError, ValueError):  # for example: its data crosses our close_notify
                 await self._close_notify(sock)
-        if self._unread():
+        if self._fd >= 0 and self._unread():
             sock.shutdown(socket.SHUT_WR)
             await self._discard(sock)
 

@@ -8,6 +8,7 @@ behind it. Measured on 64 connections, CPU per 64 B echo against `loop.add_reade
 
 from __future__ import annotations
 
+import contextlib
 import select
 from typing import TYPE_CHECKING
 
@@ -48,10 +49,11 @@ class Poller:
             self._connections[fd] = connection
         elif events:
             self._epoll.modify(fd, events)
-        else:
-            # Before it is closed: a copy of the descriptor in some child process would keep epoll reporting it.
+        # Before it is closed: a copy of the descriptor in some child process would keep epoll reporting it.
+        elif self._connections.get(fd) is connection:  # else somebody has closed it, and it is another's now
             del self._connections[fd]
-            self._epoll.unregister(fd)
+            with contextlib.suppress(OSError):
+                self._epoll.unregister(fd)
 
     def close(self) -> None:
         """Stop watching. Every connection has been closed before."""

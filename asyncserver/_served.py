@@ -86,8 +86,12 @@ class ServedConnection(Connection):
 
     def _close_if_quiet(self) -> bool:
         """Close now, if that cannot cost the peer anything: no TLS to end, nothing unread."""
+        if self._sock.fileno() != self._fd >= 0:
+            self._release()  # closed behind our back, by way of the raw socket
         if self._fd >= 0:
-            if isinstance(self._sock, ssl.SSLSocket) or (self._recv is not at_end and self._unread()):
+            # At its end nothing can be unread, unless it was the drain that said so.
+            quiet = self._recv is at_end and not self._closing.is_set()
+            if isinstance(self._sock, ssl.SSLSocket) or not (quiet or not self._unread()):
                 return False
             self._close()
         return True

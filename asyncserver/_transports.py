@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from .adapters import ProtocolConnection, ProtocolHandler
     from .datagram import Datagram, Endpoint
 
+_logger = logging.getLogger("asyncserver")
 
 # What is read at a time of what nobody wants any more.
 _DISCARDED = 4096
@@ -170,11 +172,13 @@ class EndpointTransport(asyncio.DatagramTransport):
         endpoint: Endpoint,
         handler: ProtocolHandler,
         close: Callable[[], object],
+        sent: Callable[[], object],
     ) -> None:
         super().__init__()
         self._loop = loop
         self._endpoint = endpoint
         self._close = close
+        self._sent = sent
         self._closing = False
         self._answering: Datagram | None = None
         self._unsent: deque[tuple[bytes, Address]] = deque()
@@ -209,7 +213,7 @@ class EndpointTransport(asyncio.DatagramTransport):
             return
         self._unsent.append((bytes(data), addr))
         if self._sending is None:
-            self._protocol.pause_writing()
+            self._tell("pause_writing")
             self._sending = self._loop.create_task(self._send_rest())
 
     def _try_send(self, data: bytes | bytearray | memoryview, address: Address) -> bool:
@@ -218,18 +222,33 @@ class EndpointTransport(asyncio.DatagramTransport):
         try:
             return self._endpoint.try_send(data, address, control)
         except (OSError, anyio.BrokenResourceError) as exc:
-            self._protocol.error_received(exc if isinstance(exc, OSError) else exc.__cause__)
+            self._tell("error_received", exc if isinstance(exc, OSError) else exc.__cause__)
             return True
 
+    @property
+    def sending(self) -> bool:
+        """Whether datagrams wait for room in the socket."""
+        return self._sending is not None
+
     async def _send_rest(self) -> None:
-        while self._unsent:
-            data, address = self._unsent.popleft()
-            try:
-                await self._endpoint.send(data, address, None)
-            except (OSError, anyio.BrokenResourceError) as exc:
-                self._protocol.error_received(exc if isinstance(exc, OSError) else exc.__cause__)
-        self._sending = None
-        self._protocol.resume_writing()
+        try:
+            while self._unsent:
+                data, address = self._unsent.popleft()
+                try:
+                    await self._endpoint.send(data, address, None)
+                except (OSError, anyio.BrokenResourceError) as exc:
+                    self._tell("error_received", exc if isinstance(exc, OSError) else exc.__cause__)
+        finally:
+            self._sending = None
+            self._sent()
+        self._tell("resume_writing")
+
+    def _tell(self, name: str, *arguments: object) -> None:
+        """Call the protocol where nobody waits for what it may raise."""
+        try:
+            getattr(self._protocol, name)(*arguments)
+        except Exception:
+            _logger.exception("%r failed in %s()", self._protocol, name)
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         if name == "socket":

@@ -283,6 +283,8 @@ class ProtocolConnection:
         return int.from_bytes(size, sys.byteorder)
 
     def _expire(self) -> None:
+        if self._transport is None:
+            return  # the handshake has a time of its own, and its socket is the loop's
         if self._failure is not None:  # told before, and still not gone
             self.abort()
             return

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import os
 import socket
 import stat
@@ -67,6 +68,9 @@ class Binding:
             )
         if names == ["host and port"]:
             self._check_port()
+        path: Any = self.path
+        if path is not None and not (isinstance(path, str | os.PathLike) and os.fspath(path)):
+            raise TypeError(f"path must be a file's name as text, got {path!r}")
         if self.path_mode is not None and self.path is None:
             raise TypeError(f"path_mode={self.path_mode:#o} is for a Unix socket: it needs path")
 
@@ -167,7 +171,6 @@ class Binding:
     def _open_addresses(
         self, kind: socket.SocketKind, addresses: list[tuple[int, tuple[Any, ...]]], opened: list[BoundSocket]
     ) -> None:
-        everywhere = self.host is None or self.host == ""
         missing: BindError | None = None
         for family, address in addresses:
             # Every address of a server has the same port, also when the system picks it.
@@ -176,12 +179,22 @@ class Binding:
             try:
                 opened.append(self._open_address(kind, family, target))
             except BindError as exc:
-                # On a machine without IPv6 "every interface" means those of IPv4.
-                if not (everywhere and exc.errno in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}):
+                # On a machine without IPv6 "every interface" means those of IPv4, and so does "localhost".
+                if self._is_address() or exc.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
                     raise
                 missing = exc
         if missing is not None and not opened:
             raise missing
+
+    def _is_address(self) -> bool:
+        """Whether the host is one particular address: then it is that one or none."""
+        if not isinstance(self.host, str):
+            return self.host is not None
+        try:
+            ipaddress.ip_address(self.host.partition("%")[0])
+        except ValueError:
+            return False
+        return True
 
     def _open_address(self, kind: socket.SocketKind, family: int, address: tuple[Any, ...]) -> BoundSocket:
         with _explained(f"{_KINDS[kind]} address {_shown(address)}"):

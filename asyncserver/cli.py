@@ -176,13 +176,17 @@ def _servings(options: argparse.Namespace, handler: Any = None) -> list[Serving]
         "trusted_proxies": [name for names in options.trusted_proxies for name in names.split(",")],
         "drain_timeout": options.drain_timeout,
     }
-    servings = [serve(handler, *_address(place), **common) for place in options.tcp]
-    servings += [serve(handler, path=path, path_mode=options.unix_mode, **common) for path in options.unix]
-    servings += [
-        serve_datagrams(handler, *_address(place), max_pending=options.max_pending, drain_timeout=options.drain_timeout)
-        for place in options.udp
-    ]
-    return servings
+    datagrams = {"max_pending": options.max_pending, "drain_timeout": options.drain_timeout}
+    made: list[Serving] = []
+    try:
+        made.extend(serve(handler, *_address(place), **common) for place in options.tcp)
+        made.extend(serve(handler, path=path, path_mode=options.unix_mode, **common) for path in options.unix)
+        made.extend(serve_datagrams(handler, *_address(place), **datagrams) for place in options.udp)
+    except BaseException:
+        for serving in made:
+            serving.close()  # will not be used
+        raise
+    return made
 
 
 def _greet() -> None:

@@ -225,6 +225,8 @@ class Endpoint:
     def _ask_for_room(self) -> None:
         if self._unix:
             return  # what is queued there counts against the sender
+        if self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= 2 * _RECEIVE_BUFFER:
+            return  # somebody else's, and larger
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         granted = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2  # socket(7): the kernel doubles it
         if granted < _RECEIVE_BUFFER:

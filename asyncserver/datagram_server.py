@@ -39,14 +39,15 @@ class DatagramServer(Server):
         super().__init__(loop, bound, drain_timeout, on_error)
         self._handler: Any = self._for_this_server(handler)
         self._max_pending = max_pending
-        self._paused = False
-        self._full = False
         self._endpoints = [Endpoint(loop, one, self._received, self._tell_change, max_datagram_size) for one in bound]
         self._transports: dict[Endpoint, EndpointTransport] = {}
         if isinstance(handler, ProtocolHandler):
-            self._transports = {one: EndpointTransport(loop, one, handler, self._close_soon) for one in self._endpoints}
-        for endpoint in self._endpoints:
-            endpoint.resume()
+            self._transports = {
+                one: EndpointTransport(loop, one, handler, self._close_soon, self._tell_change)
+                for one in self._endpoints
+            }
+        self._intakes = self._endpoints
+        self._apply_pause()
 
     # -- what comes in
 
@@ -104,21 +105,6 @@ class DatagramServer(Server):
 
     # -- pausing and stopping
 
-    def _pause(self) -> None:
-        self._paused = True
-        self._apply_pause()
-
-    def _resume(self) -> None:
-        self._paused = False
-        self._apply_pause()
-
-    def _apply_pause(self) -> None:
-        for endpoint in self._endpoints:
-            if self._paused or self._full:
-                endpoint.pause()
-            else:
-                endpoint.resume()
-
     def _stop(self) -> None:
         self._paused = False
         for endpoint in self._endpoints:
@@ -126,7 +112,8 @@ class DatagramServer(Server):
         self._apply_pause()
 
     def _unfinished(self) -> bool:
-        return any(endpoint.draining for endpoint in self._endpoints) or super()._unfinished()
+        waiting = any(one.draining for one in self._endpoints) or any(one.sending for one in self._transports.values())
+        return waiting or super()._unfinished()
 
     def _drop_waiting(self) -> None:
         self._paused = True  # also when a handler that ends makes room

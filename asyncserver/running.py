@@ -66,9 +66,12 @@ def run(*servings: Serving, loop: Literal["auto", "uvloop", "asyncio"] = "auto",
     if workers > 1:
         run_workers(servings, lambda: servings, loop, workers)
         return
-    factory = _loop_factory(loop)
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(_run(servings))
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory(loop)) as runner:
+            runner.run(_run(servings))
+    finally:
+        for serving in servings:
+            serving.close()  # one that did not come to start, because another failed, was not forgotten
 
 
 def run_workers(servings: Sequence[Serving], load: Callable[[], Sequence[Serving]], loop: str, workers: int) -> None:

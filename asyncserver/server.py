@@ -60,6 +60,9 @@ class Server:
         self._count = dict.fromkeys(ServerStats.__slots__, 0)
         self._live: dict[asyncio.Task[Any], Any] = {}
         self._starting: Any = None
+        self._intakes: list[Any] = []  # listeners or endpoints: where work comes in
+        self._paused = False  # by `pause()`
+        self._full = False  # as many handlers run as may
         self._finishing: dict[asyncio.Task[Any], Any] = {}
         self._closing = asyncio.Event()
         self._closed = asyncio.Event()
@@ -69,8 +72,7 @@ class Server:
         self._callers: set[asyncio.Task[Any] | None] = set()
         self._deadline = 0.0
         self._changed: asyncio.Future[None] | None = None
-        # Both are asked for at every start of a handler; a bound method and a context each would be memory kept
-        # for as long as the handler runs.
+        # One of each for all handlers: a bound method and a context for every one would be memory.
         self._done_callback = self._done
         self._context = contextvars.copy_context()
 
@@ -112,7 +114,8 @@ class Server:
             RuntimeError: the server has been closed.
         """
         self._require_open("pause")
-        self._pause()
+        self._paused = True
+        self._apply_pause()
 
     def resume(self) -> None:
         """Undo `pause()`.
@@ -121,7 +124,8 @@ class Server:
             RuntimeError: the server has been closed.
         """
         self._require_open("resume")
-        self._resume()
+        self._paused = False
+        self._apply_pause()
 
     def reload_tls(self, context: ssl.SSLContext | None = None) -> None:
         """Use new certificates for new connections; those that are open keep theirs.
@@ -132,6 +136,7 @@ class Server:
         Raises:
             RuntimeError: the server does not speak TLS or has been closed, or the context was not made by
                 `tls_context()` and no new one is given.
+            TypeError: the context is not one for the server side.
             OSError: a file cannot be read, or does not hold what it should; the old context stays in use.
         """
         self._require_open("reload_tls")
@@ -146,7 +151,8 @@ class Server:
         * Handlers that still run after `drain_timeout` seconds are cancelled, and a second later aborted.
 
         Called again, it waits for the same end, sooner if the new timeout says so. Called from inside a handler it
-        does not wait for that handler, which has until the deadline, and at least a second, to end. If the caller is
+        does not wait for that handler, which has until the deadline, and at least a second, to end (but in a task that
+        the handler waits for, it does). If the caller is
         cancelled while it waits, the deadline is now: close() ends within about a second, then CancelledError is
         raised.
 
@@ -160,10 +166,11 @@ class Server:
         deadline = self._loop.time() + seconds
         if self._drainer is None:
             self._deadline = deadline
-            self._drainer = self._loop.create_task(self._drain(self._ended()))
+            # Not by the loop's factory: started eagerly, it would begin before we are known to call it.
+            self._drainer = asyncio.Task(self._drain(self._ended()), loop=self._loop)
         elif drain_timeout is not None:
             self._hasten(deadline)
-        caller = asyncio.current_task()
+        caller = self._handler_of(asyncio.current_task())
         self._callers.add(caller)
         self._tell_change()
         try:
@@ -171,6 +178,10 @@ class Server:
         finally:
             self._callers.discard(caller)
             self._tell_change()
+
+    def _handler_of(self, task: asyncio.Task[Any] | None) -> asyncio.Task[Any] | None:
+        """The handler that a task belongs to: itself, or the one that runs it as its `(reader, writer)` callback."""
+        return next((one for one, source in self._live.items() if getattr(source, "task", None) is task), task)
 
     async def wait_closed(self) -> None:
         """Wait until the server has closed and the last handler has ended, or been given up."""
@@ -181,20 +192,20 @@ class Server:
         try:
             await self.close()
         finally:
-            assert self._cleaner is not None
-            await self._outlast(self._cleaner)
+            if self._cleaner is not None:  # else the program's end has cancelled the drain before its first step
+                await self._outlast(self._cleaner)
 
     # -- for what brings the work in
 
-    def _pause(self) -> None:
-        raise NotImplementedError
-
-    def _resume(self) -> None:
-        raise NotImplementedError
+    def _apply_pause(self) -> None:
+        for intake in self._intakes:
+            if self._paused or self._full:
+                intake.pause()
+            else:
+                intake.resume()
 
     def _stop(self) -> None:
         """Take what the kernel holds already, then nothing more."""
-        raise NotImplementedError
 
     def _release_sockets(self) -> None:
         """Close what handlers needed to the end."""
@@ -223,7 +234,7 @@ class Server:
         """Run a handler in a task of its own, up to its first wait at once; true if it still runs."""
         self._starting = source
         try:
-            task = start_task(handler(source), self._loop)
+            task = start_task(handler(source), self._loop, self._context)
         except Exception as exc:  # not even a coroutine: a wrong signature, most likely
             self._starting = None
             self._settle(source, exc, None)
@@ -248,12 +259,8 @@ class Server:
             task.exception()  # nobody is left to hear it
 
     def _judge(self, task: asyncio.Task[Any], source: Any) -> None:
-        if task.cancelled():
-            self._settle(source, asyncio.CancelledError(), None)
-        elif (exc := task.exception()) is not None:
-            self._settle(source, exc, None)
-        else:
-            self._settle(source, None, task.result())
+        exc = asyncio.CancelledError() if task.cancelled() else task.exception()
+        self._settle(source, exc, task.result() if exc is None else None)
 
     def _settle(self, source: Any, exc: BaseException | None, result: Any) -> None:
         """Count how a handler ended, tell of its error, and close what it handled."""
@@ -261,11 +268,15 @@ class Server:
         if outcome == "failed":
             self._report(exc, source)
         self._count[outcome] += 1
-        finishing = self._finish(source)
+        try:
+            finishing = self._finish(source)
+        except Exception as error:
+            self._report(error, source)
+            finishing = None
         if finishing is None:
             self._gone(source)
             return
-        task = start_task(finishing, self._loop)
+        task = start_task(finishing, self._loop, self._context)
         self._finishing[task] = source
         task.add_done_callback(self._finished)
 
@@ -344,9 +355,9 @@ class Server:
                 source._begin_drain()
             await self._until(lambda: not self._unfinished(), lambda: self._deadline)
             cancelled, aborted = await self._insist()
-            return DrainReport(self._ended() - before - cancelled - aborted, cancelled, aborted)
+            return DrainReport(max(0, self._ended() - before - cancelled - aborted), cancelled, aborted)
         finally:
-            self._cleaner = self._loop.create_task(self._clean())
+            self._cleaner = asyncio.Task(self._clean(), loop=self._loop)
 
     async def _insist(self) -> tuple[int, int]:
         """Cancel the handlers that are left, then abort; returns how many of each it took."""
@@ -382,10 +393,9 @@ class Server:
             self._callers.clear()
             await self._insist()
         finally:
-            self._release_sockets()
-            for callback in self._close_callbacks:
+            for callback in (self._release_sockets, *self._close_callbacks):
                 try:
                     callback()
                 except Exception:
-                    _logger.exception("close callback %r failed", callback)
+                    _logger.exception("%r failed as the server closed", callback)
             self._closed.set()

@@ -335,7 +335,7 @@ def _check_handler(handler: object, name: str, argument: str) -> None:
 
 
 def _check_count(name: str, value: int | None, least: int = 1) -> None:
-    if value is None:
+    if value is None and name.startswith("max_connections"):  # no limit
         return
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be a whole number, got {value!r}")
@@ -343,8 +343,8 @@ def _check_count(name: str, value: int | None, least: int = 1) -> None:
         raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
-def _check_seconds(name: str, value: float | None, *, zero: bool = False) -> None:
-    if value is None:
+def _check_seconds(name: str, value: Any, *, zero: bool = False) -> None:
+    if value is None and name == "idle_timeout":  # no limit
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number of seconds, got {value!r}")

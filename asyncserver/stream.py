@@ -15,6 +15,7 @@ Theory of operation:
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import socket
 import ssl
@@ -109,6 +110,7 @@ class Stream(ServedConnection, ByteStream):
         """
         if nbytes < 0:
             raise ValueError(f"nbytes must not be negative, got {nbytes}")
+        await self._take_turns()
         while len(buffer := self._buffered()) < nbytes:
             await self._fill()
         return self._cut(buffer, nbytes)
@@ -127,6 +129,7 @@ class Stream(ServedConnection, ByteStream):
         """
         if not delimiter:
             raise ValueError("receive_until() needs a delimiter of at least one byte")
+        await self._take_turns()
         searched = 0
         while (index := (buffer := self._buffered()).find(delimiter, searched, max_bytes)) < 0:
             if len(buffer) >= max_bytes:
@@ -146,6 +149,8 @@ class Stream(ServedConnection, ByteStream):
         The hot path, and so a generator that yields the waiter itself: every function in between would be one more
         frame that each wake-up has to pass through.
         """
+        if self._buffer and not more and self._spun():
+            yield None
         if self._buffer and not more:
             return self._take(max_bytes)
         waiter = self._reading
@@ -218,9 +223,12 @@ class Stream(ServedConnection, ByteStream):
         del buffer[:nbytes]
         return data
 
-    async def _fill(self) -> None:
+    async def _take_turns(self) -> None:
+        """Let others run now and then, also while the buffer answers. Before anything is taken: it may be cancelled."""
         if self._spun():
             await asyncio.sleep(0)
+
+    async def _fill(self) -> None:
         try:
             data = await self._chunk(CHUNK, anyio.EndOfStream, more=True)
         except anyio.EndOfStream as exc:
@@ -294,19 +302,23 @@ class Stream(ServedConnection, ByteStream):
             anyio.BusyResourceError: a send is under way.
             anyio.BrokenResourceError: the connection is broken.
             anyio.ClosedResourceError: the stream has been closed.
+            OSError: under TLS, no descriptors are left for it (errno EMFILE, ENFILE); nothing was sent.
         """
         if self._send is refuse_after_eof:
             return
         if self._send in {refuse_busy, refuse_closed, refuse_torn} or isinstance(self._send, functools.partial):
             self._send(b"")
+        send, self._send = self._send, refuse_after_eof
         try:
             if isinstance(self._sock, ssl.SSLSocket):
                 await self._half_close_notify(self._sock)
             else:
                 self._sock.shutdown(socket.SHUT_WR)
         except OSError as exc:
+            if exc.errno in {errno.EMFILE, errno.ENFILE}:  # ours, not the connection's; nothing has been sent
+                self._send = send
+                raise
             raise self._broken(exc) from exc
-        self._send = refuse_after_eof
         self._answered = self.bytes_received
 
     # -- ending

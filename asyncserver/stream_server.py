@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl as ssl_
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
@@ -72,12 +73,10 @@ class StreamServer(Server):
         self._warned = -_WARN_EVERY
         if proxies is not None:
             self._run_named, self._run = self._run, self._run_proxied
-        self._paused = False
-        self._full = False
         self._poller = Poller(loop)
         self._waiting: deque[tuple[socket.socket, Address]] = deque()
-        self._listeners = [Listener(loop, one, self._accepted, self._accept_failed) for one in bound]
-        for listener in self._listeners:
+        self._intakes = [Listener(loop, one, self._accepted, self._accept_failed) for one in bound]
+        for listener in self._intakes:
             listener.resume()
         self._idle_seen: dict[Any, tuple[int, float]] = {}
         if idle_timeout is not None:
@@ -177,23 +176,8 @@ class StreamServer(Server):
 
     # -- pausing and stopping
 
-    def _pause(self) -> None:
-        self._paused = True
-        self._apply_pause()
-
-    def _resume(self) -> None:
-        self._paused = False
-        self._apply_pause()
-
-    def _apply_pause(self) -> None:
-        for listener in self._listeners:
-            if self._paused or self._full:
-                listener.pause()
-            else:
-                listener.resume()
-
     def _stop(self) -> None:
-        listeners, self._listeners = self._listeners, []
+        listeners, self._intakes = self._intakes, []
         for listener in listeners:
             listener.close()
 
@@ -225,7 +209,7 @@ class StreamServer(Server):
             self._unnamed.discard(source)
         else:
             self._leave_host(source.peer_address)
-        for listener in self._listeners:
+        for listener in self._intakes:
             listener.retry()
         if self._full:
             self._full = len(self._live) + len(self._finishing) >= (self._max_connections or 0)
@@ -284,6 +268,8 @@ class StreamServer(Server):
                     "give the new context: reload_tls(context)"
                 )
             context = self._ssl.reload()
+        elif getattr(context, "protocol", None) in {None, ssl_.PROTOCOL_TLS_CLIENT}:
+            raise TypeError(f"reload_tls() needs an ssl.SSLContext for the server side, got {context!r}")
         self._ssl = context
 
 
