@@ -22,15 +22,16 @@ PATIENCE_SECONDS = 0.05  # an honest client on a slow line needs longer, and the
 MAX_ACCEPTORS = 100  # silent clients hold one each, until the time limit of the handshake
 
 
-def _is_overridden(server: Any) -> bool:
-    return getattr(server.get_request, "__module__", None) not in OURS
+def is_ours(hook: Any) -> bool:
+    """Whether a hook is the stdlib's or ours; `functools.wraps` copies `__module__`, but not the globals."""
+    return getattr(hook, "__globals__", {}).get("__name__") in OURS
 
 
 def is_tls_listener(server: Any) -> bool:
     """Whether `get_request()` is ours and would make a handshake inside `accept()`."""
     listener: Any = getattr(server, "socket", None)
     eager = isinstance(listener, ssl.SSLSocket) and bool(vars(listener).get("do_handshake_on_connect"))
-    return eager and not _is_overridden(server)
+    return eager and is_ours(server.get_request)
 
 
 def needs_acceptors(server: Any) -> bool:
@@ -38,7 +39,7 @@ def needs_acceptors(server: Any) -> bool:
 
     Not for forking servers: threads and fork do not mix.
     """
-    if not _is_overridden(server) or isinstance(server, getattr(socketserver, "ForkingMixIn", ())):
+    if is_ours(server.get_request) or isinstance(server, getattr(socketserver, "ForkingMixIn", ())):
         return False
     if getattr(server, "socket_type", None) != socket.SOCK_STREAM:
         return False

@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from compat.handshake import OURS, Acceptors, Handshake, is_tls_listener, needs_acceptors, without_handshake
+from compat.handshake import Acceptors, Handshake, is_ours, is_tls_listener, needs_acceptors, without_handshake
 
 if TYPE_CHECKING:
     from compat.servers import BaseServer
@@ -243,7 +243,7 @@ class ServingLoop:
     def _take_batch(self) -> None:
         """Take what has arrived; workers are woken after it, unless somebody else's hook might block."""
         server = self.server
-        batched = all(getattr(getattr(server, hook), "__module__", None) in OURS for hook in HOOKS)
+        batched = all(is_ours(getattr(server, hook)) for hook in HOOKS)
         take = self._how_to_take()
         server._compat_batching = self.thread if batched else 0
         try:
@@ -260,7 +260,7 @@ class ServingLoop:
     def _how_to_take(self) -> Callable[[], None]:
         server = self.server
         one: Callable[[], None] = server._handle_request_noblock
-        if getattr(one, "__module__", None) not in OURS:
+        if not is_ours(one):
             return one
         if is_tls_listener(server):
             return self._begin_handshake

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from compat.handshake import OURS, is_tls_listener, with_limited_handshake
+from compat.handshake import is_ours, is_tls_listener, with_limited_handshake
 from compat.loop import ServingLoop
 
 _C = TypeVar("_C", bound=type)
@@ -163,7 +163,7 @@ class BaseServer(socketserver.BaseServer):
 
     def _compat_ticks(self) -> bool:
         """Whether `service_actions()` has to be called although nothing arrives."""
-        return getattr(self.service_actions, "__module__", None) not in OURS
+        return not is_ours(self.service_actions)
 
     def _compat_full(self, wake: Callable[[], object]) -> bool:  # ThreadingMixIn uses it
         """Whether no request should be taken now; if so, `wake` is called when that may have changed."""

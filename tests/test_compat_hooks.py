@@ -568,6 +568,23 @@ def test_service_actions_runs_while_nothing_arrives(ss: Any) -> None:
         assert len({calls.get(timeout=10) for _ in range(5)}) == 1
 
 
+def test_a_hook_that_is_decorated_on_the_instance_is_still_called(ss: Any) -> None:
+    """`functools.wraps` makes it look like the module's own; instrumentation does that."""
+    calls: queue.Queue[None] = queue.Queue()
+    server = ss.TCPServer(LOOPBACK, echo)
+    original = server.service_actions
+
+    @functools.wraps(original)
+    def counted() -> None:
+        calls.put(None)
+        original()
+
+    server.service_actions = counted
+    with serving(server):
+        for _ in range(3):
+            calls.get(timeout=10)
+
+
 def test_service_actions_runs_after_each_request(ss: Any) -> None:
     """However long the poll interval is."""
     calls: queue.Queue[None] = queue.Queue()
