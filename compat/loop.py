@@ -42,10 +42,11 @@ class ServingLoop:
 
     Args:
         server: whose `fileno()` is watched and whose hooks are called.
-        poll_interval: seconds between two calls of `service_actions()`, when somebody has overridden it.
+        poll_interval: seconds between two calls of `service_actions()`, when somebody has overridden it;
+            None is for ever.
     """
 
-    def __init__(self, server: "BaseServer", poll_interval: float) -> None:
+    def __init__(self, server: "BaseServer", poll_interval: float | None) -> None:
         self.server: Any = server  # hooks may be anything, and BaseServer itself has no fileno()
         self.poll_interval = poll_interval
         self.thread = threading.get_ident()
@@ -206,7 +207,8 @@ class ServingLoop:
         self.loop.stop()
 
     def _wait(self) -> None:
-        timer = self.loop.call_later(self.poll_interval, self.loop.stop) if self.server._compat_ticks() else None
+        interval = self.poll_interval if self.server._compat_ticks() else None
+        timer = self.loop.call_later(interval, self.loop.stop) if interval is not None else None
         before = self._divert_signals(self._signals[1].fileno()) if self._signals else -1
         try:
             self.loop.run_forever()

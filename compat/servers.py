@@ -93,9 +93,8 @@ class BaseServer(socketserver.BaseServer):
         """Serve until `shutdown()`.
 
         Args:
-            poll_interval: seconds between two calls of `service_actions()` while nothing arrives. Nothing
-                else is
-                polled for; a server that does not override it does not wake up at all.
+            poll_interval: seconds between two calls of `service_actions()` while nothing arrives, None for
+                none. Nothing else is polled for; a server that does not override it does not wake up at all.
 
         In a thread that already runs an event loop the stdlib's own loop serves, as no other can run there.
         """
@@ -111,7 +110,7 @@ class BaseServer(socketserver.BaseServer):
                 self.__shutdown_request = False
                 self.__is_shut_down.set()
 
-    def _compat_serve(self, poll_interval: float) -> None:
+    def _compat_serve(self, poll_interval: float | None) -> None:
         serving = ServingLoop(self, poll_interval)
         loops: list[ServingLoop] = vars(self).setdefault("_compat_loops", [])
         loops.append(serving)  # before the loop first looks whether it should stop: no wake-up is missed

@@ -585,6 +585,21 @@ def test_a_hook_that_is_decorated_on_the_instance_is_still_called(ss: Any) -> No
             calls.get(timeout=10)
 
 
+def test_without_a_poll_interval_requests_are_still_served(ss: Any) -> None:
+    """A selector waits for ever when its timeout is None."""
+
+    class Server(ss.TCPServer):  # type: ignore[misc]
+        def service_actions(self) -> None:
+            self._BaseServer__shutdown_request = True  # nobody else could end the stdlib's loop
+
+    with Server(LOOPBACK, echo) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(None,))
+        thread.start()
+        assert ask(server, b"abc") == b"ABC"
+        thread.join(10)
+        assert not thread.is_alive()
+
+
 def test_service_actions_runs_after_each_request(ss: Any) -> None:
     """However long the poll interval is."""
     calls: queue.Queue[None] = queue.Queue()
