@@ -106,10 +106,14 @@ class ServingLoop:
         """Keep `accept()` from blocking when another thread or process takes the connection that woke us.
 
         Below the socket object, which still calls itself blocking and whose accepted sockets are. Not for
-        datagrams: handlers send through the same descriptor.
+        datagrams: handlers send through the same descriptor. Not for a `fileno()` that is no listener's, nor
+        for a `get_request()` that may accept twice; except one that blocks a thread of the acceptors.
         """
-        stream = getattr(self.server, "socket_type", None) == socket.SOCK_STREAM
-        if stream and descriptor >= 0 and self.server.socket.gettimeout() is None:
+        listener = getattr(self.server, "socket", None)
+        if not isinstance(listener, socket.socket) or listener.type != socket.SOCK_STREAM or descriptor < 0:
+            return
+        known = is_ours(self.server.get_request) or needs_acceptors(self.server)
+        if known and listener.fileno() == descriptor and listener.gettimeout() is None:
             os.set_blocking(descriptor, blocking)
 
     # For other threads.

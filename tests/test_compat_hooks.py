@@ -6,6 +6,7 @@ The standard library is executed, not remembered: a test that fails for it would
 import asyncio
 import contextvars
 import functools
+import os
 import queue
 import socket
 import socketserver
@@ -297,6 +298,58 @@ def test_a_socket_that_replaces_the_first_is_the_one_that_serves(ss: Any) -> Non
 
 
 # Threads and contexts.
+
+
+def test_get_request_may_accept_twice(ss: Any) -> None:
+    """A control connection and one for data: the second `accept()` waits for it."""
+
+    class Server(ss.TCPServer):  # type: ignore[misc]
+        def get_request(self) -> Any:
+            first, _ = self.socket.accept()
+            first.sendall(b"and the other")
+            second, address = self.socket.accept()
+            first.close()
+            return second, address
+
+    with serving(Server(LOOPBACK, echo)) as server, connect(server) as control:
+        assert control.recv(100) == b"and the other"
+        assert ask(server, b"abc") == b"ABC"
+
+
+def test_the_listener_may_be_any_object_with_accept_and_fileno(ss: Any) -> None:
+    """It need not know of timeouts."""
+
+    class Listener:
+        def __init__(self, listener: socket.socket) -> None:
+            self.accept, self.fileno, self.close = listener.accept, listener.fileno, listener.close
+
+    server = ss.TCPServer(LOOPBACK, echo)
+    server.socket = Listener(server.socket)
+    with serving(server):
+        assert ask(server, b"abc") == b"ABC"
+
+
+def test_a_descriptor_that_is_not_the_listeners_is_left_as_it_is(ss: Any) -> None:
+    """It may be shared with others, as standard input is."""
+    reading, writing = os.pipe()
+    blocking: queue.Queue[bool] = queue.Queue()
+
+    class Server(ss.TCPServer):  # type: ignore[misc]
+        def fileno(self) -> int:
+            return reading
+
+        def get_request(self) -> Any:
+            blocking.put(os.get_blocking(reading))
+            return os.read(reading, 1), "pipe"
+
+        def process_request(self, request: Any, client_address: Any) -> None:
+            pass
+
+    with serving(Server(LOOPBACK, echo)):
+        os.write(writing, b"x")
+        assert blocking.get(timeout=10)
+    os.close(reading)
+    os.close(writing)
 
 
 @pytest.mark.parametrize("kind", ["TCPServer", "UDPServer"])
