@@ -9,6 +9,7 @@ listener that another thread closes is not reported for ever through a duplicate
 """
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -37,6 +38,14 @@ HOOKS = ("get_request", "verify_request", "process_request", "service_actions", 
 live: "set[ServingLoop]" = set()  # all that serve in this process
 
 
+class _Poll(selectors.PollSelector):
+    """Polls as if no loop ran: signal handlers of the program are called meanwhile, and may `asyncio.run`."""
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        asyncio._set_running_loop(None)
+        return super().select(timeout)
+
+
 class ServingLoop:
     """Serves until the server's shutdown is requested.
 
@@ -51,7 +60,7 @@ class ServingLoop:
         self.poll_interval = poll_interval
         self.thread = threading.get_ident()
         self.pid = os.getpid()
-        self.loop = asyncio.SelectorEventLoop(selectors.PollSelector())
+        self.loop = asyncio.SelectorEventLoop(_Poll())
         self.loop.set_exception_handler(self._keep_exception)
         self.handshakes: set[Handshake] = set()
         self.acceptors: Acceptors | None = None
@@ -64,6 +73,7 @@ class ServingLoop:
         self._warned = False
         self._raised: BaseException | None = None
         self._signals: tuple[socket.socket, ...] = ()
+        self._program_wakeup = -1
         if threading.current_thread() is threading.main_thread():
             self._signals = self._listen_for_signals()
         live.add(self)
@@ -99,8 +109,15 @@ class ServingLoop:
         ends = socket.socketpair()
         for end in ends:
             end.setblocking(False)
-        self.loop.add_reader(ends[0], ends[0].recv, 4096)
+        self.loop.add_reader(ends[0], self._pass_signals_on, ends[0])
         return ends
+
+    def _pass_signals_on(self, end: socket.socket) -> None:
+        """Give the numbers of the signals to the descriptor where the program itself wants them."""
+        numbers = end.recv(4096)
+        if self._program_wakeup >= 0:
+            with contextlib.suppress(OSError):  # full or closed: as the interpreter, which does not care either
+                os.write(self._program_wakeup, numbers)
 
     def _set_blocking(self, descriptor: int, blocking: bool) -> None:
         """Keep `accept()` from blocking when another thread or process takes the connection that woke us.
@@ -213,12 +230,13 @@ class ServingLoop:
     def _wait(self) -> None:
         interval = self.poll_interval if self.server._compat_ticks() else None
         timer = self.loop.call_later(interval, self.loop.stop) if interval is not None else None
-        before = self._divert_signals(self._signals[1].fileno()) if self._signals else -1
+        if self._signals:
+            self._program_wakeup = self._divert_signals(self._signals[1].fileno())
         try:
             self.loop.run_forever()
         finally:
             if self._signals:
-                self._divert_signals(before)
+                self._divert_signals(self._program_wakeup)
             if timer is not None:
                 timer.cancel()
         if self._raised is not None:

@@ -8,6 +8,7 @@ import contextvars
 import functools
 import os
 import queue
+import signal
 import socket
 import socketserver
 import sys
@@ -831,6 +832,35 @@ def test_a_bind_that_fails_closes_the_socket(ss: Any) -> None:
     """And the error comes out of the constructor."""
     with ss.TCPServer(LOOPBACK, echo) as server, pytest.raises(OSError, match="Address already in use"):
         ss.TCPServer(server.server_address, echo)
+
+
+def test_signal_handlers_run_while_it_waits_and_outside_a_loop(ss: Any) -> None:
+    """So they may `asyncio.run` a clean-up; and the program's wake-up descriptor hears of the signal too."""
+    results: list[int] = []
+    server = ss.TCPServer(LOOPBACK, echo)
+
+    def clean_up(*_: object) -> None:
+        results.append(asyncio.run(asyncio.sleep(0, 7)))
+        server._BaseServer__shutdown_request = True
+
+    reading, writing = socket.socketpair()
+    writing.setblocking(False)
+    reading.settimeout(10)
+    previous = signal.signal(signal.SIGUSR1, clean_up)
+    signal.set_wakeup_fd(writing.fileno())
+    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1))
+    try:
+        timer.start()
+        server.serve_forever(0.02)
+        assert signal.set_wakeup_fd(-1) == writing.fileno()
+        assert reading.recv(10) == bytes([signal.SIGUSR1])
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+        timer.join()
+        server.server_close()
+        reading.close()
+        writing.close()
+    assert results == [7]
 
 
 # Names.
