@@ -208,7 +208,7 @@ class ServingLoop:
     def _descriptor(self) -> int:
         """What to watch, -1 for nothing at the moment: held, full, or closed by another thread."""
         held = self.loop.time() < self._hold_until
-        if self.server._compat_full(self.wake):
+        if self.server._compat_full():
             held = True
             if self.server._compat_unwarned:
                 self.loop.call_later(RETRY_SECONDS, self.loop.stop)  # when the handlers' stacks can be told
@@ -272,7 +272,7 @@ class ServingLoop:
         server._compat_batching = self.thread if batched else 0
         try:
             for _ in range(BATCH if batched else 1):
-                if server._compat_full(self.wake):
+                if server._compat_full():
                     break
                 take()
                 if self.failed() or server._compat_stopping() or not self._poll.poll(0):

@@ -164,8 +164,8 @@ class BaseServer(socketserver.BaseServer):
         """Whether `service_actions()` has to be called although nothing arrives."""
         return not is_ours(self.service_actions)
 
-    def _compat_full(self, wake: Callable[[], object]) -> bool:  # ThreadingMixIn uses it
-        """Whether no request should be taken now; if so, `wake` is called when that may have changed."""
+    def _compat_full(self) -> bool:
+        """Whether no request should be taken now; if so, all loops are woken when that may have changed."""
         return False
 
     def _compat_hand_over(self) -> bool:
