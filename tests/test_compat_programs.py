@@ -6,6 +6,7 @@ import io
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -164,6 +165,33 @@ def test_tracebacks_arguments_and_exit_codes_are_as_without_us(tmp_path: Path) -
         assert ours.returncode == theirs.returncode
         assert ours.stderr == theirs.stderr
         assert ours.stdout.replace(" 0\n", " True\n") == theirs.stdout
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "zip"])
+def test_a_folder_or_zip_file_with_a_main_module_can_be_run(packed: bool, tmp_path: Path) -> None:
+    """It imports from itself."""
+    folder = tmp_path / "app"
+    folder.mkdir()
+    (folder / "beside.py").write_text("import socketserver\nname = socketserver.__name__\n")
+    (folder / "__main__.py").write_text(
+        "import sys, beside\nprint(__name__, __package__, __file__, sys.argv, sys.path[0])\nsys.exit(beside.name)\n"
+    )
+    program = shutil.make_archive(str(folder), "zip", folder) if packed else folder
+    theirs = python(program, "x", check=False)
+    ours = python("-m", "compat", program, "x", check=False)
+    assert ours.stdout == theirs.stdout
+    assert (theirs.stderr, ours.stderr) == ("socketserver\n", "compat\n")
+
+
+def test_a_script_that_is_none_fails_as_without_us(tmp_path: Path) -> None:
+    """It shows none of our frames, and exits in the same way."""
+    script = tmp_path / "script.py"
+    script.write_text("x = (\n")
+    for program in (script, tmp_path / "absent.py"):
+        theirs = python(program, check=False)
+        ours = python("-m", "compat", program, check=False)
+        assert ours.returncode == theirs.returncode
+        assert ours.stderr.partition(": ")[2] == theirs.stderr.partition(": ")[2]
 
 
 def test_a_module_of_the_standard_library_can_be_run(tmp_path: Path) -> None:
