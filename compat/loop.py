@@ -31,8 +31,12 @@ logger = logging.getLogger("compat")
 
 BATCH = 64  # requests between two looks at everything else; more gains nothing measurable
 RETRY_SECONDS = 0.05  # until a request or a thread that the system refused is tried again: no spin, no long wait
-FAILURES_IN_A_ROW = 10  # a listener that fails so often without a success is not worth a busy loop
-EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+FAILURES_IN_A_ROW = 10  # an override may refuse so many clients one after the other, and mean it
+BREATH_SECONDS = 0.001  # after more of them: no busy loop, and no long wait for those behind a thousand of them
+# Errors that the next attempt would meet as well: no resources, no listener.
+LASTING = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
+)
 HOOKS = ("get_request", "verify_request", "process_request", "service_actions", "_handle_request_noblock")
 
 live: "set[ServingLoop]" = set()  # all that serve in this process
@@ -169,15 +173,17 @@ class ServingLoop:
         self._hold_until = 0.0
 
     def failed(self) -> bool:
-        """Whether the last attempt to get a request failed; hold when the next would fail as well."""
+        """Whether the last attempt to get a request failed; hold when the next would or might fail as well."""
         error, self.server._compat_error = self.server._compat_error, None
         if error is None:
             self._failures = 0
             return False
         self._failures += 1
-        if error.errno in EXHAUSTED or self._failures >= FAILURES_IN_A_ROW:
+        if error.errno in LASTING:
             self.hold(RETRY_SECONDS)
             self._warn(error)
+        elif self._failures >= FAILURES_IN_A_ROW:
+            self.hold(BREATH_SECONDS)
         return True
 
     def _warn(self, error: OSError) -> None:

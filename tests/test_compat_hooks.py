@@ -544,6 +544,32 @@ def test_an_oserror_of_get_request_is_passed_over(ss: Any) -> None:
         assert server.failures == 0
 
 
+def test_clients_that_get_request_refuses_do_not_delay_the_others(ss: Any) -> None:
+    """However many there are; nor is anything wrong with the listener."""
+    refused = 40
+
+    class Server(ss.TCPServer):  # type: ignore[misc]
+        request_queue_size = 2 * refused
+        count = 0
+
+        def get_request(self) -> Any:
+            request, address = super().get_request()
+            self.count += 1
+            if self.count <= refused:
+                request.close()
+                raise OSError("not on the list")
+            return request, address
+
+    server = Server(LOOPBACK, echo)
+    clients = [connect(server) for _ in range(refused)]
+    begun = time.monotonic()
+    with serving(server):
+        assert ask(server, b"abc") == b"ABC"
+    assert time.monotonic() - begun < 1  # 1.5 s with the pause that the lack of descriptors deserves
+    for client in clients:
+        client.close()
+
+
 def test_an_exception_of_process_request_is_an_error_of_the_request(ss: Any) -> None:
     """As when no thread can be started: reported, shut down, the server goes on."""
     errors: queue.Queue[Any] = queue.Queue()
