@@ -30,8 +30,16 @@ def is_ours(hook: Any) -> bool:
 def is_tls_listener(server: Any) -> bool:
     """Whether `get_request()` is ours and would make a handshake inside `accept()`."""
     listener: Any = getattr(server, "socket", None)
-    eager = isinstance(listener, ssl.SSLSocket) and bool(vars(listener).get("do_handshake_on_connect"))
-    return eager and is_ours(server.get_request)
+    if not isinstance(listener, ssl.SSLSocket) or not is_ours(server.get_request):
+        return False
+    with _lock(server):
+        return bool(vars(listener).get("do_handshake_on_connect"))
+
+
+def _lock(server: Any) -> threading.RLock:
+    """Held while the listener says that it makes no handshakes: several threads may serve at once."""
+    lock: threading.RLock = vars(server).setdefault("_compat_listener_lock", threading.RLock())
+    return lock
 
 
 def needs_acceptors(server: Any) -> bool:
@@ -59,11 +67,12 @@ def _names_in(function: object) -> tuple[str, ...]:
 def without_handshake(server: Any) -> tuple[ssl.SSLSocket, Any]:
     """`get_request()` of a TLS listener, with the handshake still to be made."""
     listener = server.socket
-    listener.do_handshake_on_connect = False
-    try:
-        request, client_address = server.get_request()
-    finally:
-        listener.do_handshake_on_connect = True
+    with _lock(server):
+        listener.do_handshake_on_connect = False
+        try:
+            request, client_address = server.get_request()
+        finally:
+            listener.do_handshake_on_connect = True
     request.do_handshake_on_connect = True
     return request, client_address
 
