@@ -395,6 +395,23 @@ def test_handlers_in_threads_start_with_an_empty_context(ss: Any) -> None:
         assert [ask(server) for _ in range(5)] == [b"empty"] * 5
 
 
+def test_handlers_in_threads_start_without_an_event_loop(ss: Any) -> None:
+    """Those that make one where there is none, and close it, would meet a closed one the next time."""
+
+    def handle(request: Any, *_: object) -> None:
+        try:
+            loop = asyncio.get_event_loop()
+        except RuntimeError:
+            loop = asyncio.new_event_loop()
+            asyncio.set_event_loop(loop)
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+        request.sendall(b"done")
+
+    with serving(ss.ThreadingTCPServer(LOOPBACK, handle)) as server:
+        assert [ask(server) for _ in range(3)] == [b"done"] * 3
+
+
 def test_live_handlers_have_unique_thread_names(ss: Any) -> None:
     """Some programs key their sessions by them."""
     together = threading.Barrier(20)
