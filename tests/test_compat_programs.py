@@ -221,6 +221,17 @@ def test_the_whole_standard_library_is_swapped() -> None:
     assert python("-c", program).stderr == ""
 
 
+def test_install_is_not_confused_by_classes_without_a_module() -> None:
+    """Generated code makes such classes."""
+    program = (
+        "import sys, types, compat\n"
+        "sys.modules['generated'] = types.ModuleType('generated')\n"
+        "sys.modules['generated'].Server = type('Server', (), {'__module__': None})\n"
+        "compat.install()\n"
+    )
+    assert python("-c", program).stderr == ""
+
+
 def test_install_that_comes_too_late_says_so() -> None:
     """And names the modules that hold the old classes."""
     ended = python("-c", "import http.server, compat; compat.install()", check=False)
