@@ -303,6 +303,27 @@ def test_sigterm_ends_a_program_that_serves_in_a_thread() -> None:
         assert process.wait(20) == 0
 
 
+def test_sigterm_ends_a_program_whose_main_thread_has_ended(tmp_path: Path) -> None:
+    """No SystemExit can be raised there: the interpreter waits for the thread that serves."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import socketserver, threading, time\n"
+        "server = socketserver.TCPServer(('127.0.0.1', 0), None)\n"
+        "class Told(threading.Thread):\n"
+        "    def run(self):\n"
+        "        while threading.main_thread().is_alive():\n"
+        "            time.sleep(0.001)\n"
+        "        print('ended', flush=True)\n"
+        "Told().start()\n"
+        "threading.Thread(target=server.serve_forever).start()\n"
+    )
+    with started("-m", "compat", script) as process:
+        assert line_of(process) == ["ended"]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert process.stderr is None or process.stderr.read() == ""
+
+
 def test_sigterm_without_a_server_kills_as_always(tmp_path: Path) -> None:
     """There is nothing to drain."""
     script = tmp_path / "script.py"
