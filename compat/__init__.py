@@ -16,11 +16,11 @@ from compat.forking import (
     ForkingUnixDatagramServer,
     ForkingUnixStreamServer,
 )
-from compat.pool import ThreadPool
-from compat.replacement import install
+from compat.pool import ThreadPool as ThreadPool
+from compat.replacement import install as install
 from compat.servers import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
+from compat.threads import CloseReport as CloseReport
 from compat.threads import (
-    CloseReport,
     ThreadingMixIn,
     ThreadingTCPServer,
     ThreadingUDPServer,
@@ -31,10 +31,10 @@ from compat.threads import (
 if TYPE_CHECKING:
     from compat.hosting import hosted as hosted
 
+# As in socketserver, for `from socketserver import *`: a program's own `install` or `hosted` must not be hidden.
 __all__ = [
     "BaseRequestHandler",
     "BaseServer",
-    "CloseReport",
     "DatagramRequestHandler",
     "ForkingMixIn",
     "ForkingTCPServer",
@@ -43,7 +43,6 @@ __all__ = [
     "ForkingUnixStreamServer",
     "StreamRequestHandler",
     "TCPServer",
-    "ThreadPool",
     "ThreadingMixIn",
     "ThreadingTCPServer",
     "ThreadingUDPServer",
@@ -52,8 +51,6 @@ __all__ = [
     "UDPServer",
     "UnixDatagramServer",
     "UnixStreamServer",
-    "hosted",
-    "install",
 ]
 
 

@@ -16,9 +16,9 @@ class Drain:
     """Handles SIGTERM, unless it is ignored or the program installs a handler of its own.
 
     The first signal ends every `serve_forever()`. When one of them runs in the main thread the program goes
-    on after it, as after `shutdown()`; otherwise SystemExit is raised in the main thread. Servers that the
-    program has not closed when it ends are closed. A second signal, or one that comes while nothing is
-    served, kills as always.
+    on after it, as after `shutdown()`; otherwise SystemExit is raised in the main thread, unless that has
+    ended. Servers that the program has not closed when it ends are closed. A second signal, or one that
+    comes while nothing is served, kills as always.
 
     Args:
         graceful_timeout: for threaded servers that have None.
@@ -45,7 +45,9 @@ class Drain:
                 server.graceful_timeout = self.graceful_timeout
             self.servers.append(server)
             server._BaseServer__shutdown_request = True
-        if all(serving.thread != threading.main_thread().ident for serving in loops):
+        main = threading.main_thread()
+        # When it has ended, the interpreter waits for the threads that serve, which end now.
+        if main.is_alive() and all(serving.thread != main.ident for serving in loops):
             sys.exit(0)
 
     def finish(self) -> None:

@@ -22,15 +22,24 @@ PATIENCE_SECONDS = 0.05  # an honest client on a slow line needs longer, and the
 MAX_ACCEPTORS = 100  # silent clients hold one each, until the time limit of the handshake
 
 
-def _is_overridden(server: Any) -> bool:
-    return getattr(server.get_request, "__module__", None) not in OURS
+def is_ours(hook: Any) -> bool:
+    """Whether a hook is the stdlib's or ours; `functools.wraps` copies `__module__`, but not the globals."""
+    return getattr(hook, "__globals__", {}).get("__name__") in OURS
 
 
 def is_tls_listener(server: Any) -> bool:
     """Whether `get_request()` is ours and would make a handshake inside `accept()`."""
     listener: Any = getattr(server, "socket", None)
-    eager = isinstance(listener, ssl.SSLSocket) and bool(vars(listener).get("do_handshake_on_connect"))
-    return eager and not _is_overridden(server)
+    if not isinstance(listener, ssl.SSLSocket) or not is_ours(server.get_request):
+        return False
+    with _lock(server):
+        return bool(vars(listener).get("do_handshake_on_connect"))
+
+
+def _lock(server: Any) -> threading.RLock:
+    """Held while the listener says that it makes no handshakes: several threads may serve at once."""
+    lock: threading.RLock = vars(server).setdefault("_compat_listener_lock", threading.RLock())
+    return lock
 
 
 def needs_acceptors(server: Any) -> bool:
@@ -38,7 +47,7 @@ def needs_acceptors(server: Any) -> bool:
 
     Not for forking servers: threads and fork do not mix.
     """
-    if not _is_overridden(server) or isinstance(server, getattr(socketserver, "ForkingMixIn", ())):
+    if is_ours(server.get_request) or isinstance(server, getattr(socketserver, "ForkingMixIn", ())):
         return False
     if getattr(server, "socket_type", None) != socket.SOCK_STREAM:
         return False
@@ -58,11 +67,12 @@ def _names_in(function: object) -> tuple[str, ...]:
 def without_handshake(server: Any) -> tuple[ssl.SSLSocket, Any]:
     """`get_request()` of a TLS listener, with the handshake still to be made."""
     listener = server.socket
-    listener.do_handshake_on_connect = False
-    try:
-        request, client_address = server.get_request()
-    finally:
-        listener.do_handshake_on_connect = True
+    with _lock(server):
+        listener.do_handshake_on_connect = False
+        try:
+            request, client_address = server.get_request()
+        finally:
+            listener.do_handshake_on_connect = True
     request.do_handshake_on_connect = True
     return request, client_address
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import socket
 import ssl
 import threading
@@ -60,7 +61,9 @@ class HostedServer:
     def __getattr__(self, name: str) -> Any:
         """Look at the object that was given as `server=`."""
         try:
-            return getattr(self._attributes, name)
+            return getattr(vars(self)["_attributes"], name)
+        except KeyError:  # while it is being copied
+            raise AttributeError(name) from None
         except AttributeError:
             raise AttributeError(
                 f"a hosted handler asked for self.server.{name}: give an object that has it, hosted(..., server=object)"
@@ -117,14 +120,16 @@ class HostedHandler:
     async def _serve_stream(self, stream: Stream, facade: HostedServer, idle_timeout: float | None) -> None:
         request = stream.detach()
         request.settimeout(idle_timeout)  # None: blocking, as handlers expect it
-        call = self.pool.submit(self._handle_stream, request, stream.peer_address, facade)
+        try:
+            call = self.pool.submit(self._handle_stream, request, stream.peer_address, facade)
+        except RuntimeError:  # no thread can be started, or the pool has been shut down
+            request.close()
+            raise
         ended = asyncio.wrap_future(call)
         try:
             await asyncio.shield(ended)
         except asyncio.CancelledError:
-            if ended.cancelled():
-                raise
-            if call.cancel():  # no thread was free: nobody else will close it
+            if ended.cancelled() or call.cancel():  # no thread was free: nobody else will close it
                 request.close()
                 raise
             with contextlib.suppress(OSError):  # wakes a blocked recv; the thread closes the socket
@@ -136,9 +141,14 @@ class HostedHandler:
     def _handle_stream(self, request: socket.socket, client_address: Any, facade: HostedServer) -> None:
         try:
             self._handle(request, client_address, facade)
-        except ConnectionError as exc:  # the peer left; asyncserver does not call that an error
+        except ConnectionError as exc:
+            if not _peer_is_gone(request):  # an error of the handler's, which has other connections
+                raise
+            # The peer left; asyncserver does not call that an error.
             raise anyio.BrokenResourceError(f"the connection with {client_address!r} broke: {exc}") from exc
         except TimeoutError as exc:
+            if request.fileno() >= 0 and request.gettimeout() is None:  # not the request's, which waits for ever
+                raise
             raise IdleTimeout(f"nothing received from or sent to {client_address!r} for the idle timeout") from exc
         finally:
             _end(request)
@@ -174,6 +184,15 @@ class _AnsweringSocket(socket.socket):
         sent = super().sendto(*args)
         self.sent.count = getattr(self.sent, "count", 0) + 1
         return sent
+
+
+def _peer_is_gone(request: socket.socket) -> bool:
+    """Whether the connection is broken; so it may be when the handler has closed it already."""
+    if request.fileno() < 0:
+        return True
+    state = select.poll()
+    state.register(request, 0)  # errors and hang-ups are always told
+    return bool(state.poll(0))
 
 
 def _end(request: socket.socket) -> None:

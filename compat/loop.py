@@ -9,6 +9,7 @@ listener that another thread closes is not reported for ever through a duplicate
 """
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -21,7 +22,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from compat.handshake import OURS, Acceptors, Handshake, is_tls_listener, needs_acceptors, without_handshake
+from compat.handshake import Acceptors, Handshake, is_ours, is_tls_listener, needs_acceptors, without_handshake
 
 if TYPE_CHECKING:
     from compat.servers import BaseServer
@@ -30,11 +31,23 @@ logger = logging.getLogger("compat")
 
 BATCH = 64  # requests between two looks at everything else; more gains nothing measurable
 RETRY_SECONDS = 0.05  # until a request or a thread that the system refused is tried again: no spin, no long wait
-FAILURES_IN_A_ROW = 10  # a listener that fails so often without a success is not worth a busy loop
-EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+FAILURES_IN_A_ROW = 10  # an override may refuse so many clients one after the other, and mean it
+BREATH_SECONDS = 0.001  # after more of them: no busy loop, and no long wait for those behind a thousand of them
+# Errors that the next attempt would meet as well: no resources, no listener.
+LASTING = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
+)
 HOOKS = ("get_request", "verify_request", "process_request", "service_actions", "_handle_request_noblock")
 
 live: "set[ServingLoop]" = set()  # all that serve in this process
+
+
+class _Poll(selectors.PollSelector):
+    """Polls as if no loop ran: signal handlers of the program are called meanwhile, and may `asyncio.run`."""
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        asyncio._set_running_loop(None)
+        return super().select(timeout)
 
 
 class ServingLoop:
@@ -42,15 +55,16 @@ class ServingLoop:
 
     Args:
         server: whose `fileno()` is watched and whose hooks are called.
-        poll_interval: seconds between two calls of `service_actions()`, when somebody has overridden it.
+        poll_interval: seconds between two calls of `service_actions()`, when somebody has overridden it;
+            None is for ever.
     """
 
-    def __init__(self, server: "BaseServer", poll_interval: float) -> None:
+    def __init__(self, server: "BaseServer", poll_interval: float | None) -> None:
         self.server: Any = server  # hooks may be anything, and BaseServer itself has no fileno()
         self.poll_interval = poll_interval
         self.thread = threading.get_ident()
         self.pid = os.getpid()
-        self.loop = asyncio.SelectorEventLoop(selectors.PollSelector())
+        self.loop = asyncio.SelectorEventLoop(_Poll())
         self.loop.set_exception_handler(self._keep_exception)
         self.handshakes: set[Handshake] = set()
         self.acceptors: Acceptors | None = None
@@ -63,6 +77,7 @@ class ServingLoop:
         self._warned = False
         self._raised: BaseException | None = None
         self._signals: tuple[socket.socket, ...] = ()
+        self._program_wakeup = -1
         if threading.current_thread() is threading.main_thread():
             self._signals = self._listen_for_signals()
         live.add(self)
@@ -98,17 +113,28 @@ class ServingLoop:
         ends = socket.socketpair()
         for end in ends:
             end.setblocking(False)
-        self.loop.add_reader(ends[0], ends[0].recv, 4096)
+        self.loop.add_reader(ends[0], self._pass_signals_on, ends[0])
         return ends
+
+    def _pass_signals_on(self, end: socket.socket) -> None:
+        """Give the numbers of the signals to the descriptor where the program itself wants them."""
+        numbers = end.recv(4096)
+        if self._program_wakeup >= 0:
+            with contextlib.suppress(OSError):  # full or closed: as the interpreter, which does not care either
+                os.write(self._program_wakeup, numbers)
 
     def _set_blocking(self, descriptor: int, blocking: bool) -> None:
         """Keep `accept()` from blocking when another thread or process takes the connection that woke us.
 
         Below the socket object, which still calls itself blocking and whose accepted sockets are. Not for
-        datagrams: handlers send through the same descriptor.
+        datagrams: handlers send through the same descriptor. Not for a `fileno()` that is no listener's, nor
+        for a `get_request()` that may accept twice; except one that blocks a thread of the acceptors.
         """
-        stream = getattr(self.server, "socket_type", None) == socket.SOCK_STREAM
-        if stream and descriptor >= 0 and self.server.socket.gettimeout() is None:
+        listener = getattr(self.server, "socket", None)
+        if not isinstance(listener, socket.socket) or listener.type != socket.SOCK_STREAM or descriptor < 0:
+            return
+        known = is_ours(self.server.get_request) or needs_acceptors(self.server)
+        if known and listener.fileno() == descriptor and listener.gettimeout() is None:
             os.set_blocking(descriptor, blocking)
 
     # For other threads.
@@ -147,15 +173,17 @@ class ServingLoop:
         self._hold_until = 0.0
 
     def failed(self) -> bool:
-        """Whether the last attempt to get a request failed; hold when the next would fail as well."""
+        """Whether the last attempt to get a request failed; hold when the next would or might fail as well."""
         error, self.server._compat_error = self.server._compat_error, None
         if error is None:
             self._failures = 0
             return False
         self._failures += 1
-        if error.errno in EXHAUSTED or self._failures >= FAILURES_IN_A_ROW:
+        if error.errno in LASTING:
             self.hold(RETRY_SECONDS)
             self._warn(error)
+        elif self._failures >= FAILURES_IN_A_ROW:
+            self.hold(BREATH_SECONDS)
         return True
 
     def _warn(self, error: OSError) -> None:
@@ -186,7 +214,7 @@ class ServingLoop:
     def _descriptor(self) -> int:
         """What to watch, -1 for nothing at the moment: held, full, or closed by another thread."""
         held = self.loop.time() < self._hold_until
-        if self.server._compat_full(self.wake):
+        if self.server._compat_full():
             held = True
             if self.server._compat_unwarned:
                 self.loop.call_later(RETRY_SECONDS, self.loop.stop)  # when the handlers' stacks can be told
@@ -206,13 +234,15 @@ class ServingLoop:
         self.loop.stop()
 
     def _wait(self) -> None:
-        timer = self.loop.call_later(self.poll_interval, self.loop.stop) if self.server._compat_ticks() else None
-        before = self._divert_signals(self._signals[1].fileno()) if self._signals else -1
+        interval = self.poll_interval if self.server._compat_ticks() else None
+        timer = self.loop.call_later(interval, self.loop.stop) if interval is not None else None
+        if self._signals:
+            self._program_wakeup = self._divert_signals(self._signals[1].fileno())
         try:
             self.loop.run_forever()
         finally:
             if self._signals:
-                self._divert_signals(before)
+                self._divert_signals(self._program_wakeup)
             if timer is not None:
                 timer.cancel()
         if self._raised is not None:
@@ -243,12 +273,12 @@ class ServingLoop:
     def _take_batch(self) -> None:
         """Take what has arrived; workers are woken after it, unless somebody else's hook might block."""
         server = self.server
-        batched = all(getattr(getattr(server, hook), "__module__", None) in OURS for hook in HOOKS)
+        batched = all(is_ours(getattr(server, hook)) for hook in HOOKS)
         take = self._how_to_take()
         server._compat_batching = self.thread if batched else 0
         try:
             for _ in range(BATCH if batched else 1):
-                if server._compat_full(self.wake):
+                if server._compat_full():
                     break
                 take()
                 if self.failed() or server._compat_stopping() or not self._poll.poll(0):
@@ -260,7 +290,7 @@ class ServingLoop:
     def _how_to_take(self) -> Callable[[], None]:
         server = self.server
         one: Callable[[], None] = server._handle_request_noblock
-        if getattr(one, "__module__", None) not in OURS:
+        if not is_ours(one):
             return one
         if is_tls_listener(server):
             return self._begin_handshake

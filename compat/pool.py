@@ -19,6 +19,7 @@ belongs to whoever has to see to it that they are taken:
    lost.
 """
 
+import asyncio
 import contextlib
 import itertools
 import os
@@ -88,7 +89,7 @@ class ThreadPool(Executor):
     Unlike `concurrent.futures.ThreadPoolExecutor` it never queues a call while a thread may still be started,
     runs each call in an empty context, can be daemonic (the interpreter's exit does not wait for running
     calls) and can be asked what it is doing. `threading.local` values do survive from one call to the next in
-    the same thread.
+    the same thread, but the current event loop does not.
 
     Args:
         max_threads: the most threads at a time; None is no bound. May be changed at any time.
@@ -308,6 +309,7 @@ class ThreadPool(Executor):
                 room()
             if worker.name != worker.own_name:  # a handler renamed its thread
                 worker.name = worker.own_name
+            asyncio.set_event_loop(None)  # 0.3 us; a loop that the call has closed must not meet the next one
 
     def _rest(self, worker: _Worker) -> bool:
         """Lie down until somebody hands over the token; false when it is time to go."""

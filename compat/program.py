@@ -12,7 +12,7 @@ import importlib.util
 import io
 import os
 import sys
-from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import CodeType, TracebackType
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 from compat.draining import Drain
 from compat.replacement import install
 
-PROGRAM = "COMPAT_PROGRAM"  # tells the children what to execute: "script PATH" or "module NAME"
+PROGRAM = "COMPAT_PROGRAM"  # tells the children what to execute: "script PATH", "module NAME", or "archive"
 GRACEFUL_TIMEOUT = 5.0  # shorter than what supervisors wait before they kill: Docker 10 s, Kubernetes 30 s
 
 
@@ -67,7 +67,7 @@ def execute_in_child(namespace: dict[str, Any]) -> None:
         spec = _find(name)
         if not spec.name.endswith(".__main__"):  # multiprocessing does not execute those either
             _execute(_code_of(spec), namespace, "__mp_main__", spec.origin, spec.parent or "")
-    else:
+    elif kind == "script":
         _execute(_compile(name), namespace, "__mp_main__", name, None)
 
 
@@ -115,10 +115,15 @@ def _stay_importable() -> None:
 
 def _run_script(path: str, arguments: list[str]) -> None:
     full = str(Path(path).absolute())
+    spec = PathFinder.find_spec("__main__", [full])
+    if spec is not None:
+        _run_archive(spec, path, full, arguments)
+        return
     try:
         code = _compile(full)
     except OSError as error:
-        sys.exit(f"python -m compat: can't open file {full!r}: [Errno {error.errno}] {error.strerror}")
+        sys.stderr.write(f"python -m compat: can't open file {full!r}: [Errno {error.errno}] {error.strerror}\n")
+        sys.exit(2)
     folder = Path(full).resolve().parent
     if not sys.flags.safe_path:
         sys.path[0] = str(folder)
@@ -126,6 +131,16 @@ def _run_script(path: str, arguments: list[str]) -> None:
     sys.argv = [path, *arguments]
     os.environ[PROGRAM] = f"script {full}"
     _execute(code, vars(sys.modules["__main__"]), "__main__", full, None)
+
+
+def _run_archive(spec: ModuleSpec, path: str, full: str, arguments: list[str]) -> None:
+    """A directory or zip file with a `__main__.py`, from which it imports."""
+    if not sys.flags.safe_path:
+        del sys.path[0]  # the current folder
+    sys.path.insert(0, full)
+    sys.argv = [path, *arguments]
+    os.environ[PROGRAM] = "archive"  # multiprocessing does not execute it in children either
+    _execute(_code_of(spec), vars(sys.modules["__main__"]), "__main__", spec.origin, "")
 
 
 def _run_module(name: str, arguments: list[str]) -> None:
@@ -191,7 +206,9 @@ def _excepthook(kind: type[BaseException], error: BaseException, trace: Tracebac
     inner = trace
     while inner is not None and inner.tb_frame.f_code.co_filename in _OUR_FILES:
         inner = inner.tb_next
-    sys.__excepthook__(kind, error.with_traceback(inner or trace), inner or trace)
+    if not isinstance(error, SyntaxError):  # that of the script has been raised before anything of it ran
+        inner = inner or trace
+    sys.__excepthook__(kind, error.with_traceback(inner), inner)
 
 
 _OUR_FILES = {"<frozen runpy>", __file__, str(Path(__file__).with_name("__main__.py"))}

@@ -39,6 +39,8 @@ def _is_original(value: object) -> bool:
     if not isinstance(value, type):
         return False
     families = {
-        base.__module__.partition(".")[0] for base in value.__mro__ if base.__name__.endswith(("Server", "MixIn"))
+        str(base.__module__).partition(".")[0]  # None, or a property, in classes that other code generates
+        for base in value.__mro__
+        if base.__name__.endswith(("Server", "MixIn"))
     }
     return "socketserver" in families and "compat" not in families

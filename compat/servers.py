@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from compat.handshake import OURS, is_tls_listener, with_limited_handshake
+from compat.handshake import is_ours, is_tls_listener, with_limited_handshake
 from compat.loop import ServingLoop
 
 _C = TypeVar("_C", bound=type)
@@ -93,9 +93,8 @@ class BaseServer(socketserver.BaseServer):
         """Serve until `shutdown()`.
 
         Args:
-            poll_interval: seconds between two calls of `service_actions()` while nothing arrives. Nothing
-                else is
-                polled for; a server that does not override it does not wake up at all.
+            poll_interval: seconds between two calls of `service_actions()` while nothing arrives, None for
+                none. Nothing else is polled for; a server that does not override it does not wake up at all.
 
         In a thread that already runs an event loop the stdlib's own loop serves, as no other can run there.
         """
@@ -111,7 +110,7 @@ class BaseServer(socketserver.BaseServer):
                 self.__shutdown_request = False
                 self.__is_shut_down.set()
 
-    def _compat_serve(self, poll_interval: float) -> None:
+    def _compat_serve(self, poll_interval: float | None) -> None:
         serving = ServingLoop(self, poll_interval)
         loops: list[ServingLoop] = vars(self).setdefault("_compat_loops", [])
         loops.append(serving)  # before the loop first looks whether it should stop: no wake-up is missed
@@ -163,10 +162,10 @@ class BaseServer(socketserver.BaseServer):
 
     def _compat_ticks(self) -> bool:
         """Whether `service_actions()` has to be called although nothing arrives."""
-        return getattr(self.service_actions, "__module__", None) not in OURS
+        return not is_ours(self.service_actions)
 
-    def _compat_full(self, wake: Callable[[], object]) -> bool:  # ThreadingMixIn uses it
-        """Whether no request should be taken now; if so, `wake` is called when that may have changed."""
+    def _compat_full(self) -> bool:
+        """Whether no request should be taken now; if so, all loops are woken when that may have changed."""
         return False
 
     def _compat_hand_over(self) -> bool:

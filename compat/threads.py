@@ -4,7 +4,6 @@ import logging
 import socket
 import socketserver
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
@@ -130,15 +129,18 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
                 server.shutdown_request(call.args[0])
         return not (pool.starved and pool.waiting)
 
-    def _compat_full(self, wake: Callable[[], object]) -> bool:
+    def _compat_full(self) -> bool:
+        server: Any = self
         pool, limit = self._compat_pool, self.max_threads
-        if pool is None:
+        if pool is None or pool.closed:  # server_close() waits for it, and needs on_room
             return False
-        pool.on_room = None
+        waited_for, pool.on_room = pool.on_room, None
         if limit is not None and len(pool) >= limit:
-            pool.on_room = wake
+            pool.on_room = server._compat_wake
         # Once more: one may have ended before it knew whom to wake.
         full = limit is not None and len(pool) >= limit
+        if waited_for and not full and len(server._compat_loops) > 1:
+            waited_for()  # by another thread that serves, which we may have kept from hearing of it
         if full and not self._compat_was_full:
             self.times_full += 1
         self._compat_was_full = full

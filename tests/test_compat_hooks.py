@@ -6,7 +6,9 @@ The standard library is executed, not remembered: a test that fails for it would
 import asyncio
 import contextvars
 import functools
+import os
 import queue
+import signal
 import socket
 import socketserver
 import sys
@@ -299,6 +301,58 @@ def test_a_socket_that_replaces_the_first_is_the_one_that_serves(ss: Any) -> Non
 # Threads and contexts.
 
 
+def test_get_request_may_accept_twice(ss: Any) -> None:
+    """A control connection and one for data: the second `accept()` waits for it."""
+
+    class Server(ss.TCPServer):  # type: ignore[misc]
+        def get_request(self) -> Any:
+            first, _ = self.socket.accept()
+            first.sendall(b"and the other")
+            second, address = self.socket.accept()
+            first.close()
+            return second, address
+
+    with serving(Server(LOOPBACK, echo)) as server, connect(server) as control:
+        assert control.recv(100) == b"and the other"
+        assert ask(server, b"abc") == b"ABC"
+
+
+def test_the_listener_may_be_any_object_with_accept_and_fileno(ss: Any) -> None:
+    """It need not know of timeouts."""
+
+    class Listener:
+        def __init__(self, listener: socket.socket) -> None:
+            self.accept, self.fileno, self.close = listener.accept, listener.fileno, listener.close
+
+    server = ss.TCPServer(LOOPBACK, echo)
+    server.socket = Listener(server.socket)
+    with serving(server):
+        assert ask(server, b"abc") == b"ABC"
+
+
+def test_a_descriptor_that_is_not_the_listeners_is_left_as_it_is(ss: Any) -> None:
+    """It may be shared with others, as standard input is."""
+    reading, writing = os.pipe()
+    blocking: queue.Queue[bool] = queue.Queue()
+
+    class Server(ss.TCPServer):  # type: ignore[misc]
+        def fileno(self) -> int:
+            return reading
+
+        def get_request(self) -> Any:
+            blocking.put(os.get_blocking(reading))
+            return os.read(reading, 1), "pipe"
+
+        def process_request(self, request: Any, client_address: Any) -> None:
+            pass
+
+    with serving(Server(LOOPBACK, echo)):
+        os.write(writing, b"x")
+        assert blocking.get(timeout=10)
+    os.close(reading)
+    os.close(writing)
+
+
 @pytest.mark.parametrize("kind", ["TCPServer", "UDPServer"])
 def test_without_a_mix_in_everything_is_serial_in_the_serving_thread(ss: Any, kind: str) -> None:
     """And outside any running loop: handlers may use asyncio.run."""
@@ -339,6 +393,23 @@ def test_handlers_in_threads_start_with_an_empty_context(ss: Any) -> None:
 
     with serving(ss.ThreadingTCPServer(LOOPBACK, handler)) as server:
         assert [ask(server) for _ in range(5)] == [b"empty"] * 5
+
+
+def test_handlers_in_threads_start_without_an_event_loop(ss: Any) -> None:
+    """Those that make one where there is none, and close it, would meet a closed one the next time."""
+
+    def handle(request: Any, *_: object) -> None:
+        try:
+            loop = asyncio.get_event_loop()
+        except RuntimeError:
+            loop = asyncio.new_event_loop()
+            asyncio.set_event_loop(loop)
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+        request.sendall(b"done")
+
+    with serving(ss.ThreadingTCPServer(LOOPBACK, handle)) as server:
+        assert [ask(server) for _ in range(3)] == [b"done"] * 3
 
 
 def test_live_handlers_have_unique_thread_names(ss: Any) -> None:
@@ -490,6 +561,32 @@ def test_an_oserror_of_get_request_is_passed_over(ss: Any) -> None:
         assert server.failures == 0
 
 
+def test_clients_that_get_request_refuses_do_not_delay_the_others(ss: Any) -> None:
+    """However many there are; nor is anything wrong with the listener."""
+    refused = 40
+
+    class Server(ss.TCPServer):  # type: ignore[misc]
+        request_queue_size = 2 * refused
+        count = 0
+
+        def get_request(self) -> Any:
+            request, address = super().get_request()
+            self.count += 1
+            if self.count <= refused:
+                request.close()
+                raise OSError("not on the list")
+            return request, address
+
+    server = Server(LOOPBACK, echo)
+    clients = [connect(server) for _ in range(refused)]
+    begun = time.monotonic()
+    with serving(server):
+        assert ask(server, b"abc") == b"ABC"
+    assert time.monotonic() - begun < 1  # 1.5 s with the pause that the lack of descriptors deserves
+    for client in clients:
+        client.close()
+
+
 def test_an_exception_of_process_request_is_an_error_of_the_request(ss: Any) -> None:
     """As when no thread can be started: reported, shut down, the server goes on."""
     errors: queue.Queue[Any] = queue.Queue()
@@ -566,6 +663,38 @@ def test_service_actions_runs_while_nothing_arrives(ss: Any) -> None:
 
     with serving(Server(LOOPBACK, echo)):
         assert len({calls.get(timeout=10) for _ in range(5)}) == 1
+
+
+def test_a_hook_that_is_decorated_on_the_instance_is_still_called(ss: Any) -> None:
+    """`functools.wraps` makes it look like the module's own; instrumentation does that."""
+    calls: queue.Queue[None] = queue.Queue()
+    server = ss.TCPServer(LOOPBACK, echo)
+    original = server.service_actions
+
+    @functools.wraps(original)
+    def counted() -> None:
+        calls.put(None)
+        original()
+
+    server.service_actions = counted
+    with serving(server):
+        for _ in range(3):
+            calls.get(timeout=10)
+
+
+def test_without_a_poll_interval_requests_are_still_served(ss: Any) -> None:
+    """A selector waits for ever when its timeout is None."""
+
+    class Server(ss.TCPServer):  # type: ignore[misc]
+        def service_actions(self) -> None:
+            self._BaseServer__shutdown_request = True  # nobody else could end the stdlib's loop
+
+    with Server(LOOPBACK, echo) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(None,))
+        thread.start()
+        assert ask(server, b"abc") == b"ABC"
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_service_actions_runs_after_each_request(ss: Any) -> None:
@@ -748,6 +877,35 @@ def test_a_bind_that_fails_closes_the_socket(ss: Any) -> None:
         ss.TCPServer(server.server_address, echo)
 
 
+def test_signal_handlers_run_while_it_waits_and_outside_a_loop(ss: Any) -> None:
+    """So they may `asyncio.run` a clean-up; and the program's wake-up descriptor hears of the signal too."""
+    results: list[int] = []
+    server = ss.TCPServer(LOOPBACK, echo)
+
+    def clean_up(*_: object) -> None:
+        results.append(asyncio.run(asyncio.sleep(0, 7)))
+        server._BaseServer__shutdown_request = True
+
+    reading, writing = socket.socketpair()
+    writing.setblocking(False)
+    reading.settimeout(10)
+    previous = signal.signal(signal.SIGUSR1, clean_up)
+    signal.set_wakeup_fd(writing.fileno())
+    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1))
+    try:
+        timer.start()
+        server.serve_forever(0.02)
+        assert signal.set_wakeup_fd(-1) == writing.fileno()
+        assert reading.recv(10) == bytes([signal.SIGUSR1])
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+        timer.join()
+        server.server_close()
+        reading.close()
+        writing.close()
+    assert results == [7]
+
+
 # Names.
 
 
@@ -759,6 +917,12 @@ def test_every_name_is_there() -> None:
     assert {"ForkingUnixStreamServer", "ForkingUnixDatagramServer"} <= set(compat.__all__)
     assert compat.__all__ == sorted(compat.__all__)
     assert all(hasattr(compat, name) for name in compat.__all__)
+
+
+def test_importing_everything_brings_no_other_names(ss: Any) -> None:
+    """Programs do `from socketserver import *` after they have defined names of their own."""
+    extra = {"ForkingUnixStreamServer", "ForkingUnixDatagramServer"}  # Python 3.11 has no such names
+    assert set(ss.__all__) - extra == set(socketserver.__all__) - extra
 
 
 def test_other_names_of_the_original_are_found() -> None:

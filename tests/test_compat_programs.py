@@ -6,6 +6,7 @@ import io
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -166,6 +167,33 @@ def test_tracebacks_arguments_and_exit_codes_are_as_without_us(tmp_path: Path) -
         assert ours.stdout.replace(" 0\n", " True\n") == theirs.stdout
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "zip"])
+def test_a_folder_or_zip_file_with_a_main_module_can_be_run(packed: bool, tmp_path: Path) -> None:
+    """It imports from itself."""
+    folder = tmp_path / "app"
+    folder.mkdir()
+    (folder / "beside.py").write_text("import socketserver\nname = socketserver.__name__\n")
+    (folder / "__main__.py").write_text(
+        "import sys, beside\nprint(__name__, __package__, __file__, sys.argv, sys.path[0])\nsys.exit(beside.name)\n"
+    )
+    program = shutil.make_archive(str(folder), "zip", folder) if packed else folder
+    theirs = python(program, "x", check=False)
+    ours = python("-m", "compat", program, "x", check=False)
+    assert ours.stdout == theirs.stdout
+    assert (theirs.stderr, ours.stderr) == ("socketserver\n", "compat\n")
+
+
+def test_a_script_that_is_none_fails_as_without_us(tmp_path: Path) -> None:
+    """It shows none of our frames, and exits in the same way."""
+    script = tmp_path / "script.py"
+    script.write_text("x = (\n")
+    for program in (script, tmp_path / "absent.py"):
+        theirs = python(program, check=False)
+        ours = python("-m", "compat", program, check=False)
+        assert ours.returncode == theirs.returncode
+        assert ours.stderr.partition(": ")[2] == theirs.stderr.partition(": ")[2]
+
+
 def test_a_module_of_the_standard_library_can_be_run(tmp_path: Path) -> None:
     """`python -m compat -m http.server`, which then serves on our classes."""
     (tmp_path / "page").write_text("a page")
@@ -189,6 +217,17 @@ def test_the_whole_standard_library_is_swapped() -> None:
         "for server in (http.server.ThreadingHTTPServer, xmlrpc.server.SimpleXMLRPCServer,\n"
         "               wsgiref.simple_server.WSGIServer, logging.config.ThreadingTCPServer):\n"
         "    assert issubclass(server, compat.TCPServer), server\n"
+    )
+    assert python("-c", program).stderr == ""
+
+
+def test_install_is_not_confused_by_classes_without_a_module() -> None:
+    """Generated code makes such classes."""
+    program = (
+        "import sys, types, compat\n"
+        "sys.modules['generated'] = types.ModuleType('generated')\n"
+        "sys.modules['generated'].Server = type('Server', (), {'__module__': None})\n"
+        "compat.install()\n"
     )
     assert python("-c", program).stderr == ""
 
@@ -262,6 +301,27 @@ def test_sigterm_ends_a_program_that_serves_in_a_thread() -> None:
             assert client.recv(100) == b"ABC"
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
+
+
+def test_sigterm_ends_a_program_whose_main_thread_has_ended(tmp_path: Path) -> None:
+    """No SystemExit can be raised there: the interpreter waits for the thread that serves."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import socketserver, threading, time\n"
+        "server = socketserver.TCPServer(('127.0.0.1', 0), None)\n"
+        "class Told(threading.Thread):\n"
+        "    def run(self):\n"
+        "        while threading.main_thread().is_alive():\n"
+        "            time.sleep(0.001)\n"
+        "        print('ended', flush=True)\n"
+        "Told().start()\n"
+        "threading.Thread(target=server.serve_forever).start()\n"
+    )
+    with started("-m", "compat", script) as process:
+        assert line_of(process) == ["ended"]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert process.stderr is None or process.stderr.read() == ""
 
 
 def test_sigterm_without_a_server_kills_as_always(tmp_path: Path) -> None:

@@ -89,6 +89,35 @@ def test_at_the_bound_taking_pauses_and_everything_is_served(kind: str, caplog: 
     assert server.times_full >= 1
 
 
+def test_at_the_bound_every_thread_that_serves_goes_on_afterwards() -> None:
+    """Each of them has to hear that there is room, not only the last that found none."""
+
+    class Server(compat.ThreadingTCPServer):
+        max_threads = 2
+        _compat_unwarned = False  # or each would look again soon, to tell of the handlers
+
+    class Waiting(compat.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.sendall(self.request.recv(10))
+
+    server: Any = Server(LOOPBACK, Waiting)
+    threads = [threading.Thread(target=server.serve_forever, args=(30,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    clients = [socket.create_connection(server.server_address, timeout=10) for _ in range(3)]
+    until(lambda: [loop._watched for loop in server._compat_loops] == [-1, -1])
+    for client in clients:
+        client.sendall(b"abc")
+    for client in clients:
+        assert client.recv(10) == b"abc"
+        client.close()
+    until(lambda: all(loop._watched >= 0 for loop in server._compat_loops))
+    server.shutdown()
+    for thread in threads:
+        thread.join(10)
+    server.server_close()
+
+
 def test_the_bound_is_read_when_it_is_needed() -> None:
     """Raising it lets waiting requests in with the next one that ends, None for good."""
     begun, gate = threading.Semaphore(0), threading.Event()

@@ -178,6 +178,31 @@ def test_hooks_see_a_connection_whose_handshake_is_done(
     assert seen.get(timeout=10) == thread.ident
 
 
+def test_several_threads_share_a_listener(context: ssl.SSLContext, trusting: ssl.SSLContext) -> None:
+    """None of them takes a connection past its handshake while another keeps the listener from making it."""
+    versions: queue.Queue[str | None] = queue.Queue()
+
+    class Server(compat.ThreadingTCPServer):
+        request_queue_size = 100
+
+        def verify_request(self, request: Any, client_address: Any) -> bool:
+            versions.put(request.version())
+            return True
+
+    server = tls_listener(Server, context)
+    threads = [threading.Thread(target=server.serve_forever) for _ in range(4)]
+    clients = [threading.Thread(target=lambda: [ask(server, trusting) for _ in range(25)]) for _ in range(8)]
+    for thread in [*threads, *clients]:
+        thread.start()
+    for client in clients:
+        client.join()
+    server.shutdown()
+    for thread in threads:
+        thread.join()
+    server.server_close()
+    assert [versions.get_nowait() for _ in range(200)] == ["TLSv1.3"] * 200
+
+
 def test_a_failed_handshake_is_closed_without_hooks(context: ssl.SSLContext, trusting: ssl.SSLContext) -> None:
     """As in the stdlib, where get_request raises; the next client is served."""
     server = tls_listener(compat.ThreadingTCPServer, context)

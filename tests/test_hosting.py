@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import logging
 import socket
 import socketserver
@@ -266,6 +267,45 @@ async def test_reset_is_no_error_and_exit_ends_the_handler_only(caplog: pytest.L
             writer.transport.abort()
         assert (await ended(server)).completed == 2
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+@pytest.mark.parametrize("error", [TimeoutError("database"), ConnectionRefusedError("database")], ids=repr)
+async def test_trouble_with_others_than_the_peer_is_an_error(error: OSError) -> None:
+    """A handler's own connections fail in the same ways as the one that it serves."""
+
+    class Asking(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.rfile.readline()
+            raise error
+
+    reported: list[BaseException] = []
+    handler = compat.hosted(Asking)
+    async with asyncserver.serve(handler, "127.0.0.1", 0, on_error=lambda exc, _: reported.append(exc)) as server:
+        assert await ask(server.addresses[0], b"abc\n") == b""
+        assert (await ended(server)).failed == 1
+    assert [repr(exc) for exc in reported] == [repr(error)]  # a copy of a TimeoutError on Python 3.11
+
+
+async def test_without_a_thread_the_connection_is_closed() -> None:
+    """As nobody else would do it."""
+    handler = compat.hosted(Upper)
+    handler.pool.shutdown()
+    async with asyncserver.serve(handler, "127.0.0.1", 0) as server:
+        assert await ask(server.addresses[0], b"abc\n") == b""
+        assert (await ended(server)).failed == 1
+
+
+async def test_server_attribute_can_be_copied() -> None:
+    """Handlers that are pickled or copied carry it along; it has no attributes at first."""
+    copies: list[object] = []
+
+    class Copying(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            copies.append(copy.copy(self.server).server_address)
+
+    async with asyncserver.serve(compat.hosted(Copying), "127.0.0.1", 0) as server:
+        assert await ask(server.addresses[0], b"") == b""
+        assert copies == [server.addresses[0]]
 
 
 def test_wrong_class_gets_advice() -> None:
