@@ -236,14 +236,13 @@ class Server:
         try:
             task = start_task(handler(source), self._loop, self._context)
         except Exception as exc:  # not even a coroutine: a wrong signature, most likely
-            self._starting = None
             self._settle(source, exc, None)
             return False
         except BaseException:  # SystemExit, KeyboardInterrupt: the program ends
-            self._starting = None
             source.abort()
             raise
-        self._starting = None
+        finally:
+            self._starting = None
         if task.done():
             self._judge(task, source)
             return False
