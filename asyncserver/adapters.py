@@ -73,7 +73,16 @@ class _CallbackHandler(ProtocolHandler):
                 connection.task = connection.loop.create_task(result)
                 connection.task.add_done_callback(connection.callback_ended)
 
-        return asyncio.StreamReaderProtocol(reader, connected, loop=connection.loop)
+        return _CallbackProtocol(reader, connected, loop=connection.loop)
+
+
+class _CallbackProtocol(asyncio.StreamReaderProtocol):
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        # A reset has been told to the reader. Nobody need ask for it here; unasked, the garbage collector may log it.
+        closed: asyncio.Future[None] = self._closed  # type: ignore[attr-defined]
+        if not closed.cancelled():
+            closed.exception()
 
 
 def from_protocol(factory: Callable[[], asyncio.BaseProtocol]) -> ProtocolHandler:

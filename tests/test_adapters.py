@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import gc
+import os
 import socket
 import ssl
 from typing import TYPE_CHECKING, Any, cast
@@ -332,6 +332,25 @@ async def test_extra_info(transport: Transport) -> None:
         client.close()
 
 
+async def test_reset_that_nobody_asks_for(transport: Transport) -> None:
+    """A reset is told to the reader; the future behind `wait_closed()` does not complain that nobody has asked it."""
+    closed: list[asyncio.Future[None]] = []
+
+    async def callback(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        closed.append(writer._protocol._get_close_waiter(writer))  # type: ignore[attr-defined]
+        writer.write(b"unread")
+        with pytest.raises(ConnectionError):
+            await reader.read()
+
+    async with transport.serve(from_callback(callback)) as server:
+        client = await transport.connect(server)
+        await eventually(lambda: server.stats().bytes_sent)
+        client.reset()
+        await eventually(lambda: server.stats().completed == 1)
+    assert not closed[0]._log_traceback
+    assert isinstance(closed[0].exception(), ConnectionError)
+
+
 async def test_abort(transport: Transport) -> None:
     """abort() throws away what is buffered; the protocol is told, and nobody calls it an error."""
     made = Made()
@@ -615,10 +634,11 @@ def test_repr() -> None:
 
 async def test_callback_is_not_for_datagrams() -> None:
     """It needs a stream; the error says what to write."""
+    before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(TypeError, match="from_protocol"):
         async with asyncserver.serve_datagrams(from_callback(upper_callback), "127.0.0.1", 0):
             pass
-    gc.collect()  # a socket left open would be told of now
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 # -- limits
@@ -642,10 +662,10 @@ async def test_max_connections(transport: Transport, handler: ProtocolHandler) -
         second.close()
 
 
-async def test_idle_timeout(transport: Transport, handler: ProtocolHandler, caplog: pytest.LogCaptureFixture) -> None:
+async def test_idle_timeout(tcp: Transport, handler: ProtocolHandler, caplog: pytest.LogCaptureFixture) -> None:
     """A silent connection is closed, counted, and not in the log; one that speaks is not."""
-    async with transport.serve(handler, idle_timeout=0.3) as server:
-        silent, busy = await transport.connect(server), await transport.connect(server)
+    async with tcp.serve(handler, idle_timeout=0.3) as server:
+        silent, busy = await tcp.connect(server), await tcp.connect(server)
         ended = asyncio.create_task(silent.receive_all())
         while not ended.done():
             assert await busy.ask(b"hello") == b"HELLO"

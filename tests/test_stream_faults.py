@@ -59,11 +59,11 @@ async def _call(operation: Callable[[], Awaitable[bytes]]) -> bytes:
 async def test_interrupted_again_and_again(transport: Transport, interrupt: Interrupt) -> None:
     """One message, a byte at a time, with an interruption after each."""
     async with transport.pair() as (stream, client):
-        for number in range(5):
+        for number in range(3):
             await client.send(b"%d" % number)
-            await within(interrupt(lambda: stream.receive_exactly(6)))
-        await client.send(b"5")
-        assert await within(stream.receive_exactly(6)) == b"012345"
+            await within(interrupt(lambda: stream.receive_exactly(4)))
+        await client.send(b"3")
+        assert await within(stream.receive_exactly(4)) == b"0123"
 
 
 async def test_cancel_then_data(transport: Transport) -> None:
@@ -133,13 +133,14 @@ async def test_interrupted_send(transport: Transport, interrupt: Interrupt) -> N
         assert await within(stream.receive()) == b"question"
         received = await client.receive_exactly(stream.bytes_sent)
         assert received == data[: stream.bytes_sent]
-        if transport.tls:  # in the middle of a record
-            with pytest.raises(anyio.BrokenResourceError, match="TLS was interrupted"):
-                await stream.send(b"more")
+        try:
+            await stream.send(b"more")
+        except anyio.BrokenResourceError as exc:  # in the middle of a record
+            assert transport.tls
+            assert "TLS was interrupted" in str(exc)
             with pytest.raises(anyio.BrokenResourceError, match="TLS was interrupted"):
                 await stream.send_eof()
         else:
-            await stream.send(b"more")
             assert await client.receive() == b"more"
 
 
