@@ -235,7 +235,8 @@ class Binding:
                     f"{sock!r} is not a {_KINDS[kind]} socket: use serve() for streams, "
                     "serve_datagrams() for datagrams",
                 )
-            if sock.family != socket.AF_UNIX and sock.getsockname()[1] == 0:
+            address = sock.getsockname()
+            if not address or (sock.family != socket.AF_UNIX and address[1] == 0):
                 raise BindError(errno.EINVAL, f"{sock!r} is not bound to an address: bind() it first")
             bound = self._ready(kind, sock)
             on_error.pop_all()
