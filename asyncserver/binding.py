@@ -67,8 +67,22 @@ class Binding:
             )
         if names == ["host and port"]:
             self._check_port()
-        if self.path_mode is not None and self.path is None:
-            raise TypeError(f"path_mode={self.path_mode:#o} is for a Unix socket: it needs path")
+        self._check_types()
+
+    def _check_types(self) -> None:
+        path, mode, sock, fd = (getattr(self, name) for name in ("path", "path_mode", "sock", "fd"))
+        if path is not None and not isinstance(path, str | os.PathLike):
+            raise TypeError(f"path must be a str or a path, got {path!r}")
+        if mode is not None and (isinstance(mode, bool) or not isinstance(mode, int)):
+            raise TypeError(f"path_mode must be a whole number, such as 0o660, got {mode!r}")
+        if mode is not None and path is None:
+            raise TypeError(f"path_mode={mode:#o} is for a Unix socket: it needs path")
+        if sock is not None and not isinstance(sock, socket.socket):
+            raise TypeError(f"sock must be a socket.socket, got {sock!r}")
+        if fd is not None and (isinstance(fd, bool) or not isinstance(fd, int)):
+            raise TypeError(f"fd must be a whole number, got {fd!r}")
+        if fd is not None and fd < 0:
+            raise ValueError(f"fd must be at least 0, got {fd}")
 
     def _check_port(self) -> None:
         if self.port is None:
