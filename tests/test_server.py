@@ -476,10 +476,10 @@ async def test_handler_with_the_wrong_signature_fails_each_connection_only(
         raise AssertionError("cannot be called")
 
     async with tcp.serve(no_argument) as server:
-        for number in (1, 2):
+        for _ in range(2):
             async with tcp.connect(server) as client:
                 assert await client.rest() == b""
-            await until(lambda number=number: server.stats().failed == number)
+        await until(lambda: server.stats().failed == 2)
         assert is_balanced(server)
     assert all(isinstance(record.exc_info[1], TypeError) for record in errors_in(caplog))
 
