@@ -222,12 +222,14 @@ def test_help_is_worth_reading(folder: Path) -> None:
     for option in ("--tcp", "--udp", "--unix", "--certfile", "--max-connections", "--idle-timeout", "--loop"):
         assert option in text
     assert "examples:" in text
-    assert "exit status: 0 served and drained, 1 an address could not be had, 2 wrong arguments" in text
+    assert "exit status: 0 served and drained, 1 an address could not be had" in text
+    assert "2 wrong arguments" in text
     assert "async def handler(stream)" in text
-    assert max(map(len, text.splitlines())) <= 110
+    assert max(map(len, text.splitlines())) <= 120
     for line in text.splitlines():
         if line.startswith("  python -m asyncserver "):  # an example is a command line that parses
-            assert cli._parser().parse_args(line.split()[3:])
+            options = cli._parser().parse_args(line.split()[3:])
+            assert options.tcp or options.udp or options.unix
 
 
 # -- what it says when something is wrong

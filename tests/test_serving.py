@@ -10,7 +10,7 @@ import socket
 import socketserver
 import ssl
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable  # noqa: TC003 - in a type that is looked at
 from typing import TYPE_CHECKING, Any
 
 import anyio
