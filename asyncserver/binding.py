@@ -68,11 +68,24 @@ class Binding:
             )
         if names == ["host and port"]:
             self._check_port()
-        path: Any = self.path
-        if path is not None and not (isinstance(path, str | os.PathLike) and os.fspath(path)):
-            raise TypeError(f"path must be a file's name as text, got {path!r}")
-        if self.path_mode is not None and self.path is None:
-            raise TypeError(f"path_mode={self.path_mode:#o} is for a Unix socket: it needs path")
+        self._check_types()
+
+    def _check_types(self) -> None:
+        path, mode, sock, fd = (getattr(self, name) for name in ("path", "path_mode", "sock", "fd"))
+        if path is not None and not isinstance(path, str | os.PathLike):
+            raise TypeError(f"path must be a str or a path, got {path!r}")
+        if path is not None and not os.fspath(path):
+            raise ValueError("path must not be empty: Linux would serve on a name of its own making")
+        if mode is not None and (isinstance(mode, bool) or not isinstance(mode, int)):
+            raise TypeError(f"path_mode must be a whole number, such as 0o660, got {mode!r}")
+        if mode is not None and path is None:
+            raise TypeError(f"path_mode={mode:#o} is for a Unix socket: it needs path")
+        if sock is not None and not isinstance(sock, socket.socket):
+            raise TypeError(f"sock must be a socket.socket, got {sock!r}")
+        if fd is not None and (isinstance(fd, bool) or not isinstance(fd, int)):
+            raise TypeError(f"fd must be a whole number, got {fd!r}")
+        if fd is not None and fd < 0:
+            raise ValueError(f"fd must be at least 0, got {fd}")
 
     def _check_port(self) -> None:
         if self.port is None:
@@ -248,7 +261,8 @@ class Binding:
                     f"{sock!r} is not a {_KINDS[kind]} socket: use serve() for streams, "
                     "serve_datagrams() for datagrams",
                 )
-            if sock.family != socket.AF_UNIX and sock.getsockname()[1] == 0:
+            address = sock.getsockname()
+            if not address or (sock.family != socket.AF_UNIX and address[1] == 0):
                 raise BindError(errno.EINVAL, f"{sock!r} is not bound to an address: bind() it first")
             bound = self._ready(kind, sock)
             on_error.pop_all()

@@ -9,7 +9,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .running import run, run_workers
+from .running import give_up, run, run_workers
 from .serving import Serving, serve, serve_datagrams
 from .tls import tls_context
 
@@ -176,17 +176,20 @@ def _servings(options: argparse.Namespace, handler: Any = None) -> list[Serving]
         "trusted_proxies": [name for names in options.trusted_proxies for name in names.split(",")],
         "drain_timeout": options.drain_timeout,
     }
-    datagrams = {"max_pending": options.max_pending, "drain_timeout": options.drain_timeout}
-    made: list[Serving] = []
+    servings: list[Serving] = []
     try:
-        made.extend(serve(handler, *_address(place), **common) for place in options.tcp)
-        made.extend(serve(handler, path=path, path_mode=options.unix_mode, **common) for path in options.unix)
-        made.extend(serve_datagrams(handler, *_address(place), **datagrams) for place in options.udp)
-    except BaseException:
-        for serving in made:
-            serving.close()  # will not be used
+        servings.extend(serve(handler, *_address(place), **common) for place in options.tcp)
+        servings.extend(serve(handler, path=path, path_mode=options.unix_mode, **common) for path in options.unix)
+        servings.extend(
+            serve_datagrams(
+                handler, *_address(place), max_pending=options.max_pending, drain_timeout=options.drain_timeout
+            )
+            for place in options.udp
+        )
+    except (TypeError, ValueError):
+        give_up(servings)
         raise
-    return made
+    return servings
 
 
 def _greet() -> None:

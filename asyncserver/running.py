@@ -13,7 +13,7 @@ from .serving import Serving
 from .workers import Supervisor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from .server import Server
 
@@ -54,6 +54,28 @@ def run(*servings: Serving, loop: Literal["auto", "uvloop", "asyncio"] = "auto",
         ModuleNotFoundError: uvloop was asked for and is not installed.
         RuntimeError: called where an event loop runs already, or for several workers outside the main thread.
     """
+    try:
+        _check(servings, workers)
+        if workers > 1:
+            run_workers(servings, lambda: servings, loop, workers)
+            return
+        factory = _loop_factory(loop)
+        if asyncio._get_running_loop() is not None:
+            raise RuntimeError("run() makes a loop of its own, and here one runs already: write `await serve(...)`")
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(_run(servings))
+    finally:
+        give_up(servings)
+
+
+def give_up(servings: Iterable[object]) -> None:
+    """Close those that have not started: the error that kept them from it is enough, nobody forgot to await them."""
+    for serving in servings:
+        if isinstance(serving, Serving):
+            serving.close()
+
+
+def _check(servings: Sequence[Serving], workers: int) -> None:
     for serving in servings:
         if not isinstance(serving, Serving):
             raise TypeError(f"run() expects what serve() and serve_datagrams() return; got {serving!r}")
@@ -63,15 +85,6 @@ def run(*servings: Serving, loop: Literal["auto", "uvloop", "asyncio"] = "auto",
         raise TypeError(f"workers must be a whole number, got {workers!r}")
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
-    if workers > 1:
-        run_workers(servings, lambda: servings, loop, workers)
-        return
-    try:
-        with asyncio.Runner(loop_factory=_loop_factory(loop)) as runner:
-            runner.run(_run(servings))
-    finally:
-        for serving in servings:
-            serving.close()  # one that did not come to start, because another failed, was not forgotten
 
 
 def run_workers(servings: Sequence[Serving], load: Callable[[], Sequence[Serving]], loop: str, workers: int) -> None:

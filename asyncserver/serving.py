@@ -219,10 +219,10 @@ def serve(
     """
     _check_handler(handler, "serve", "stream")
     _check_count("backlog", backlog, 0)
-    _check_count("max_connections", max_connections)
-    _check_count("max_connections_per_host", max_connections_per_host)
+    _check_count("max_connections", max_connections, none=True)
+    _check_count("max_connections_per_host", max_connections_per_host, none=True)
     _check_seconds("ssl_handshake_timeout", ssl_handshake_timeout)
-    _check_seconds("idle_timeout", idle_timeout)
+    _check_seconds("idle_timeout", idle_timeout, none=True)
     _check_seconds("drain_timeout", drain_timeout, zero=True)
     _check_context(ssl)
     proxies = _trusted_proxies(trusted_proxies, proxy_protocol)
@@ -334,8 +334,8 @@ def _check_handler(handler: object, name: str, argument: str) -> None:
     )
 
 
-def _check_count(name: str, value: int | None, least: int = 1) -> None:
-    if value is None and name.startswith("max_connections"):  # no limit
+def _check_count(name: str, value: object, least: int = 1, *, none: bool = False) -> None:
+    if value is None and none:
         return
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be a whole number, got {value!r}")
@@ -343,8 +343,8 @@ def _check_count(name: str, value: int | None, least: int = 1) -> None:
         raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
-def _check_seconds(name: str, value: Any, *, zero: bool = False) -> None:
-    if value is None and name == "idle_timeout":  # no limit
+def _check_seconds(name: str, value: object, *, zero: bool = False, none: bool = False) -> None:
+    if value is None and none:
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number of seconds, got {value!r}")

@@ -1,0 +1,356 @@
+"""`python -m asyncserver`, in processes of its own: as a person types it."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import ssl
+import stat
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import asyncserver
+from asyncserver import cli
+from tests.serverkit import PATIENCE, Program, authority, client_context
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+APP = """
+import asyncio
+import asyncserver
+
+async def handler(source):
+    if isinstance(source, asyncserver.Datagram):
+        return source.data[::-1]
+    async for data in source:
+        await source.send(data[::-1])
+
+class Namespace:
+    inner = handler
+
+class Echo(asyncio.Protocol):
+    def connection_made(self, transport):
+        self.transport = transport
+    def data_received(self, data):
+        self.transport.write(data[::-1])
+
+protocol = asyncserver.from_protocol(Echo)
+
+def synchronous(stream):
+    pass
+
+number = 7
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "app.py").write_text(APP)
+    (tmp_path / "broken.py").write_text("import no_such_module_at_all\n")
+    return tmp_path
+
+
+def free_port() -> int:
+    with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+        tcp.bind(("127.0.0.1", 0))
+        udp.bind(tcp.getsockname())
+        port: int = tcp.getsockname()[1]
+        return port
+
+
+def command(folder: Path, *arguments: str, **environment: str) -> Program:
+    return Program(["-W", "error", "-m", "asyncserver", *arguments], folder, **environment)
+
+
+def ask(address: Any, kind: int = socket.SOCK_STREAM, question: bytes = b"hello") -> bytes:
+    with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET, kind) as client:
+        client.settimeout(PATIENCE)
+        client.connect(address)
+        client.sendall(question)
+        return client.recv(99)
+
+
+# -- what it does
+
+
+def test_main_job_is_an_upper_casing_echo_on_tcp_and_udp(folder: Path) -> None:
+    """Without arguments, but for the port, which others may have: 127.0.0.1:8080 stands in for a free one."""
+    port = free_port()
+    script = f"import sys, asyncserver.cli as cli; cli._DEFAULT_ADDRESS = '127.0.0.1:{port}'; sys.exit(cli.main([]))"
+    with Program(["-W", "error", "-c", script], folder) as program:
+        program.wait_for("DatagramServer serving on")
+        assert ask(("127.0.0.1", port)) == b"HELLO"
+        assert ask(("127.0.0.1", port), socket.SOCK_DGRAM) == b"HELLO"
+        program.process.send_signal(signal.SIGINT)
+        assert program.wait() == 0
+        assert f"echo on 127.0.0.1:{port}, TCP and UDP. Ctrl-C ends it." in program.output
+        assert f"nc 127.0.0.1 {port}" in program.output
+        assert "Traceback" not in program.errors
+
+
+def test_the_main_jobs_address() -> None:
+    """What the README and the Makefile tell."""
+    assert cli._DEFAULT_ADDRESS == "127.0.0.1:8080"
+
+
+def test_the_line_that_tells_how_to_try_it_works(folder: Path) -> None:
+    """The Python one-liner that is printed asks the server, and prints its answer."""
+    port = free_port()
+    script = f"import sys, asyncserver.cli as cli; cli._DEFAULT_ADDRESS = '127.0.0.1:{port}'; sys.exit(cli.main([]))"
+    with Program(["-W", "error", "-c", script], folder) as program:
+        program.wait_for("DatagramServer serving on")
+        (line,) = [line for line in program.output.splitlines() if "python3 -c" in line]
+        one_liner = line.partition("python3 -c '")[2].removesuffix("'")
+        with Program(["-c", one_liner], folder) as client:
+            assert client.wait() == 0, client.errors
+            assert client.output == "b'HELLO'\n"
+
+
+@pytest.mark.parametrize("name", ["app:handler", "app:Namespace.inner"])
+def test_handler_is_loaded_from_the_current_folder(folder: Path, name: str) -> None:
+    """On several addresses of every kind; SIGTERM ends it with status 0."""
+    ports = [free_port(), free_port()]
+    path = folder / "app.sock"
+    places = ["--tcp", f"127.0.0.1:{ports[0]}", "--tcp", f"localhost:{ports[1]}", "--udp", f"127.0.0.1:{ports[0]}"]
+    with command(folder, name, *places, "--unix", str(path), "--unix-mode", "600") as program:
+        program.wait_for("DatagramServer serving on")
+        assert ask(("127.0.0.1", ports[0])) == b"olleh"
+        assert ask(("127.0.0.1", ports[1])) == b"olleh"
+        assert ask(("127.0.0.1", ports[0]), socket.SOCK_DGRAM) == b"olleh"
+        assert ask(str(path)) == b"olleh"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        program.process.send_signal(signal.SIGTERM)
+        assert program.wait() == 0
+        assert "Traceback" not in program.errors
+    assert not path.exists()
+
+
+def test_adapter_is_taken_as_a_handler(folder: Path) -> None:
+    """What from_protocol() returns."""
+    port = free_port()
+    with command(folder, "app:protocol", "--tcp", f"127.0.0.1:{port}") as program:
+        program.wait_for("StreamServer serving on")
+        assert ask(("127.0.0.1", port)) == b"olleh"
+
+
+def test_empty_host_is_every_interface(folder: Path) -> None:
+    """:PORT listens on IPv4 and IPv6, [::1]:PORT on that alone."""
+    port = free_port()
+    with command(folder, "app:handler", "--tcp", f":{port}", "--udp", f"[::1]:{port}") as program:
+        program.wait_for("DatagramServer serving on")
+        assert ask(("127.0.0.1", port)) == b"olleh"
+        with socket.create_connection(("::1", port), PATIENCE) as client:
+            client.sendall(b"six")
+            assert client.recv(9) == b"xis"
+
+
+def certificates(folder: Path) -> None:
+    """Write the server's chain and key, and the authority that signed them, into files."""
+    certificate = authority().issue_cert("127.0.0.1", "localhost")
+    for blob in certificate.cert_chain_pems:
+        blob.write_to_path(str(folder / "chain.pem"), append=True)
+    certificate.private_key_pem.write_to_path(str(folder / "key.pem"))
+    certificate.private_key_and_cert_chain_pem.write_to_path(str(folder / "both.pem"))
+    authority().cert_pem.write_to_path(str(folder / "ca.pem"))
+
+
+@pytest.mark.parametrize("files", [["--certfile", "chain.pem", "--keyfile", "key.pem"], ["--certfile", "both.pem"]])
+def test_tls(folder: Path, files: list[str]) -> None:
+    """With a certificate --tcp speaks TLS."""
+    certificates(folder)
+    port = free_port()
+    with command(folder, "app:handler", "--tcp", f"127.0.0.1:{port}", *files) as program:
+        program.wait_for("StreamServer serving on")
+        with (
+            socket.create_connection(("127.0.0.1", port), PATIENCE) as plain,
+            client_context().wrap_socket(plain, server_hostname="localhost") as client,
+        ):
+            client.sendall(b"secret")
+            assert client.recv(9) == b"terces"
+
+
+def test_client_certificates(folder: Path) -> None:
+    """With --client-ca who has no certificate is refused, who has one is served."""
+    certificates(folder)
+    port = free_port()
+    files = ["--certfile", "both.pem", "--client-ca", "ca.pem"]
+    with command(folder, "app:handler", "--tcp", f"127.0.0.1:{port}", *files) as program:
+        program.wait_for("StreamServer serving on")
+        without = ssl.create_default_context(cafile=str(folder / "ca.pem"))
+        with_one = ssl.create_default_context(cafile=str(folder / "ca.pem"))
+        authority().issue_cert("client").configure_cert(with_one)
+        answers = []
+        for context in (without, with_one):
+            with (
+                socket.create_connection(("127.0.0.1", port), PATIENCE) as plain,
+                context.wrap_socket(plain, server_hostname="localhost") as client,
+            ):
+                try:
+                    client.sendall(b"secret")
+                    answers.append(client.recv(9))
+                except OSError:
+                    answers.append(b"")
+        assert answers == [b"", b"terces"]
+
+
+def test_limits_reach_the_server(folder: Path) -> None:
+    """--max-connections-per-host and --idle-timeout do what they say."""
+    port = free_port()
+    limits = ["--max-connections-per-host", "1", "--idle-timeout", "0.2", "--max-connections", "5"]
+    limits += ["--drain-timeout", "1", "--max-pending", "5", "--loop", "asyncio", "--log-level", "debug"]
+    with command(folder, "app:handler", "--tcp", f"127.0.0.1:{port}", *limits) as program:
+        program.wait_for("StreamServer serving on")
+        with socket.create_connection(("127.0.0.1", port), PATIENCE) as first:
+            first.sendall(b"one")
+            assert first.recv(9) == b"eno"
+            with socket.create_connection(("127.0.0.1", port), PATIENCE) as second:
+                assert second.recv(9) == b""
+            assert first.recv(9) == b""  # idle
+        program.process.send_signal(signal.SIGINT)
+        assert program.wait() == 0
+
+
+def test_help_is_worth_reading(folder: Path) -> None:
+    """-h tells every option, with examples and what the exit status means, within a terminal's width."""
+    with command(folder, "-h", COLUMNS="100") as program:
+        assert program.wait() == 0
+        text = program.output
+    for option in ("--tcp", "--udp", "--unix", "--certfile", "--max-connections", "--idle-timeout", "--loop"):
+        assert option in text
+    assert "examples:" in text
+    assert "exit status: 0 served and drained, 1 an address could not be had" in text
+    assert "2 wrong arguments" in text
+    assert "async def handler(stream)" in text
+    assert max(map(len, text.splitlines())) <= 120
+    for line in text.splitlines():
+        if line.startswith("  python -m asyncserver "):  # an example is a command line that parses
+            options = cli._parser().parse_args(line.split()[3:])
+            assert options.tcp or options.udp or options.unix
+
+
+# -- what it says when something is wrong
+
+WRONG: list[tuple[list[str], str]] = [
+    (["handler"], "handler must be MODULE:HANDLER, such as app:handler; got 'handler'"),
+    (["app:"], "handler must be MODULE:HANDLER"),
+    (["nowhere:handler", "--tcp", ":0"], "there is no module 'nowhere' in the current folder or installed"),
+    (["no.where:handler", "--tcp", ":0"], "there is no module 'no.where'"),
+    (["app:missing", "--tcp", ":0"], "module 'app' has no 'missing'"),
+    (["app:Namespace.missing", "--tcp", ":0"], "module 'app' has no 'Namespace.missing'"),
+    (["app:handler"], "say where to serve app:handler: --tcp HOST:PORT, --udp HOST:PORT or --unix PATH"),
+    (["app:synchronous", "--tcp", ":0"], "expects a coroutine function, `async def handler(stream)`; got synchronous"),
+    (["app:number", "--udp", ":0"], "expects a coroutine function, `async def handler(datagram)`; got 7"),
+    (["app:handler", "--tcp", "localhost"], "expected HOST:PORT, such as 127.0.0.1:8080, [::1]:8080 or :8080"),
+    (["app:handler", "--tcp", "localhost:http"], "expected HOST:PORT"),
+    (["app:handler", "--tcp", "::1:80"], "write an IPv6 address in brackets, [::1]:80; got '::1:80'"),
+    (["app:handler", "--tcp", ":70000"], "port must be from 0 to 65535, got 70000"),
+    (["app:handler", "--tcp", ":0", "--udp", "nonsense"], "expected HOST:PORT"),
+    (["app:handler", "--tcp", ":0", "--udp", ":0", "--max-pending", "0"], "max_pending must be at least 1, got 0"),
+    (["app:handler", "--unix", "x", "--unix-mode", "999"], "invalid _mode value: '999'"),
+    (["app:handler", "--tcp", ":0", "--max-connections", "0"], "max_connections must be at least 1, got 0"),
+    (["app:handler", "--tcp", ":0", "--max-connections", "x"], "invalid int value: 'x'"),
+    (["app:handler", "--tcp", ":0", "--idle-timeout", "-1"], "idle_timeout must be more than 0 seconds, got -1.0"),
+    (["app:handler", "--tcp", ":0", "--certfile", "missing.pem"], "No such file or directory: 'missing.pem'"),
+    (["app:handler", "--tcp", ":0", "--certfile", "app.py"], "no usable certificate and key in app.py"),
+    (["app:handler", "--tcp", ":0", "--keyfile", "app.py"], "TLS needs --certfile"),
+    (["--loop", "trio"], "invalid choice: 'trio'"),
+    (["--no-such-option"], "unrecognized arguments: --no-such-option"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG)
+def test_wrong_arguments_are_told_in_a_line(
+    arguments: list[str],
+    message: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Status 2, the usage, and one line that names the value and the way out: no traceback, no warning."""
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "app", raising=False)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    usage, _, line = printed.err.rpartition("python -m asyncserver: error: ")
+    assert usage.startswith("usage: python -m asyncserver ")
+    assert message in line
+    assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["app:synchronous", "--tcp", ":0"], 2, "expects a coroutine function"),
+        (["app:handler", "--tcp", ":0", "--udp", "nonsense"], 2, "expected HOST:PORT"),
+        (["app:handler", "--tcp", "no-such-host.invalid:80"], 1, "does not resolve"),
+        (["app:handler", "--tcp", "203.0.113.7:0"], 1, "no interface of this machine has that address"),
+        (["app:handler", "--unix", "app.py"], 1, "exists and is not a socket"),
+        (["app:handler", "--unix", "missing/app.sock"], 1, "the folder does not exist"),
+    ],
+)
+def test_error_ends_the_process_without_a_traceback(
+    arguments: list[str], status: int, message: str, folder: Path
+) -> None:
+    """1 for an address that cannot be had, 2 for wrong arguments; stderr holds nothing but what helps."""
+    with command(folder, *arguments) as program:
+        assert program.wait() == status
+        assert message in program.errors
+        assert program.output == ""
+    assert "Traceback" not in program.errors
+    assert "Warning" not in program.errors
+    assert program.errors.splitlines()[-1].startswith("python -m asyncserver: ")
+
+
+def test_taken_port_is_told_and_the_other_servers_closed(folder: Path) -> None:
+    """One of several addresses is taken: status 1, the line names it, and nothing else is said."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        places = ["--tcp", "127.0.0.1:0", "--tcp", f"127.0.0.1:{port}", "--udp", "127.0.0.1:0"]
+        with command(folder, "app:handler", *places) as program:
+            assert program.wait() == 1
+    assert program.errors.startswith("python -m asyncserver: ")
+    assert f"127.0.0.1:{port}: it is taken" in program.errors
+    assert program.errors.count("\n") == 1
+
+
+def test_uvloop_asked_for_and_missing_is_told(folder: Path) -> None:
+    """Status 1 and a line; no complaint about servers that were not started."""
+    script = "import sys; sys.modules['uvloop'] = None; import asyncserver.cli as cli; sys.exit(cli.main(sys.argv[1:]))"
+    arguments = ["app:handler", "--tcp", "127.0.0.1:0", "--loop", "uvloop"]
+    with Program(["-W", "error", "-c", script, *arguments], folder) as program:
+        assert program.wait() == 1
+    assert "uvloop" in program.errors
+    assert program.errors.count("\n") == 1
+
+
+def test_error_inside_the_handlers_module_keeps_its_traceback(folder: Path) -> None:
+    """A module that fails to import is the user's own bug: there the traceback is what helps."""
+    with command(folder, "broken:handler", "--tcp", ":0") as program:
+        assert program.wait() == 1
+    assert "no_such_module_at_all" in program.errors
+    assert "broken.py" in program.errors
+
+
+def test_main_returns_the_status(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a process that calls it, main() runs until the servers are closed; an address that is taken gives 1."""
+    monkeypatch.chdir(folder)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert cli.main(["--tcp", f"127.0.0.1:{taken.getsockname()[1]}"]) == 1
+    assert "it is taken" in capsys.readouterr().err
+
+
+async def test_upper_serves_both_kinds() -> None:
+    """The handler of the main job is an ordinary one."""
+    handler: Callable[..., Any] = cli.upper
+    asyncserver.serve(handler, "127.0.0.1", 0).close()
+    asyncserver.serve_datagrams(handler, "127.0.0.1", 0).close()

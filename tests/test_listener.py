@@ -1,0 +1,286 @@
+"""Accepting: batches, descriptors that run out, errors of accept(2), and connections that are broken before."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import json
+import logging
+import socket
+import struct
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from asyncserver.binding import BoundSocket
+from asyncserver.listener import Listener
+from tests.serverkit import LOOPS, Wire, is_balanced, run_script, until, upper
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import asyncserver
+
+
+@pytest.fixture
+def tcp(tmp_path: Path) -> Wire:
+    return Wire("tcp", tmp_path)
+
+
+EXHAUSTION = """
+import asyncio, json, logging, os, resource, socket, sys, time
+import asyncserver.listener
+
+CLIENTS = 30
+asyncserver.listener._BACKOFF = 5.0  # so that whoever had to wait for the timer is found out
+warnings = []
+
+class Collect(logging.Handler):
+    def emit(self, record):
+        warnings.append(record.getMessage())
+
+logging.getLogger("asyncserver").addHandler(Collect(logging.WARNING))
+
+async def upper(stream):
+    async for data in stream:
+        await stream.send(data.upper())
+
+async def main():
+    loop = asyncio.get_running_loop()
+    async with asyncserver.serve(upper, "127.0.0.1", 0) as server:
+        clients = [socket.socket() for _ in range(CLIENTS)]
+        for client in clients:
+            client.setblocking(False)
+        spare = len(os.listdir("/proc/self/fd")) - 1 + 5  # room for five connections
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (spare, hard))
+        for client in clients:
+            await loop.sock_connect(client, server.addresses[0])
+        while not server.stats().accept_errors:
+            await asyncio.sleep(0)
+        answers = []
+        for client in clients:
+            await loop.sock_sendall(client, b"hello")
+            async with asyncio.timeout(20):
+                answers.append(await loop.sock_recv(client, 10))
+            if len(answers) == 1:  # from here each that leaves makes room for the next
+                started = time.monotonic()
+            client.close()
+        took = time.monotonic() - started
+        while server.stats().active:
+            await asyncio.sleep(0)
+        stats = server.stats()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    print(json.dumps({
+        "answers": sum(answer == b"HELLO" for answer in answers), "took": took, "warnings": warnings,
+        "accepted": stats.accepted, "completed": stats.completed, "accept_errors": stats.accept_errors,
+    }))
+
+import importlib
+with asyncio.Runner(loop_factory=importlib.import_module(sys.argv[1]).new_event_loop) as runner:
+    runner.run(main())
+"""
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_exhausted_descriptors_delay_but_lose_nobody(loop: str, tmp_path: Path) -> None:
+    """With too few descriptors: one warning, a counter, everyone served, each as soon as another has left."""
+    status, output, errors = run_script(EXHAUSTION, tmp_path, loop)
+    assert status == 0, errors
+    assert errors == ""
+    told = json.loads(output)
+    assert told["answers"] == told["accepted"] == told["completed"] == 30
+    assert told["accept_errors"] >= 1
+    (warning,) = told["warnings"]
+    assert "out of descriptors or memory" in warning
+    assert "Too many open files" in warning
+    assert "127.0.0.1" in warning
+    assert told["took"] < 5.0
+
+
+async def test_connection_that_is_broken_before_it_is_accepted(tcp: Wire, caplog: pytest.LogCaptureFixture) -> None:
+    """A client that connects, sends, and resets before anybody accepts costs nothing."""
+    async with tcp.serve(upper) as server:
+        for _ in range(5):
+            with socket.create_connection(server.addresses[0]) as gone:
+                gone.sendall(b"hello")
+                gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        async with tcp.connect(server) as client:
+            assert await client.ask(b"here") == b"HERE"
+        await until(lambda: server.stats().active == 0)
+        assert server.stats().failed == 0
+        assert is_balanced(server)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_burst_of_connections_is_accepted_whole(tcp: Wire) -> None:
+    """More at once than a batch: all are served."""
+    async with tcp.serve(upper) as server:
+        clients = [socket.create_connection(server.addresses[0]) for _ in range(100)]
+        assert server.stats().accepted == 0
+        await until(lambda: server.stats().accepted == 100)
+        for client in clients:
+            client.close()
+        await until(lambda: server.stats().completed == 100)
+
+
+async def test_batch_leaves_room_for_others(tcp: Wire) -> None:
+    """One wake-up accepts a bounded number: what else is ready in the loop gets its turn in between."""
+    async with tcp.serve(upper) as server:
+        clients = [socket.create_connection(server.addresses[0]) for _ in range(200)]
+        seen = [0]
+        while seen[-1] < 200:
+            await asyncio.sleep(0)
+            seen.append(server.stats().accepted)
+        for client in clients:
+            client.close()
+    assert 1 < max(after - before for before, after in itertools.pairwise(seen)) <= 64
+
+
+class FailingSocket:
+    """A listening socket whose accept fails as told; a kernel under pressure, as far as the listener can see."""
+
+    family, type, proto = socket.AF_INET, socket.SOCK_STREAM, 0
+
+    def __init__(self, errors: list[OSError]) -> None:
+        self.errors = errors
+        self.real, self.other = socket.socketpair()  # something that the loop can watch
+
+    def fileno(self) -> int:
+        return self.real.fileno()
+
+    def getsockname(self) -> tuple[str, int]:
+        return ("127.0.0.1", 1)
+
+    def _accept(self) -> Any:
+        raise self.errors.pop(0) if self.errors else BlockingIOError
+
+    def close(self) -> None:
+        self.real.close()
+        self.other.close()
+
+
+@pytest.fixture
+def failing() -> Iterator[FailingSocket]:
+    sock = FailingSocket([])
+    yield sock
+    sock.close()
+
+
+def listener_on(sock: Any, failed: list[int]) -> Listener:
+    def accepted(sock: socket.socket, address: object) -> None:
+        raise AssertionError("nothing can be accepted")
+
+    return Listener(asyncio.get_running_loop(), BoundSocket(sock), accepted, lambda: failed.append(1))
+
+
+@pytest.mark.parametrize("number", [errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.EINTR])
+async def test_error_of_one_connection_does_not_stop_accepting(
+    failing: FailingSocket, number: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """accept(2) reports errors of the connection itself: counted, not told, and the next one is tried at once."""
+    failed: list[int] = []
+    failing.errors = [OSError(number, "for the test")] * 3
+    listener = listener_on(failing, failed)
+    listener.resume()
+    failing.other.send(b"readable")
+    await until(lambda: not failing.errors)
+    assert len(failed) == 3
+    assert not caplog.records
+    listener.close()
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EIO])
+async def test_exhaustion_backs_off_with_one_warning(
+    failing: FailingSocket, number: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is tried again by a timer, and told once, however often it fails; unknown errors are treated alike."""
+    failed: list[int] = []
+    failing.errors = [OSError(number, "for the test")] * 4
+    listener = listener_on(failing, failed)
+    listener.resume()
+    failing.other.send(b"readable")
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    await until(lambda: not failing.errors)
+    assert loop.time() - begun >= 0.1  # three pauses of 50 ms, not a busy loop
+    assert len(failed) == 4
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    expected = "unexpected error" if number == errno.EIO else "out of descriptors or memory"
+    assert expected in record.getMessage()
+    listener.close()
+
+
+async def test_retry_tries_at_once(failing: FailingSocket, caplog: pytest.LogCaptureFixture) -> None:
+    """A connection that closes ends the pause; without a pause retry() means nothing."""
+    caplog.set_level(logging.CRITICAL, "asyncserver")
+    failed: list[int] = []
+    failing.errors = [OSError(errno.EMFILE, "for the test")]
+    listener = listener_on(failing, failed)
+    listener.retry()  # not waiting: nothing begins
+    failing.other.send(b"readable")
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not failed
+    listener.resume()
+    await until(lambda: len(failed) == 1)
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    failing.errors = [OSError(errno.EMFILE, "for the test")]
+    listener.retry()
+    await until(lambda: len(failed) == 2)
+    assert loop.time() - begun < 0.045
+    listener.close()
+
+
+async def test_resume_does_not_end_the_pause_of_exhaustion(
+    failing: FailingSocket, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody who lifts another limit must not turn the back-off into a busy loop; pause() ends it for good."""
+    caplog.set_level(logging.CRITICAL, "asyncserver")
+    failed: list[int] = []
+    failing.errors = [OSError(errno.EMFILE, "for the test")] * 3
+    listener = listener_on(failing, failed)
+    listener.resume()
+    failing.other.send(b"readable")
+    await until(lambda: len(failed) == 1)
+    for _ in range(10):
+        listener.resume()
+        await asyncio.sleep(0)
+    assert len(failed) == 1
+    listener.pause()
+    await asyncio.sleep(0.1)  # the timer, if it still ran, would have tried twice
+    assert len(failed) == 1
+    listener.close()
+
+
+async def test_listener_closed_while_exhausted_ends(tcp: Wire, failing: FailingSocket) -> None:
+    """Closing accepts what can be accepted; when that fails there is nothing more to do, and no timer is left."""
+    failed: list[int] = []
+    failing.errors = [OSError(errno.EMFILE, "for the test")] * 2
+    listener = listener_on(failing, failed)
+    listener.resume()
+    listener.close()
+    assert failing.real.fileno() == -1
+    assert len(failed) == 1
+    await asyncio.sleep(0.1)
+    assert len(failed) == 1
+
+
+async def test_accepted_sockets_do_not_block_and_are_not_inherited(tcp: Wire) -> None:
+    """Descriptors of connections stay out of child processes."""
+    from anyio.abc import SocketAttribute
+
+    seen: list[tuple[bool, bool]] = []
+
+    async def handler(stream: asyncserver.Stream) -> None:
+        sock = stream.extra(SocketAttribute.raw_socket)
+        seen.append((sock.getblocking(), sock.get_inheritable()))
+
+    async with tcp.serve(handler) as server, tcp.connect(server) as client:
+        assert not server.sockets[0].get_inheritable()
+        assert await client.rest() == b""
+    assert seen == [(False, False)]
