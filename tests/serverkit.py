@@ -203,9 +203,11 @@ class BlockingClient:
         return data
 
     def rest(self) -> bytes:
+        """Receive until the server ends the connection, and leave."""
         data = b""
         while chunk := self.sock.recv(65536):
             data += chunk
+        self.sock.close()
         return data
 
     def ask_now(self, question: bytes) -> asyncio.Task[bytes]:

@@ -65,7 +65,7 @@ async def test_200_connections_in_every_state(wire: Wire) -> None:
         for client in hung:
             await client.send(b"hung\n")
         await until(lambda: (handler.slow, handler.hung) == (60, 40))
-        closing = asyncio.create_task(server.close(2.0))
+        closing = asyncio.create_task(server.close(PATIENCE))
         for client in (*between, *silent):
             assert await client.rest() == b""
         assert not closing.done()
@@ -74,6 +74,7 @@ async def test_200_connections_in_every_state(wire: Wire) -> None:
         for client in slow:
             assert await client.rest() == handler.answer
         assert not closing.done()
+        await server.close(0.1)  # the deadline that the hung ones wait for
         assert await closing == asyncserver.DrainReport(completed=160, cancelled=40)
         assert is_balanced(server)
         now = server.stats()
@@ -81,7 +82,7 @@ async def test_200_connections_in_every_state(wire: Wire) -> None:
         await asyncio.gather(*(client.aclose() for client in clients))
 
 
-async def test_report_counts_those_that_ignore_cancellation(wire: Wire) -> None:
+async def test_report_counts_those_that_ignore_cancellation(tcp: Wire) -> None:
     """A handler that will not end is given up a second after its cancellation: aborted."""
     release = asyncio.Event()
 
@@ -92,12 +93,13 @@ async def test_report_counts_those_that_ignore_cancellation(wire: Wire) -> None:
 
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(release.set)
-        server = await stack.enter_async_context(wire.serve(stubborn))
+        server = await stack.enter_async_context(tcp.serve(stubborn))
         for _ in range(3):
-            await stack.enter_async_context(wire.connect(server))
+            await stack.enter_async_context(tcp.connect(server))
         await until(lambda: server.stats().active == 3)
-        async with asyncio.timeout(10):
-            assert await server.close(0.1) == asyncserver.DrainReport(aborted=3)
+        begun = asyncio.get_running_loop().time()
+        assert await server.close(0.1) == asyncserver.DrainReport(aborted=3)
+        assert 1.1 <= asyncio.get_running_loop().time() - begun + 0.01 < 5
         assert is_balanced(server)
 
 
@@ -405,6 +407,18 @@ async def test_protocols_are_drained_at_a_message_boundary_too(wire: Wire) -> No
         await middle.send(b" a line\n")
         assert await middle.rest() == b"HALF A LINE\n"
         assert await closing == asyncserver.DrainReport(completed=3)
+
+
+async def test_client_that_ignores_the_end_of_tls_does_not_hold_a_protocol(tmp_path: Path) -> None:
+    """A close_notify that is never answered is waited for two seconds, not asyncio's thirty."""
+    wire = Wire("tls", tmp_path)
+    async with wire.serve(asyncserver.from_protocol(Messages)) as server, contextlib.AsyncExitStack() as stack:
+        client = stack.enter_context(wire.blocking(server))
+        await asyncio.to_thread(client.handshake)
+        await until(lambda: server.stats().active == 1)
+        begun = asyncio.get_running_loop().time()
+        assert await server.close(PATIENCE) == asyncserver.DrainReport(completed=1)
+        assert asyncio.get_running_loop().time() - begun < 10
 
 
 async def test_callbacks_are_drained_at_a_message_boundary_too(wire: Wire) -> None:
