@@ -287,7 +287,8 @@ class BoundSocket:
         self.sock: socket.socket = sock
         self._path = path
         self._identity = _identity(path) if path is not None else None
-        self.shared = self.handed_over = False
+        self.shared: bool = False
+        self.handed_over: bool = False
 
     @property
     def address(self) -> Address:

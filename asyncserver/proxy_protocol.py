@@ -240,7 +240,7 @@ class TrustedProxies:
     def __init__(self, names: Sequence[str]) -> None:
         if isinstance(names, str):
             raise TypeError(f"trusted_proxies must be a sequence of networks; write [{names!r}]")
-        self.names = tuple(names) or ("127.0.0.0/8", "::1", "unix")
+        self.names: tuple[str, ...] = tuple(names) or ("127.0.0.0/8", "::1", "unix")
         self._networks = [_network(name) for name in self.names if name != "unix"]
 
     def __contains__(self, address: Any) -> bool:

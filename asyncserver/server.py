@@ -162,8 +162,7 @@ class Server:
         Returns:
             how many handlers completed, were cancelled, were aborted.
         """
-        seconds = self._drain_timeout if drain_timeout is None else drain_timeout
-        deadline = self._loop.time() + seconds
+        deadline = self._loop.time() + (self._drain_timeout if drain_timeout is None else drain_timeout)
         if self._drainer is None:
             self._deadline = deadline
             # Not by the loop's factory: started eagerly, it would begin before we are known to call it.

@@ -26,14 +26,7 @@ import anyio
 from anyio.abc import ByteStream
 
 from ._attributes import socket_attributes
-from ._connection import (
-    CHUNK,
-    at_end,
-    refuse_after_eof,
-    refuse_busy,
-    refuse_closed,
-    refuse_torn,
-)
+from ._connection import CHUNK, at_end, refuse_after_eof, refuse_busy, refuse_closed, refuse_torn
 from ._served import ServedConnection
 from ._waiter import Waiter
 
@@ -70,6 +63,9 @@ class Stream(ServedConnection, ByteStream):
     """
 
     __slots__ = ("_buffer", "_spins")
+
+    bytes_received: int
+    bytes_sent: int
 
     def __init__(self, poller: Poller, sock: socket.socket, peer_address: Address, closing: asyncio.Event) -> None:
         ServedConnection.__init__(self, poller, sock, peer_address, closing)

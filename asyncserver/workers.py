@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .binding import BoundSocket
     from .serving import Serving
 
-logger = logging.getLogger("asyncserver")
+_logger = logging.getLogger("asyncserver")
 
 _NEVER = float("inf")
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -200,10 +200,10 @@ class Supervisor:
     def _on_stop(self, name: str) -> None:
         self._stops += 1
         if self._stops == 1:
-            logger.info("%s: no new work, waiting for what runs; once more to end it now", name)
+            _logger.info("%s: no new work, waiting for what runs; once more to end it now", name)
             self._stop()
         elif self._stops == 2:
-            logger.warning("%s again: cancelling what still runs", name)
+            _logger.warning("%s again: cancelling what still runs", name)
             self._tell_all(FORCE, _GRACE)
         else:
             self._kill(self._workers)
@@ -219,7 +219,7 @@ class Supervisor:
 
     def _on_reload(self) -> None:
         self._reloads += 1
-        logger.info("SIGHUP: starting new workers; those that serve go on until these do")
+        _logger.info("SIGHUP: starting new workers; those that serve go on until these do")
         for slot in self._slots:
             self._renew(slot)
 
@@ -250,7 +250,7 @@ class Supervisor:
         if all(each.successor is None and each.worker and each.worker.serving for each in self._slots):
             self._complete = True
             if not self._stops:
-                logger.info("%d workers serve on %s", len(self._slots), ", ".join(self._places))
+                _logger.info("%d workers serve on %s", len(self._slots), ", ".join(self._places))
 
     def _on_death(self, worker: _Worker) -> None:
         """Bury a worker, and see to its successor."""
@@ -266,7 +266,7 @@ class Supervisor:
         self._on_stats(worker)
         how = f"worker {worker.pid} ended " + (f"with status {status}" if status >= 0 else f"by signal {-status}")
         if worker.leaving or self._stops:
-            logger.log(logging.ERROR if status else logging.DEBUG, "%s while it drained", how)
+            _logger.log(logging.ERROR if status else logging.DEBUG, "%s while it drained", how)
         else:
             self._replace(worker, how)
 
@@ -274,17 +274,17 @@ class Supervisor:
         slot = worker.slot
         if worker is slot.successor:
             slot.successor = None
-            logger.error("%s before it served: the one that serves stays", how)
+            _logger.error("%s before it served: the one that serves stays", how)
         elif slot.successor is not None:
             slot.worker, slot.successor = slot.successor, None
-            logger.error("%s, its successor is starting already", how)
+            _logger.error("%s, its successor is starting already", how)
         elif not self._complete and not worker.serving:
             self._failure = how
             self._stop()
         else:
             slot.worker = None
             delay = slot.back_off(time.monotonic() - worker.started)
-            logger.error("%s, and its connections with it; the next one starts in %g s", how, delay)
+            _logger.error("%s, and its connections with it; the next one starts in %g s", how, delay)
 
     # -- starting and ending workers
 
@@ -294,7 +294,7 @@ class Supervisor:
         try:
             slot.worker = self._fork(slot)
         except OSError as exc:
-            logger.error("no worker could be started (%s); tried again in %g s", exc, slot.back_off(0.0))
+            _logger.error("no worker could be started (%s); tried again in %g s", exc, slot.back_off(0.0))
 
     def _renew(self, slot: _Slot) -> None:
         """Start a successor; the worker in the slot goes on until that serves."""
@@ -307,7 +307,7 @@ class Supervisor:
             slot.successor = self._fork(slot)
         except OSError as exc:
             slot.successor = None
-            logger.error("no new worker could be started (%s): the one that serves stays", exc)
+            _logger.error("no new worker could be started (%s): the one that serves stays", exc)
 
     def _retire(self, worker: _Worker) -> None:
         worker.leaving = True
@@ -322,7 +322,7 @@ class Supervisor:
     def _kill(self, workers: set[_Worker] | list[_Worker]) -> None:
         for worker in workers:
             worker.kill_at = _NEVER
-            logger.error("worker %d has not ended in time: killed", worker.pid)
+            _logger.error("worker %d has not ended in time: killed", worker.pid)
             signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
 
     def _close_sockets(self) -> None:
@@ -364,7 +364,7 @@ class Supervisor:
     def _log_stats(self) -> None:
         self._answer_by = _NEVER
         for place, stats in zip(self._places, self.stats(), strict=True):
-            logger.info("on %s: %s", place, stats)
+            _logger.info("on %s: %s", place, stats)
 
     def _forget_others(self, slot: _Slot, other_end: socket.socket, mask: set[int | signal.Signals]) -> None:
         """In a worker: close what it has inherited of others, so that their ends are noticed."""

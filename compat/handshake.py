@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from compat.pool import ThreadPool
 
 if TYPE_CHECKING:
+    import asyncio
+
     from compat.loop import ServingLoop
 
 # The modules whose hooks never block.
@@ -84,7 +86,7 @@ def with_limited_handshake(server: Any) -> tuple[ssl.SSLSocket, Any]:
         OSError: the handshake failed, or took too long.
     """
     request, client_address = without_handshake(server)
-    timeout = request.gettimeout()
+    timeout: float | None = request.gettimeout()
     try:
         request.settimeout(server.ssl_handshake_timeout)
         request.do_handshake()
@@ -102,10 +104,12 @@ class Handshake:
         self.serving = serving
         self.request = request
         self.client_address = client_address
-        self.timeout = request.gettimeout()
+        self.timeout: float | None = request.gettimeout()
         request.setblocking(False)
         limit = serving.server.ssl_handshake_timeout
-        self.timer = serving.loop.call_later(limit, self.fail) if limit is not None else None
+        self.timer: asyncio.TimerHandle | None = None
+        if limit is not None:
+            self.timer = serving.loop.call_later(limit, self.fail)
         serving.handshakes.add(self)
 
     def step(self) -> None:
@@ -156,10 +160,10 @@ class Acceptors:
 
     def __init__(self, serving: "ServingLoop") -> None:
         self.serving = serving
-        self.server = serving.server
-        self.pool = ThreadPool(MAX_ACCEPTORS, name="get_request", daemon=True)
+        self.server: Any = serving.server
+        self.pool: ThreadPool = ThreadPool(MAX_ACCEPTORS, name="get_request", daemon=True)
         self.outcomes: deque[tuple[Any, Any, BaseException | None]] = deque()
-        self.closed = False
+        self.closed: bool = False
 
     def full(self) -> bool:
         """Whether every thread waits for its client."""

@@ -54,9 +54,11 @@ class HostedServer:
         self._closing: asyncio.Task[object] | None = None
         self.RequestHandlerClass: Callable[..., object] = handler_class  # socketserver's name
         self.server_address: Any = server.addresses[0]
-        self.socket: socket.socket = server.sockets[0]
         address = self.server_address
-        self.server_name, self.server_port = address[:2] if isinstance(address, tuple) else (address, 0)
+        internet = isinstance(address, tuple)
+        self.server_name: str = address[0] if internet else address
+        self.server_port: int = address[1] if internet else 0
+        self.socket: socket.socket = server.sockets[0]
 
     def __getattr__(self, name: str) -> Any:
         """Look at the object that was given as `server=`."""

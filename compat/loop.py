@@ -27,7 +27,7 @@ from compat.handshake import Acceptors, Handshake, is_ours, is_tls_listener, nee
 if TYPE_CHECKING:
     from compat.servers import BaseServer
 
-logger = logging.getLogger("compat")
+_logger = logging.getLogger("compat")
 
 BATCH = 64  # requests between two looks at everything else; more gains nothing measurable
 RETRY_SECONDS = 0.05  # until a request or a thread that the system refused is tried again: no spin, no long wait
@@ -62,9 +62,9 @@ class ServingLoop:
     def __init__(self, server: "BaseServer", poll_interval: float | None) -> None:
         self.server: Any = server  # hooks may be anything, and BaseServer itself has no fileno()
         self.poll_interval = poll_interval
-        self.thread = threading.get_ident()
-        self.pid = os.getpid()
-        self.loop = asyncio.SelectorEventLoop(_Poll())
+        self.thread: int = threading.get_ident()
+        self.pid: int = os.getpid()
+        self.loop: asyncio.SelectorEventLoop = asyncio.SelectorEventLoop(_Poll())
         self.loop.set_exception_handler(self._keep_exception)
         self.handshakes: set[Handshake] = set()
         self.acceptors: Acceptors | None = None
@@ -150,7 +150,7 @@ class ServingLoop:
             try:
                 self.loop.call_soon_threadsafe(self.loop.stop)
             except RuntimeError:
-                logger.debug("woken after the end of serve_forever()")
+                _logger.debug("woken after the end of serve_forever()")
 
     def is_mine(self) -> bool:
         """Whether the calling thread is the one that would have to end the loop, or its copy in a child."""
@@ -189,7 +189,7 @@ class ServingLoop:
     def _warn(self, error: OSError) -> None:
         if not self._warned:
             self._warned = True
-            logger.warning(
+            _logger.warning(
                 "%s on %s cannot get requests (%s); they wait, and it tries again every %d ms",
                 type(self.server).__name__,
                 self.server.server_address,

@@ -54,9 +54,9 @@ class Call:
     __slots__ = ("args", "function", "started", "worker")
 
     def __init__(self, function: Callable[..., object], args: tuple[Any, ...]) -> None:
-        self.function = function
-        self.args = args
-        self.started = 0.0
+        self.function: Callable[..., object] = function
+        self.args: tuple[Any, ...] = args
+        self.started: float = 0.0
         self.worker: threading.Thread | None = None
 
     def age(self) -> float:
@@ -112,8 +112,8 @@ class ThreadPool(Executor):
         self.name = name
         self.daemon = daemon
         self.idle_seconds = idle_seconds
-        self.closed = False
-        self.starved = False  # the last thread that we wanted could not be started
+        self.closed: bool = False
+        self.starved: bool = False  # the last thread that we wanted could not be started
         self.on_start: Callable[[threading.Thread], object] | None = None  # a thread has started
         self.on_starved: Callable[[], object] | None = None  # a worker could start none: wake() again, later
         self.on_room: Callable[[], object] | None = None  # a call has ended
@@ -126,7 +126,7 @@ class ThreadPool(Executor):
         self._idle: list[_Worker] = []
         self._workers: set[_Worker] = set()
         self._token = threading.Lock()
-        self.threads = JoinableThreads()
+        self.threads: JoinableThreads = JoinableThreads()
 
     # What producers do.
 

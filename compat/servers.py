@@ -177,6 +177,8 @@ class BaseServer(socketserver.BaseServer):
 class TCPServer(BaseServer, socketserver.TCPServer):
     """A server on a stream socket; see `socketserver.TCPServer`."""
 
+    socket: "socket.socket"
+
     def __init__(
         self,
         server_address: Any,

@@ -13,7 +13,7 @@ from compat.joinable import JoinableThreads
 from compat.pool import Call, ThreadPool
 from compat.servers import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer, redeclares
 
-logger = logging.getLogger("compat")
+_logger = logging.getLogger("compat")
 
 _making_pools = threading.Lock()
 
@@ -58,7 +58,7 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
     max_threads: int | None = 4096
     graceful_timeout: float | None = None
     close_report: CloseReport | None = None
-    times_full = 0
+    times_full: int = 0
 
     _threads: Any
     _compat_batching = 0
@@ -154,7 +154,7 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
         if oldest is None or (oldest.age() < LOOK_AGAIN_SECONDS and self.times_full == 1):
             return
         self._compat_unwarned = False
-        logger.warning(
+        _logger.warning(
             "%s on %s handles %d requests, which is its max_threads: no more are taken until one ends"
             " (told once, counted in times_full). The oldest, from %s, has run for %.1f s and is here:\n%s",
             type(self).__name__,
@@ -181,7 +181,7 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
             _shut_down(call.args[0])
         running = len(_wait(pool, WAKE_UP_SECONDS)) if late else 0
         report = CloseReport(begun - len(late), len(late) - running, running)
-        logger.log(logging.WARNING if late else logging.INFO, "%s closed: %s", type(self).__name__, report)
+        _logger.log(logging.WARNING if late else logging.INFO, "%s closed: %s", type(self).__name__, report)
         return report
 
 
