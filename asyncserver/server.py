@@ -279,8 +279,7 @@ class Server:
         task.add_done_callback(self._finished)
 
     def _finished(self, task: asyncio.Task[Any]) -> None:
-        source = self._finishing.pop(task)
-        source.abort()  # nothing to do, unless the task was cancelled before its first step
+        (source := self._finishing.pop(task)).abort()  # no effect unless it was cancelled before its first step
         if not task.cancelled() and outcome_of(exc := task.exception()) == "failed":
             self._report(exc, source)
         self._gone(source)

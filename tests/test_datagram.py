@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -17,11 +19,11 @@ from tests.serverkit import PATIENCE, errors_in, is_balanced_for_datagrams, unti
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from asyncserver import Datagram
 
 FAMILIES = ["ipv4", "ipv6", "unix"]
+RMEM_MAX = int(Path("/proc/sys/net/core/rmem_max").read_text())
 
 
 class Place:
@@ -455,6 +457,81 @@ async def test_unix_peer_that_leaves_a_full_queue_behind_is_no_error(
         assert report.cancelled == report.aborted == 0
         assert is_balanced_for_datagrams(server)
     assert not errors_in(caplog)
+
+
+class Stubborn:
+    """A server's socket that fails so many times before it does what it should: a full one, or a broken network."""
+
+    def __init__(self, sock: socket.socket, method: str, *errors: OSError) -> None:
+        self._sock = sock
+        self._method = method
+        self.errors = list(errors)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self._method and self.errors:
+            raise self.errors.pop(0)
+        return getattr(self._sock, name)
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOBUFS])
+async def test_full_udp_socket_is_waited_for(udp: Place, number: int) -> None:
+    """An answer that finds no room, returned or replied, is sent as soon as there is some, to everybody."""
+
+    async def handler(datagram: Datagram) -> bytes | None:
+        if datagram.data.startswith(b"reply"):
+            await datagram.reply(datagram.data.upper())
+            return None
+        return datagram.data.upper()
+
+    async with udp.serve(handler) as server:
+        (endpoint,) = server._endpoints  # type: ignore[attr-defined]
+        full = Stubborn(endpoint.sock, "sendto", *(OSError(number, "full") for _ in range(7)))
+        endpoint.sock = full
+        client = udp.client(server)
+        words = [b"reply 1", b"return 1", b"reply 2", b"return 2"]
+        for word in words:
+            client.send(word)
+        assert {await client.receive() for _ in words} == {word.upper() for word in words}
+        assert not full.errors
+        await until(lambda: server.stats().active == 0)
+        assert server.stats().datagrams_answered == server.stats().datagrams_sent == 4
+        assert is_balanced_for_datagrams(server)
+
+
+async def test_full_udp_socket_does_not_outlast_the_drain(udp: Place, caplog: pytest.LogCaptureFixture) -> None:
+    """An answer for which there is never room is given up at the deadline."""
+    async with udp.serve(upper) as server:
+        (endpoint,) = server._endpoints  # type: ignore[attr-defined]
+        full = Stubborn(endpoint.sock, "sendto", *(BlockingIOError() for _ in range(10**6)))
+        endpoint.sock = full
+        udp.client(server).send(b"?")
+        await until(lambda: len(full.errors) < 10**6)
+        async with asyncio.timeout(5):
+            await server.close(0.1)
+            await server.wait_closed()
+        full.errors.clear()
+    assert server.stats().active == 0
+    assert is_balanced_for_datagrams(server)
+    assert not errors_in(caplog)
+
+
+async def test_error_of_receiving_does_not_stop_the_server(udp: Place, caplog: pytest.LogCaptureFixture) -> None:
+    """What the network reports for something sent before concerns no datagram that comes now."""
+    async with udp.serve(upper) as server:
+        (endpoint,) = server._endpoints  # type: ignore[attr-defined]
+        endpoint.sock = Stubborn(endpoint.sock, "recvfrom_into", OSError(errno.ECONNREFUSED, "icmp"))
+        assert await udp.client(server).ask(b"hello") == b"HELLO"
+        assert not endpoint.sock.errors
+    assert not errors_in(caplog)
+
+
+async def test_small_receive_buffer_is_told(udp: Place, caplog: pytest.LogCaptureFixture) -> None:
+    """When the kernel grants less than bursts need, the log says what to raise; otherwise it is silent."""
+    caplog.set_level(logging.INFO, "asyncserver")
+    async with udp.serve(upper) as server:
+        granted = server.sockets[0].getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
+    assert granted == min(RMEM_MAX, 1 << 20)
+    assert ("raise net.core.rmem_max" in caplog.text) == (granted < 1 << 20)
 
 
 # -- errors

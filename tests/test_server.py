@@ -985,6 +985,28 @@ async def test_wait_closed_returns_only_when_all_is_over(tcp: Wire) -> None:
         assert server.stats().active == 0
 
 
+async def test_close_callbacks_are_called_when_all_is_over(tcp: Wire, caplog: pytest.LogCaptureFixture) -> None:
+    """Once each, after the last handler; one that raises is logged and keeps nobody from closing."""
+    events: list[str] = []
+
+    async def handler(stream: Stream) -> None:
+        await stream.closing.wait()
+        events.append("handler")
+
+    def broken() -> None:
+        raise ValueError("in a close callback")
+
+    async with tcp.serve(handler) as server, tcp.connect(server):
+        await until(lambda: server.stats().active == 1)
+        server.add_close_callback(lambda: events.append("first"))
+        server.add_close_callback(broken)
+        server.add_close_callback(lambda: events.append("last"))
+        await server.close()
+        await server.close()
+    assert events == ["handler", "first", "last"]
+    assert "in a close callback" in caplog.text
+
+
 @pytest.mark.parametrize("method", ["pause", "resume", "reload_tls"])
 async def test_server_used_after_close_says_so(tcp: Wire, method: str) -> None:
     """The error names the call, the server, and what to do."""
