@@ -249,7 +249,7 @@ class Connection:
         return self._sock.send(item if len(item) <= _RECORD else memoryview(item)[:_RECORD])
 
     async def _close_notify(self, sock: ssl.SSLSocket) -> None:
-        """Send TLS's end of stream; does not wait for the peer's."""
+        """Send TLS's end of stream, before the socket is closed; does not wait for the peer's."""
         while True:
             try:
                 sock.unwrap()
@@ -258,7 +258,6 @@ class Connection:
             except ssl.SSLWantReadError:
                 return  # sent, and the peer's is not here yet
             else:
-                self._recv = at_end  # the peer's was there already
                 return
 
     async def _half_close_notify(self, sock: ssl.SSLSocket) -> None:

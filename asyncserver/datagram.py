@@ -144,7 +144,6 @@ class Endpoint:
         self._room: asyncio.Future[None] | None = None
         self._owed: int | None = None  # while draining: how many datagrams to read at most
         self.sent: int = 0
-        self.failed: int = 0
         # The kernel has counted since the socket was bound, which may have been in another process.
         self._dropped = -self._meminfo()[_MEMINFO_DROPS]
         # On one address the kernel answers from that address by itself. On every interface it would choose one by the
@@ -179,7 +178,6 @@ class Endpoint:
                     self._owed = 0
                 break
             except OSError as exc:  # an ICMP error for something we sent; the next call goes on
-                self.failed += 1
                 _logger.debug("receiving on %s: %s", self._bound.address, exc)
                 continue
             if self._owed is not None:
