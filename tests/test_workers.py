@@ -356,7 +356,7 @@ def test_worker_that_keeps_dying_is_replaced_ever_later(start: Start) -> None:
     # Which of the two slots it was is the kernel's choice: seven deaths are at least four in one of them.
     assert delays[0] == "0"
     assert "0.2" in delays
-    assert set(delays) <= {"0", "0.1", "0.2", "0.4", "0.8", "1.6"}
+    assert set(delays) <= {"0", "0.1", "0.2", "0.4", "0.8", "1.6", "3.2"}  # all seven in one, at the worst
     assert ask(tcp)
     assert program.end() == 0
 
