@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -69,6 +70,8 @@ def _output(arguments: list[str], cores: AbstractSet[int]) -> float:
         timeout=60,
         check=False,
         cwd=HERE.parent,
+        # An import is to be timed as users have it, from bytecode.
+        env={name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
     )
     if done.returncode:
         raise ProgramError((done.stderr.strip().splitlines() or ["it failed silently"])[-1])
