@@ -364,7 +364,7 @@ async def test_two_senders(transport: Transport) -> None:
 async def test_one_receives_while_another_sends(transport: Transport) -> None:
     """The two directions do not hinder each other, even when each waits."""
     async with transport.pair() as (stream, client):
-        data = bytes(4_000_000)
+        data = bytes(40_000_000)  # more than the buffers of both sides ever grow to
         sending = await blocked(stream.send(data))
         receiving = await blocked(stream.receive())
         await client.send(b"abc")
