@@ -97,19 +97,20 @@ class ServedConnection(Connection):
         return True
 
     def _owe(self, nbytes: int) -> None:
-        self._owed = nbytes
+        self._owed = self.bytes_received + nbytes
         self._recv = self._receive_owed
         self._unwatch()
         self._reading.wake_soon()
 
     def _receive_owed(self, max_bytes: int) -> bytes:
         """Read while the server drains: to a message boundary, then report the end."""
-        between = self._answered == self.bytes_received and not self._buffer
-        if between and self._owed <= 0:
+        # Where the message under way begins. A client that sends without end always has the next one half here.
+        begun = self.bytes_received - len(self._buffer or b"")
+        if self._answered == self.bytes_received and begun >= self._owed:
             return b""
         data = self._read(max_bytes)
         # TLS: its bytes are more than their payload, so what the kernel holds now is the better estimate.
-        self._owed = min(self._owed - len(data), self._unread())
+        self._owed = min(self._owed, self.bytes_received + len(data) + self._unread())
         self._unwatch()  # so that the next receive comes by here before it waits
         return data
 
