@@ -229,7 +229,9 @@ class Program:
 
     def __init__(self, arguments: list[str], folder: Path, **environment: str) -> None:
         inherited = {
-            name: os.environ[name] for name in ("PATH", "HOME", "COVERAGE_PROCESS_START") if name in os.environ
+            name: value
+            for name, value in os.environ.items()
+            if name in {"PATH", "HOME"} or name.startswith("COVERAGE_")
         }
         self.process = subprocess.Popen(
             [sys.executable, *arguments],

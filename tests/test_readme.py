@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -95,7 +96,8 @@ def test_program_of_the_readme_serves_and_ends_politely(program: str, tmp_path: 
     port = free_port()
     certificates(tmp_path)
     (tmp_path / "program.py").write_text(program.replace("8080", str(port)))
-    environment = {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+    environment = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
+    environment |= {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
     process = subprocess.Popen([sys.executable, "program.py"], cwd=tmp_path, env=environment)
     ask, expected = client_for(program)
     try:

@@ -61,7 +61,8 @@ class Program:
     def __init__(self, folder: Path, arguments: list[str]) -> None:
         self.folder = folder
         self.write_app(1)
-        environment = {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
+        environment |= {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", "PYTHONDONTWRITEBYTECODE": "1"}
         self.process = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=folder,
