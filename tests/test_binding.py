@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import asyncserver
+from asyncserver.binding import Binding, BoundSocket
 from tests.serverkit import run_script, upper
 
 if TYPE_CHECKING:
@@ -114,18 +115,30 @@ async def test_name_is_resolved_and_each_address_bound_once(serve: Callable[...,
         assert "127.0.0.1" in {address[0] for address in server.addresses}
 
 
-async def test_port_that_is_taken_on_one_address_is_drawn_again() -> None:
-    """Port 0 for several addresses finds one that is free on all, even if the first draws are not."""
+@pytest.mark.parametrize(("rivals", "found"), [(3, True), (10**6, False)])
+async def test_port_that_is_taken_on_one_address_is_drawn_again(
+    rivals: int, found: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Port 0 for several addresses finds one that is free on all; if nearly all are taken, it gives up in the end."""
     taken: list[socket.socket] = []
+    open_address = Binding._open_address
+
+    def open_and_be_rivalled(self: Binding, kind: Any, family: Any, address: Any) -> BoundSocket:
+        opened = open_address(self, kind, family, address)
+        if address[0] == "127.0.0.1" and len(taken) < rivals:  # somebody takes the same port on the other address
+            taken.append(socket.create_server(("127.0.0.2", opened.sock.getsockname()[1])))
+        return opened
+
+    monkeypatch.setattr(Binding, "_open_address", open_and_be_rivalled)
+    serving = asyncserver.serve(upper, ["127.0.0.1", "127.0.0.2"], 0)
     try:
-        while len(taken) < 200:
-            sock = socket.socket()
-            sock.bind(("127.0.0.2", 0))
-            sock.listen()
-            taken.append(sock)
-        for _ in range(20):
-            async with asyncserver.serve(upper, ["127.0.0.1", "127.0.0.2"], 0) as server:
+        if found:
+            async with serving as server:
                 assert len({address[1] for address in server.addresses}) == 1
+        else:
+            with pytest.raises(asyncserver.BindError, match="taken"):
+                await serving
+        assert len(taken) == 3 if found else 10 <= len(taken) <= 100
     finally:
         for sock in taken:
             sock.close()
