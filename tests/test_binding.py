@@ -248,7 +248,7 @@ def test_missing_permission_says_so(name: str, tmp_path: Path) -> None:
         lowest = int(file.read())
     if lowest > 1:
         status, output, errors = run_script(PROGRAM_WITHOUT_PRIVILEGES, tmp_path, str(min(lowest, 1024) - 1), name)
-        assert (status, errors) == (0, "")
+        assert status == 0, errors  # not that there are none: a measured process may no longer write its figures
         assert output.startswith(f"{errno.EACCES} ")
         assert f"127.0.0.1:{min(lowest, 1024) - 1}: permission denied" in output
         assert "choose another" in output

@@ -103,6 +103,10 @@ def test_several_threads_serve_at_once() -> None:
         threads = [threading.Thread(target=server.serve_forever, args=(30,)) for _ in range(3)]
         for thread in threads:
             thread.start()
+        deadline = time.monotonic() + 10
+        while len(server._compat_loops) < 3:  # one that began after shutdown() would go on, as with the stdlib
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
         for _ in range(10):
             with socket.create_connection(server.server_address, timeout=10) as client:
                 client.sendall(b"abc")
