@@ -45,6 +45,7 @@ ASYNCSERVER: dict[str, set[str]] = {
     "_worker": {"reports", "serving", "stream_server", "tls"},
     "workers": {"_worker", "binding", "reports", "serving"},
     "running": {"server", "serving", "workers"},
+    "options": set(),
 }
 TIES_ALL_TOGETHER = {"__init__", "__main__", "cli"}
 
