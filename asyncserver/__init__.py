@@ -49,3 +49,5 @@ __all__ = [
     "serve_datagrams",
     "tls_context",
 ]
+
+__version__ = "0.1.0"

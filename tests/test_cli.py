@@ -13,6 +13,7 @@ import pytest
 
 import asyncserver
 from asyncserver import cli
+from asyncserver.options import make_parser, read
 from tests.serverkit import PATIENCE, Program, authority, client_context
 
 if TYPE_CHECKING:
@@ -228,7 +229,7 @@ def test_help_is_worth_reading(folder: Path) -> None:
     assert max(map(len, text.splitlines())) <= 120
     for line in text.splitlines():
         if line.startswith("  python -m asyncserver "):  # an example is a command line that parses
-            options = cli._parser().parse_args(line.split()[3:])
+            options = read(make_parser("7"), line.split()[3:], {})
             assert options.tcp or options.udp or options.unix
 
 
@@ -247,13 +248,22 @@ WRONG: list[tuple[list[str], str]] = [
     (["app:handler", "--tcp", "localhost"], "expected HOST:PORT, such as 127.0.0.1:8080, [::1]:8080 or :8080"),
     (["app:handler", "--tcp", "localhost:http"], "expected HOST:PORT"),
     (["app:handler", "--tcp", "::1:80"], "write an IPv6 address in brackets, [::1]:80; got '::1:80'"),
-    (["app:handler", "--tcp", ":70000"], "port must be from 0 to 65535, got 70000"),
+    (["app:handler", "--tcp", ":70000"], "argument --tcp: expected a port from 0 to 65535; got ':70000'"),
     (["app:handler", "--tcp", ":0", "--udp", "nonsense"], "expected HOST:PORT"),
-    (["app:handler", "--tcp", ":0", "--udp", ":0", "--max-pending", "0"], "max_pending must be at least 1, got 0"),
-    (["app:handler", "--unix", "x", "--unix-mode", "999"], "invalid _mode value: '999'"),
-    (["app:handler", "--tcp", ":0", "--max-connections", "0"], "max_connections must be at least 1, got 0"),
-    (["app:handler", "--tcp", ":0", "--max-connections", "x"], "invalid int value: 'x'"),
-    (["app:handler", "--tcp", ":0", "--idle-timeout", "-1"], "idle_timeout must be more than 0 seconds, got -1.0"),
+    (
+        ["app:handler", "--tcp", ":0", "--udp", ":0", "--max-pending", "0"],
+        "argument --max-pending: expected a whole number, at least 1; got '0'",
+    ),
+    (
+        ["app:handler", "--unix", "x", "--unix-mode", "999"],
+        "argument --unix-mode: expected permissions in octal, such as 660; got '999'",
+    ),
+    (
+        ["app:handler", "--tcp", ":0", "--max-connections", "0"],
+        "argument --max-connections: expected a whole number, at least 1; got '0'",
+    ),
+    (["app:handler", "--tcp", ":0", "--max-connections", "x"], "expected a whole number, at least 1; got 'x'"),
+    (["app:handler", "--tcp", ":0", "--idle-timeout", "-1"], "expected a number of seconds, more than 0; got '-1'"),
     (["app:handler", "--tcp", ":0", "--certfile", "missing.pem"], "No such file or directory: 'missing.pem'"),
     (["app:handler", "--tcp", ":0", "--certfile", "app.py"], "no usable certificate and key in app.py"),
     (["app:handler", "--tcp", ":0", "--keyfile", "app.py"], "TLS needs --certfile"),

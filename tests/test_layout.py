@@ -46,6 +46,7 @@ ASYNCSERVER: dict[str, set[str]] = {
     "_slot": {"_worker", "binding", "serving"},
     "workers": {"_slot", "_worker", "binding", "reports", "serving"},
     "running": {"server", "serving", "workers"},
+    "options": set(),
 }
 TIES_ALL_TOGETHER = {"__init__", "__main__", "cli"}
 
