@@ -10,6 +10,7 @@ import threading
 from typing import TYPE_CHECKING, Literal
 
 from .serving import Serving
+from .systemd import NotifySocket
 from .workers import Supervisor
 
 if TYPE_CHECKING:
@@ -96,7 +97,8 @@ def run_workers(servings: Sequence[Serving], load: Callable[[], Sequence[Serving
         raise RuntimeError("run(workers=...) handles signals: call it in the main thread")
     if asyncio._get_running_loop() is not None:
         raise RuntimeError("run(workers=...) forks: call it where no event loop runs")
-    Supervisor(servings, load, _loop_factory(loop), workers).run()
+    with NotifySocket.from_environment() as notify:
+        Supervisor(servings, load, _loop_factory(loop), workers, notify).run()
 
 
 def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:

@@ -31,16 +31,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from .serving import Serving
+    from .systemd import NotifySocket
 
 _logger = logging.getLogger("asyncserver")
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+# What systemd shows when a reload has failed; it knows no other way to be told.
+_OLD_SERVE = ", but new workers could not start (see the log)"
 
 # Seconds beyond `drain_timeout`, in which handlers are cancelled and aborted, until a worker is killed: one whose
 # loop is blocked.
 _GRACE = 5.0
 # Seconds that a busy worker has for its counters when they are asked for.
 _STATS_PATIENCE = 1.0
+# Seconds without a word from a worker, which has one to say each second, until its loop counts as stuck; and the
+# least, where systemd's watchdog says how many.
+_SILENCE, _LEAST_SILENCE = 10.0, 3.0
+# Seconds by which the supervisor wakes too late if it was stopped itself, and its workers most likely with it.
+_OVERSLEPT = 1.0
 
 
 class Supervisor:
@@ -51,6 +60,7 @@ class Supervisor:
         load: called in each new worker for the servings to serve there, the same places in the same order.
         loop_factory: makes a worker's event loop.
         count: workers.
+        notify: tells systemd.
     """
 
     def __init__(
@@ -59,6 +69,7 @@ class Supervisor:
         load: Callable[[], Sequence[Serving]],
         loop_factory: Callable[[], asyncio.AbstractEventLoop],
         count: int,
+        notify: NotifySocket,
     ) -> None:
         self._load = load
         self._loop_factory = loop_factory
@@ -75,6 +86,11 @@ class Supervisor:
         self._retired = [dict.fromkeys(ServerStats.__slots__, 0) for _ in servings]
         self._asked: set[Worker] = set()
         self._answer_by = NEVER
+        self._notify = notify
+        self._pulse_at = time.monotonic() + notify.pulse_every
+        self._starting = True  # the program, or new workers on SIGHUP
+        self._note = ""
+        self._silence = _SILENCE if notify.watchdog == NEVER else max(notify.watchdog, _LEAST_SILENCE)
 
     def run(self) -> None:
         """Serve until told to stop; see `run()`."""
@@ -121,16 +137,35 @@ class Supervisor:
 
     def _turn(self) -> None:
         due = [worker.kill_at for worker in self._workers] + [slot.restart_at for slot in self._slots]
-        seconds = min(self._answer_by, *due) - time.monotonic()
+        due += [worker.silent_at for worker in self._workers]
+        wake_at = min(self._answer_by, self._pulse_at, *due)
+        seconds = wake_at - time.monotonic()
         for key, _ in self._selector.select(None if seconds == NEVER else max(0.0, seconds)):
             key.data()
         now = time.monotonic()
+        self._look_for_silent(now, overslept=now - wake_at > _OVERSLEPT)
         self._kill([worker for worker in self._workers if worker.kill_at <= now])
         for slot in self._slots:
             if slot.restart_at <= now:
                 self._fill(slot)
         if self._answer_by <= now:
             self._log_stats()
+        if self._pulse_at <= now:
+            self._pulse_at = now + self._notify.pulse_every
+            self._notify.pulse(self.stats())
+
+    def _look_for_silent(self, now: float, *, overslept: bool) -> None:
+        """A worker whose loop is stuck reports no more; where systemd watches, it is replaced as a program would be."""
+        for worker in self._workers:
+            if worker.silent_at > now:
+                continue
+            worker.silent_at = now + self._silence if overslept else NEVER
+            if overslept or worker.kill_at < NEVER:  # told to end already
+                continue
+            _logger.error("worker %d has said nothing for %g s: does a handler block?", worker.pid, self._silence)
+            if self._notify.watchdog < NEVER:
+                worker.kill_at = now + _GRACE
+                signal.pidfd_send_signal(worker.pidfd, signal.SIGABRT)  # as systemd does; faulthandler tells where
 
     def _on_signals(self) -> None:
         for number in self._wakeup[0].recv(4096):
@@ -154,6 +189,7 @@ class Supervisor:
 
     def _stop(self) -> None:
         self._stops = max(self._stops, 1)
+        self._notify.stopping()
         for slot in self._slots:
             if slot.worker is None and self._complete:
                 self._fill(slot)  # for those in its queue, which would be reset
@@ -163,9 +199,12 @@ class Supervisor:
 
     def _on_reload(self) -> None:
         self._reloads += 1
+        self._starting, self._note = True, ""
+        self._notify.reloading()
         _logger.info("SIGHUP: starting new workers; those that serve go on until these do")
         for slot in self._slots:
             self._renew(slot)
+        self._settle()
 
     def _on_message(self, worker: Worker) -> None:
         message = worker.hear() if worker in self._workers else None  # it may have been buried in this turn
@@ -175,6 +214,7 @@ class Supervisor:
             self._selector.unregister(worker.channel)
 
     def _on_words(self, worker: Worker, message: bytes) -> None:
+        worker.silent_at = time.monotonic() + self._silence
         if message == READY:
             self._on_ready(worker)
         elif message == LEAVE:
@@ -195,6 +235,14 @@ class Supervisor:
             self._complete = True
             if not self._stops:
                 _logger.info("%d workers serve on %s", len(self._slots), ", ".join(self._places))
+        self._settle()
+
+    def _settle(self) -> None:
+        """Tell systemd once all workers that were starting serve, or have failed to."""
+        now = [worker for slot in self._slots for worker in (slot.worker, slot.successor) if worker is not None]
+        if self._starting and self._complete and not self._stops and all(worker.serving for worker in now):
+            self._starting = False
+            self._notify.ready(self._note)
 
     def _on_death(self, worker: Worker) -> None:
         """Bury a worker, and see to its successor."""
@@ -217,7 +265,7 @@ class Supervisor:
     def _replace(self, worker: Worker, how: str) -> None:
         slot = worker.slot
         if worker is slot.successor:
-            slot.successor = None
+            slot.successor, self._note = None, _OLD_SERVE
             _logger.error("%s before it served: the one that serves stays", how)
         elif slot.successor is not None:
             slot.worker, slot.successor = slot.successor, None
@@ -229,6 +277,7 @@ class Supervisor:
             slot.worker = None
             delay = slot.back_off(time.monotonic() - worker.started)
             _logger.error("%s, and its connections with it; the next one starts in %g s", how, delay)
+        self._settle()
 
     # -- starting and ending workers
 
@@ -250,7 +299,7 @@ class Supervisor:
         try:
             slot.successor = self._fork(slot)
         except OSError as exc:
-            slot.successor = None
+            slot.successor, self._note = None, _OLD_SERVE
             _logger.error("no new worker could be started (%s): the one that serves stays", exc)
 
     def _retire(self, worker: Worker) -> None:
@@ -314,6 +363,7 @@ class Supervisor:
         """In a worker: close what it has inherited of others, so that their ends are noticed."""
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._selector.close()
+        self._notify.close()
         for end in (*self._wakeup, other_end):
             end.close()
         for worker in self._workers:
