@@ -21,7 +21,7 @@ import trustme
 import asyncserver
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("tcp", "unix", "tls")
@@ -225,7 +225,13 @@ class BlockingClient:
 
 
 class Program:
-    """A Python program in a process of its own, whose output is collected while it runs."""
+    """A Python program in a process of its own, whose output is collected while it runs.
+
+    Attributes:
+        descriptors: those that it inherits.
+    """
+
+    descriptors: Sequence[int] = ()
 
     def __init__(self, arguments: list[str], folder: Path, **environment: str) -> None:
         inherited = {
@@ -240,6 +246,7 @@ class Program:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            pass_fds=self.descriptors,
         )
         self.output = ""
         self.errors = ""
