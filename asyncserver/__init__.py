@@ -24,7 +24,7 @@ from .running import run
 from .server import Server
 from .serving import Serving, serve, serve_datagrams
 from .stream import Stream
-from .tls import TLSContext, tls_context
+from .tls import SNIAttribute, TLSContext, tls_context
 
 __all__ = [
     "Address",
@@ -36,6 +36,7 @@ __all__ = [
     "IdleTimeout",
     "ProtocolHandler",
     "ProxyHeader",
+    "SNIAttribute",
     "Server",
     "ServerStats",
     "Serving",
