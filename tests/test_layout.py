@@ -43,7 +43,8 @@ ASYNCSERVER: dict[str, set[str]] = {
     "datagram_server": _SERVERS,
     "serving": _SERVERS | {"stream_server", "datagram_server"},
     "_worker": {"reports", "serving", "stream_server", "tls"},
-    "workers": {"_worker", "binding", "reports", "serving"},
+    "_slot": {"_worker", "binding", "serving"},
+    "workers": {"_slot", "_worker", "binding", "reports", "serving"},
     "running": {"server", "serving", "workers"},
     "options": set(),
 }
