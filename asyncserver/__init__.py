@@ -19,7 +19,7 @@ from .adapters import ProtocolHandler, from_callback, from_protocol
 from .datagram import Datagram
 from .exceptions import BindError, IdleTimeout
 from .proxy_protocol import ProxyHeader
-from .reports import DrainReport, ServerStats
+from .reports import DrainReport, Durations, ServerStats
 from .running import run
 from .server import Server
 from .serving import Serving, serve, serve_datagrams
@@ -32,6 +32,7 @@ __all__ = [
     "Datagram",
     "DatagramHandler",
     "DrainReport",
+    "Durations",
     "ErrorHandler",
     "IdleTimeout",
     "ProtocolHandler",

@@ -37,7 +37,7 @@ class DatagramServer(Server):
         on_error: ErrorHandler | None,
     ) -> None:
         super().__init__(loop, bound, drain_timeout, on_error)
-        self._handler: Any = self._for_this_server(handler)
+        self._run = self._for_this_server(handler)
         self._max_pending = max_pending
         self._endpoints = [Endpoint(loop, one, self._received, self._tell_change, max_datagram_size) for one in bound]
         self._transports: dict[Endpoint, EndpointTransport] = {}
@@ -56,7 +56,7 @@ class DatagramServer(Server):
         if self._transports:
             self._settle(datagram, self._transports[datagram.endpoint].received(datagram), None)
             return
-        pending = self._start(self._handler, datagram) or datagram.unsent is not None
+        pending = self._start(self._run, datagram) or datagram.unsent is not None
         if pending and len(self._live) + len(self._finishing) >= self._max_pending:
             self._full = True
             self._apply_pause()
