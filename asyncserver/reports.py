@@ -31,6 +31,9 @@ _logger = logging.getLogger("asyncserver")
 
 Reading: TypeAlias = dict[str, float]
 
+# What servers of connections and servers of datagrams both count; of the rest each has its own.
+_OF_ALL = frozenset(("active", "completed", "failed", "cancelled", "timed_out"))
+
 # How the end of its connection looks to a handler that does not care to catch it: not the handler's error.
 _ENDED = (anyio.EndOfStream, anyio.IncompleteRead, anyio.BrokenResourceError, anyio.ClosedResourceError)
 
@@ -170,7 +173,12 @@ def measure_durations(server: Server) -> None:
 def read(server: Server) -> Reading:
     """Take a server's reading. What a handler's `pool_stats()` raises is logged, and its numbers are missing then."""
     stats = server.stats()
-    reading: Reading = {name: getattr(stats, name) for name in ServerStats.__slots__}
+    datagrams = server._bound[0].sock.type == socket.SOCK_DGRAM
+    reading: Reading = {
+        name: getattr(stats, name)
+        for name in ServerStats.__slots__
+        if name in _OF_ALL or name.startswith("datagrams_") == datagrams
+    }
     if server.durations is not None:
         reading |= {f"duration_{number}": count for number, count in enumerate(server.durations.counts)}
         reading["duration_sum"] = server.durations.total
@@ -199,9 +207,13 @@ def stats_of(reading: Reading) -> ServerStats:
     return ServerStats(**{name: int(reading.get(name, 0)) for name in ServerStats.__slots__})
 
 
-def place_of(bound: Iterable[BoundSocket]) -> str:
-    """Where a server is reached, as its label in metrics: "tcp://127.0.0.1:8080"; several are joined by commas."""
-    return ",".join(_url(one) for one in bound)
+def places_of(servers: Iterable[Iterable[BoundSocket]]) -> list[str]:
+    """Where servers are reached, as their labels in metrics: "tcp://127.0.0.1:8080"; several are joined by commas."""
+    places: list[str] = []
+    for bound in servers:
+        place = ",".join(_url(one) for one in bound)
+        places.append(place if place not in places else f"{place}#{len(places) + 1}")  # one socket, inherited twice
+    return places
 
 
 def _url(bound: BoundSocket) -> str:
