@@ -21,8 +21,7 @@ import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .reports import ServerStats
-from .stream_server import StreamServer
-from .tls import TLSContext
+from .stream_server import can_reload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -91,7 +90,7 @@ async def _serve(
         servers = [await stack.enter_async_context(serving) for serving in servings]
         if reload_tls:  # nothing has been accepted yet: the loop has not run since
             for server in servers:
-                if isinstance(server, StreamServer) and isinstance(server._ssl, TLSContext):
+                if can_reload(server):
                     server.reload_tls()
         orders = _Orders(servers, [bound for group in sockets for bound in group], channel)
         _say(channel, READY)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
-import os
+import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
+from .binding import _shown
+from .loading import adapted, load
 from .options import address, make_parser, read
-from .running import give_up, run, run_workers
+from .running import give_up, run_program
 from .serving import Serving, serve, serve_datagrams
-from .tls import tls_context
+from .tls import TLSContext, tls_context
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from .datagram import Datagram
     from .stream import Stream
@@ -39,38 +40,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = read(parser, arguments)
     logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
     try:
+        greet = _complete(options)
         # With workers only they import the handler, so that new ones, after SIGHUP, have new code.
-        servings = _servings(options, upper if options.workers > 1 else None)
+        servings = _servings(options, upper if options.workers > 1 and not options.check else None)
     except (TypeError, ValueError, OSError) as exc:
         parser.error(str(exc))
     try:
-        if options.workers > 1:
-            run_workers(servings, lambda: _servings(options), options.loop, options.workers)
+        if options.check:
+            _check(options, servings)
         else:
-            run(*servings, loop=options.loop)
+            run_program(servings, lambda: _servings(options), options.loop, options.workers, greet)
     except (OSError, ModuleNotFoundError) as exc:
         print(f"{parser.prog}: {exc}", file=sys.stderr)
         return 1
     return 0
 
 
+def _complete(options: argparse.Namespace) -> Callable[[], object]:
+    """Put the default address where no other is given; returns what is to be called once it is bound."""
+    if options.tcp or options.udp or options.unix or options.unix_datagram:
+        return lambda: None
+    if options.handler is not None:
+        raise ValueError(f"say where to serve {options.handler}: --tcp HOST:PORT, --udp HOST:PORT or --unix PATH")
+    options.tcp = options.udp = [address(_DEFAULT_ADDRESS)]
+    return _greet
+
+
 def _servings(options: argparse.Namespace, handler: Any = None) -> list[Serving]:
     """Make the servers; without a handler given import the one of the command line."""
     if handler is None:
-        handler = upper if options.handler is None else _load(options.handler)
-    if not (options.tcp or options.udp or options.unix or options.unix_datagram):
-        if options.handler is not None:
-            raise ValueError(f"say where to serve {options.handler}: --tcp HOST:PORT, --udp HOST:PORT or --unix PATH")
-        options.tcp = options.udp = [address(_DEFAULT_ADDRESS)]
-        _greet()
-    context = None
-    if options.certfile is not None:
-        context = tls_context(options.certfile, options.keyfile, client_ca=options.client_ca)
-    elif options.keyfile or options.client_ca:
-        raise ValueError("TLS needs --certfile")
+        handler = adapted(upper if options.handler is None else load(options.handler), options)
     streams = {
         "backlog": options.backlog,
-        "ssl": context,
+        "ssl": _tls(options),
         "ssl_handshake_timeout": options.ssl_handshake_timeout,
         "max_connections": options.max_connections,
         "max_connections_per_host": options.max_connections_per_host,
@@ -79,7 +81,11 @@ def _servings(options: argparse.Namespace, handler: Any = None) -> list[Serving]
         "trusted_proxies": [name for names in options.trusted_proxies for name in names.split(",")],
     }
     datagrams = {"max_pending": options.max_pending, "max_datagram_size": options.max_datagram_size}
-    common = {"reuse_port": options.reuse_port, "drain_timeout": options.drain_timeout}
+    common = {
+        "reuse_port": options.reuse_port,
+        "drain_timeout": options.drain_timeout,
+        "on_error": None if options.on_error is None else load(options.on_error),
+    }
     for place in (*options.unix, *options.unix_datagram):
         place["path_mode"] = options.unix_mode
     servings: list[Serving] = []
@@ -94,30 +100,31 @@ def _servings(options: argparse.Namespace, handler: Any = None) -> list[Serving]
     return servings
 
 
+def _tls(options: argparse.Namespace) -> TLSContext | None:
+    if options.certfile is not None:
+        return tls_context(options.certfile, options.keyfile, client_ca=options.client_ca)
+    if options.keyfile or options.client_ca:
+        raise ValueError("TLS needs --certfile")
+    return None
+
+
+def _check(options: argparse.Namespace, servings: list[Serving]) -> None:
+    """Bind, and tell what was found; nothing is served."""
+    try:
+        print("handler ", options.handler or "upper-casing echo")
+        for serving in servings:
+            for bound in serving.open_slots(1)[0]:
+                kind = "datagram" if bound.sock.type == socket.SOCK_DGRAM else "stream  "
+                print(kind, _shown(bound.address) if isinstance(bound.address, tuple) else bound.address)
+                bound.close()
+        print("all of it can be served")
+    finally:
+        give_up(servings)
+
+
 def _greet() -> None:
     host, _, port = _DEFAULT_ADDRESS.partition(":")
     print(f"Upper-casing echo on {_DEFAULT_ADDRESS}, TCP and UDP. Ctrl-C ends it. Try it from another shell:")
     print(f"    nc {host} {port}        or for UDP:  nc -u {host} {port}")
     print(f"""    python3 -c 'import socket; s = socket.create_connection(("{host}", {port})); """, end="")
     print("""s.sendall(b"hello"); print(s.recv(99))'""", flush=True)
-
-
-def _load(name: str) -> Any:
-    """Import what MODULE:HANDLER names; the current folder counts, as for `python -m`."""
-    module_name, colon, attributes = name.partition(":")
-    if not (module_name and colon and attributes):
-        raise ValueError(f"handler must be MODULE:HANDLER, such as app:handler; got {name!r}")
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as exc:
-        if exc.name is None or not (module_name == exc.name or module_name.startswith(exc.name + ".")):
-            raise  # a module that the handler's own module wants
-        raise ValueError(f"there is no module {module_name!r} in the current folder or installed") from exc
-    for attribute in attributes.split("."):
-        try:
-            found = getattr(found, attribute)
-        except AttributeError as exc:
-            raise ValueError(f"module {module_name!r} has no {attributes!r}") from exc
-    return found

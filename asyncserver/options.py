@@ -105,6 +105,14 @@ def path(text: str) -> dict[str, Any]:
     return {"path": text}
 
 
+def name(text: str) -> str:
+    """MODULE:NAME, to be imported later."""
+    module, colon, attributes = text.partition(":")
+    if not (module and colon and attributes):
+        raise _wrong("MODULE:NAME, such as app:handler", text)
+    return text
+
+
 def on_or_off(text: str) -> bool:
     """How the environment sets what on the command line is a flag without a value."""
     if text.lower() not in (*_TRUE, *_FALSE):
@@ -172,11 +180,12 @@ _WHERE = "where to serve (each may be given several times)"
 _LIMITS = "limits"
 _PROXY = "behind a proxy, for --tcp and --unix"
 _TLS = "TLS for --tcp and --unix"
+_CODE = "handlers"
 _PROGRAM = "program"
 _LOG = "log"
 
 OPTIONS: tuple[Option, ...] = (
-    Option("", "handler", "MODULE:HANDLER", "what to serve; upper-casing echo if left out"),
+    Option("", "handler", "MODULE:HANDLER", "what to serve; upper-casing echo if left out", name),
     Option(_WHERE, "--tcp", "HOST:PORT", "an empty HOST is every interface; fd:N is an inherited socket",
            address, several=True),
     Option(_WHERE, "--udp", "HOST:PORT", "the same for datagrams", address, several=True),
@@ -199,6 +208,11 @@ OPTIONS: tuple[Option, ...] = (
     Option(_TLS, "--keyfile", "FILE", "private key, PEM, unless it is in the certificate's file"),
     Option(_TLS, "--client-ca", "FILE", "ask clients for a certificate signed by one of these"),
     Option(_TLS, "--ssl-handshake-timeout", "SECONDS", "for clients to end their handshake", seconds(), 30.0),
+    Option(_CODE, "--threads", "N", "for subclasses of socketserver.BaseRequestHandler, at most (default: 4096)",
+           count(1)),
+    Option(_CODE, "--on-error", "MODULE:FUNCTION", "called with the exception and the stream or datagram that failed",
+           name),
+    Option(_PROGRAM, "--check", "", "import, read certificates, bind, tell what was found, and leave", default=False),
     Option(_PROGRAM, "--workers", "N", "processes that serve; SIGHUP replaces them by new ones with the code of then",
            count(1), 1),
     Option(_PROGRAM, "--loop", "LOOP", "auto, uvloop or asyncio (default: uvloop where installed)",
@@ -212,6 +226,7 @@ def make_parser(version: str) -> argparse.ArgumentParser:
     """Make the parser, which leaves out what was not typed. `version` is what --version tells."""
     parser = argparse.ArgumentParser(
         prog="python -m asyncserver",
+        usage="%(prog)s [MODULE:HANDLER] [OPTION ...]\n       %(prog)s --help",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -235,7 +250,7 @@ def _add(group: argparse._ActionsContainer, option: Option) -> None:
         given |= {"metavar": option.metavar, "type": option.convert}
         given |= {"choices": option.choices} if option.choices else {}
         given |= {"action": "append"} if option.several else {}
-        given |= {} if option.flag.startswith("--") else {"nargs": "?"}
+        given |= {} if option.flag.startswith("--") else {"nargs": "?", "default": None}
     group.add_argument(option.flag, **given)
 
 
@@ -255,7 +270,7 @@ def read(
         an attribute for each option.
     """
     values: dict[str, Any] = {option.name: [] if option.several else option.default for option in OPTIONS}
-    typed = vars(parser.parse_args(arguments))
+    typed = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     for option in OPTIONS:
         text = environment.get(option.variable, "")
         if text and option.name not in typed:

@@ -273,6 +273,11 @@ class StreamServer(Server):
         self._ssl = context
 
 
+def can_reload(server: Server) -> bool:
+    """Whether `reload_tls()` has files to read."""
+    return isinstance(server, StreamServer) and isinstance(server._ssl, TLSContext)
+
+
 def _host(address: Address) -> str:
     """Whom a limit per host counts: an address without its port; all Unix peers are one."""
     return str(address[0]) if isinstance(address, tuple) else ""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterator, Sequence
 
+    from .binding import BoundSocket
     from .serving import Serving
 
 _logger = logging.getLogger("asyncserver")
@@ -51,6 +52,7 @@ class Supervisor:
         load: called in each new worker for the servings to serve there, the same places in the same order.
         loop_factory: makes a worker's event loop.
         count: workers.
+        started: called when everything is bound.
     """
 
     def __init__(
@@ -59,13 +61,16 @@ class Supervisor:
         load: Callable[[], Sequence[Serving]],
         loop_factory: Callable[[], asyncio.AbstractEventLoop],
         count: int,
+        started: Callable[[], object],
     ) -> None:
         self._load = load
         self._loop_factory = loop_factory
         self._patience = max(serving.drain_timeout for serving in servings) + _GRACE
-        self._slots = [Slot(sockets) for sockets in open_slots(servings, count)]
-        self._bound = [one for slot in self._slots for sockets in slot.sockets for one in sockets]
-        self._places = [", ".join(str(one.address) for one in group) for group in self._slots[0].sockets]
+        self._open = functools.partial(open_slots, servings, count)
+        self._started = started
+        self._slots: list[Slot] = []
+        self._bound: list[BoundSocket] = []
+        self._places: list[str] = []
         self._workers: set[Worker] = set()
         self._selector = selectors.DefaultSelector()
         self._stops = 0
@@ -80,6 +85,7 @@ class Supervisor:
         """Serve until told to stop; see `run()`."""
         with self._watching_signals():
             try:
+                self._bind()
                 for slot in self._slots:
                     slot.worker = self._fork(slot)
                 while self._workers or not self._stops:
@@ -98,6 +104,12 @@ class Supervisor:
         for worker in self._workers:
             _add(totals, worker.stats)
         return [ServerStats(**counts) for counts in totals]
+
+    def _bind(self) -> None:
+        self._slots = [Slot(sockets) for sockets in self._open()]
+        self._bound = [one for slot in self._slots for sockets in slot.sockets for one in sockets]
+        self._places = [", ".join(str(one.address) for one in group) for group in self._slots[0].sockets]
+        self._started()
 
     # -- what wakes it
 

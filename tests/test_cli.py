@@ -236,8 +236,8 @@ def test_help_is_worth_reading(folder: Path) -> None:
 # -- what it says when something is wrong
 
 WRONG: list[tuple[list[str], str]] = [
-    (["handler"], "handler must be MODULE:HANDLER, such as app:handler; got 'handler'"),
-    (["app:"], "handler must be MODULE:HANDLER"),
+    (["handler"], "argument MODULE:HANDLER: expected MODULE:NAME, such as app:handler; got 'handler'"),
+    (["app:"], "expected MODULE:NAME"),
     (["nowhere:handler", "--tcp", ":0"], "there is no module 'nowhere' in the current folder or installed"),
     (["no.where:handler", "--tcp", ":0"], "there is no module 'no.where'"),
     (["app:missing", "--tcp", ":0"], "module 'app' has no 'missing'"),
