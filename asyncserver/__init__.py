@@ -8,7 +8,7 @@
 
 Reading order of the package, from what you call to what it stands on: `serving` (serve, serve_datagrams), `server`
 with `stream_server` and `datagram_server` (handlers, limits, drain), `stream` and `datagram` (what a handler gets),
-`adapters` (existing protocols and callbacks), `listener` and `binding` (sockets), `tls`, `proxy_protocol`,
+`adapters` (existing protocols and callbacks), `listener` and `binding` (sockets), `tls`, `proxy_protocol`, `systemd`,
 `running` (the program).
 """
 
@@ -24,6 +24,7 @@ from .running import run
 from .server import Server
 from .serving import Serving, serve, serve_datagrams
 from .stream import Stream
+from .systemd import systemd_sockets
 from .tls import TLSContext, tls_context
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "run",
     "serve",
     "serve_datagrams",
+    "systemd_sockets",
     "tls_context",
 ]
 

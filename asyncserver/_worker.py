@@ -135,7 +135,7 @@ class _Orders:
                 self._loop.remove_reader(self._channel.fileno())
                 logger.error("worker %d: the supervisor is gone; no new work, waiting for what runs", os.getpid())
             for bound in self._bound:
-                bound.handed_over = False
+                bound.take_back()
             self._close(None)
 
     def _close(self, timeout: float | None) -> None:
