@@ -18,6 +18,7 @@ from ._types import Address, DatagramHandler, ErrorHandler, StreamHandler
 from .adapters import ProtocolHandler, from_callback, from_protocol
 from .datagram import Datagram
 from .exceptions import BindError, IdleTimeout
+from .metrics import ServerCollector
 from .proxy_protocol import ProxyHeader
 from .reports import DrainReport, Durations, ServerStats
 from .running import run
@@ -39,6 +40,7 @@ __all__ = [
     "ProtocolHandler",
     "ProxyHeader",
     "Server",
+    "ServerCollector",
     "ServerStats",
     "Serving",
     "Stream",

@@ -15,18 +15,22 @@ import anyio
 
 from . import _http, metrics
 from .reports import measure_durations, places_of, read
+from .serving import serve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .metrics import Row
     from .server import Server
+    from .serving import Serving
     from .stream import Stream
 
 _logger = logging.getLogger("asyncserver")
 
 # Seconds for a whole exchange: a scraper that is slower is cut off. Prometheus gives up after 10 by default.
 PATIENCE = 10.0
+# Seconds for the scrapes that run when everything else has ended.
+_DRAIN_TIMEOUT = 1.0
 # Who is served at once: several Prometheus servers, probes and a live view or two.
 MOST_CLIENTS = 32
 
@@ -94,11 +98,17 @@ class Monitor:
         self._servers: Sequence[Server] = ()
         self._places: Sequence[str] = ()
 
-    def watch(self, servers: Sequence[Server]) -> None:
-        """Tell about these from now on; until then the program is not ready."""
+    def serving(self, place: str) -> Serving:
+        """What serves it at HOST:PORT."""
+        host, port = parse_place(place)
+        warn_without_prometheus()
+        return serve(self, host, port, max_connections=MOST_CLIENTS, drain_timeout=_DRAIN_TIMEOUT)
+
+    def watch(self, servers: Sequence[Server], *, measure: bool) -> None:
+        """Tell about these from now on; until then the program is not ready. `measure` how long handlers take?"""
         self._servers = servers
         self._places = places_of(server._bound for server in servers)  # sockets that have been closed do not tell
-        for server in servers:
+        for server in servers if measure else ():
             measure_durations(server)
 
     @property

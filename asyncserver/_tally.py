@@ -10,6 +10,7 @@ import json
 import time
 from typing import TYPE_CHECKING
 
+from ._monitor import respond
 from ._slot import NEVER
 from ._worker import STATS
 from .metrics import Row
@@ -18,6 +19,7 @@ from .reports import add, places_of, retired, stats_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from . import _http
     from ._slot import Slot, Worker
     from .reports import Reading, ServerStats
 
@@ -31,6 +33,7 @@ class Tally:
     Args:
         slots: of all workers.
         workers: those that live; the supervisor changes it.
+        is_ready: tells whether all servers take new work.
 
     Attributes:
         places: where each server is reached.
@@ -38,9 +41,10 @@ class Tally:
         deaths: workers that ended unasked.
     """
 
-    def __init__(self, slots: Sequence[Slot], workers: set[Worker]) -> None:
+    def __init__(self, slots: Sequence[Slot], workers: set[Worker], is_ready: Callable[[], bool]) -> None:
         self._slots = slots
         self._workers = workers
+        self._is_ready = is_ready
         self._asked: set[Worker] = set()
         self._then: list[Callable[[], object]] = []
         self.places: list[str] = places_of(slots[0].sockets)
@@ -85,8 +89,31 @@ class Tally:
             for call in then:
                 call()
 
+    # -- as a Program of _monitor.py
+
+    @property
+    def ready(self) -> bool:
+        """See Program."""
+        return self._is_ready()
+
+    def others(self) -> bool:
+        """See Program. Nothing else in this process is about the servers: they are in the workers."""
+        return False
+
+    def respond(self, request: _http.Request, answer: Callable[[_http.Response], object]) -> None:
+        """Answer a request, with fresh counters when it is about them."""
+        if request.path == "/metrics":
+            self.ask(lambda: answer(respond(self, request)))
+        else:
+            answer(respond(self, request))
+
     def rows(self) -> list[Row]:
-        """The readings of each slot, for each server."""
+        """See Program."""
+        serving = sum(worker.serving for worker in self._workers)
+        own = Row({"ready": self.ready, "workers": serving, "worker_deaths": self.deaths})
+        return [own, *self._readings()]
+
+    def _readings(self) -> list[Row]:
         rows = []
         for number, slot in enumerate(self._slots, 1):
             totals: list[Reading] = [dict(reading) for reading in slot.retired]
@@ -99,6 +126,6 @@ class Tally:
     def stats(self) -> list[ServerStats]:
         """The counters of all slots together, for each server."""
         totals: dict[str, Reading] = {place: {} for place in self.places}
-        for row in self.rows():
+        for row in self._readings():
             add([totals[row.labels[0]]], [row.reading])
         return [stats_of(reading) for reading in totals.values()]
