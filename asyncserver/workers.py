@@ -154,7 +154,7 @@ class Supervisor:
         if self._exchanges is not None:
             self._exchanges.expire(now)
         if self._drain_at <= now:
-            self._on_stop("its delay is over")
+            self._on_stop("the delay is over")
 
     def _on_signals(self) -> None:
         for number in self._wakeup[0].recv(4096):
