@@ -43,6 +43,7 @@ ASYNCSERVER: dict[str, set[str]] = {
     "stream_server": _SERVERS,
     "datagram_server": _SERVERS,
     "serving": _SERVERS | {"stream_server", "datagram_server"},
+    "live": set(),
     "metrics": {"reports"},
     "_http": set(),
     "_monitor": {"_http", "metrics", "reports", "serving"},
