@@ -87,8 +87,8 @@ class ServedConnection(Connection):
 
     def _await_first_words(self, waited: float = 0.0) -> None:
         """Owe what is here; if nothing has ever come, what may be on its way, for as long as that can take."""
-        if self._fd < 0 or (waited and (self.bytes_received or self.bytes_sent)):
-            return
+        if self._fd < 0 or (waited and (self.bytes_received or self.bytes_sent or self._recv != self._receive_owed)):
+            return  # they have come, or it has ended, or is in its handshake
         unread = self._unread()
         silent = not (unread or self.bytes_received or self.bytes_sent)
         if silent and (due := first_words_due(self._sock, waited)):
