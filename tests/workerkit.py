@@ -256,7 +256,7 @@ def both_workers(port: int) -> list[Client]:
 
 
 class Load:
-    """Threads that ask until told to stop. What goes wrong in one is kept, and ends the waiting."""
+    """Threads that ask until told to stop. What goes wrong in one is kept, and ends it and the waiting."""
 
     def __init__(self, *jobs: Callable[[Counter[str]], None]) -> None:
         self.count: Counter[str] = Counter()
@@ -266,7 +266,7 @@ class Load:
         self._threads = [threading.Thread(target=self._run, args=(job,)) for job in jobs]
 
     def _run(self, job: Callable[[Counter[str]], None]) -> None:
-        while not self._stop:
+        while not (self._stop or self.errors):
             count: Counter[str] = Counter()
             try:
                 job(count)
