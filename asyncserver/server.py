@@ -152,7 +152,7 @@ class Server:
 
         * Nothing new is taken. Connections and datagrams that the kernel holds already are still served.
         * Every handler is told (`stream.closing`). A connection that is between two messages comes to its end of
-          stream; one in the middle of a message goes on until it has answered.
+          stream, one that has just begun half a second later; one in a message goes on until it has answered.
         * Handlers that still run after `drain_timeout` seconds are cancelled, and a second later aborted.
 
         Called again, it waits for the same end, sooner if the new timeout says so. Called from inside a handler it
