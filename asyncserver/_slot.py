@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .binding import BoundSocket
+    from .reports import Reading
     from .serving import Serving
 
 NEVER = float("inf")
@@ -36,7 +37,7 @@ class Worker:
         self.serving = False
         self.leaving = False
         self.kill_at = NEVER
-        self.stats: list[dict[str, int]] = []
+        self.readings: list[Reading] = []
 
     def tell(self, message: bytes) -> None:
         """Send, unless it is dead or so stuck that it has not read hundreds before; then it will be killed."""
@@ -66,6 +67,7 @@ class Slot:
         self.successor: Worker | None = None
         self.early_deaths = 0
         self.restart_at = NEVER
+        self.retired: list[Reading] = [{} for _ in sockets]  # of workers that have ended
 
     def back_off(self, lived: float) -> float:
         """After a death: decide when the next worker starts, and return in how many seconds."""

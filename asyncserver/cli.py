@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.check:
             _check(options, servings)
         else:
-            run_program(servings, lambda: _servings(options), options.loop, options.workers, greet)
+            told = {"metrics": options.metrics, "drain_delay": options.drain_delay}
+            run_program(servings, lambda: _servings(options), options.loop, options.workers, greet, **told)
     except (OSError, ModuleNotFoundError) as exc:
         print(f"{parser.prog}: {exc}", file=sys.stderr)
         return 1

@@ -38,7 +38,7 @@ class DatagramServer(Server):
         on_error: ErrorHandler | None,
     ) -> None:
         super().__init__(loop, bound, drain_timeout, on_error)
-        self._handler: Any = self._for_this_server(handler)
+        self._run = self._for_this_server(handler)
         self._max_pending = max_pending
         self._answers: list[tuple[Datagram, Any]] = []  # what handlers of this batch have returned
         self._receivers: dict[Endpoint, Receiver] = {}
@@ -72,7 +72,7 @@ class DatagramServer(Server):
         finally:
             self._send_answers()
         while (datagram := endpoint.take()) is not None:
-            self._start(self._handler, datagram)
+            self._start(self._run, datagram)
         receiver.prepare()
         if len(self._live) + len(self._finishing) >= self._max_pending:
             self._full = True

@@ -98,6 +98,13 @@ def address(text: str) -> dict[str, Any]:
     return {"host": host or None, "port": int(port)}
 
 
+def place(text: str) -> str:
+    """HOST:PORT only, as it is."""
+    if "host" not in address(text):
+        raise _wrong("HOST:PORT, such as 127.0.0.1:9100", text)
+    return text
+
+
 def path(text: str) -> dict[str, Any]:
     """A Unix socket's path, as keyword arguments of serve() and serve_datagrams()."""
     if not text:
@@ -222,6 +229,9 @@ OPTIONS: tuple[Option, ...] = (
            count(1), 1),
     Option(_PROGRAM, "--loop", "LOOP", "auto, uvloop or asyncio (default: uvloop where installed)",
            default="auto", choices=("auto", "uvloop", "asyncio")),
+    Option(_PROGRAM, "--metrics", "HOST:PORT", "tell /metrics, /ready and /live over HTTP there", place),
+    Option(_PROGRAM, "--drain-delay", "SECONDS", "go on for so long after the first signal, when /ready says no",
+           seconds(zero=True), 0.0),
     Option(_LOG, "--log-level", "LEVEL", "debug, info, warning or error", default="info",
            choices=("debug", "info", "warning", "error")),
 )  # fmt: skip

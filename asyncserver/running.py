@@ -10,7 +10,8 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Literal
 
-from .serving import Serving
+from ._monitor import Monitor
+from .serving import Serving, check_seconds
 from .stream_server import can_reload
 from .workers import Supervisor
 
@@ -26,7 +27,13 @@ _logger = logging.getLogger("asyncserver")
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def run(*servings: Serving, loop: Literal["auto", "uvloop", "asyncio"] = "auto", workers: int = 1) -> None:
+def run(
+    *servings: Serving,
+    loop: Literal["auto", "uvloop", "asyncio"] = "auto",
+    workers: int = 1,
+    metrics: str | None = None,
+    drain_delay: float = 0.0,
+) -> None:
     """Serve until SIGINT or SIGTERM, or until every server has been closed; then drain and return.
 
     The first of them drains, a second one cancels what is left at once. SIGHUP reads certificates again from the
@@ -51,6 +58,11 @@ def run(*servings: Serving, loop: Literal["auto", "uvloop", "asyncio"] = "auto",
         servings: what `serve()` and `serve_datagrams()` return, one or several.
         loop: "uvloop", the standard library's "asyncio", or "auto" for uvloop where it is installed.
         workers: processes that serve; 1 is this one.
+        metrics: "HOST:PORT" where to tell over HTTP: /metrics for Prometheus, the sum of all workers, with
+            `?by=worker` each of them; /ready, 200 while every server takes new work, else 503; /live. Whoever can
+            reach it can read it. /metrics needs prometheus-client, `pip install asyncserver[metrics]`.
+        drain_delay: seconds between the first signal, from which on /ready says no, and the drain: time for a load
+            balancer to notice, and to send no more. A second signal ends it early.
 
     Raises:
         BindError: an address could not be had.
@@ -58,7 +70,7 @@ def run(*servings: Serving, loop: Literal["auto", "uvloop", "asyncio"] = "auto",
         ModuleNotFoundError: uvloop was asked for and is not installed.
         RuntimeError: called where an event loop runs already, or for several workers outside the main thread.
     """
-    run_program(servings, lambda: servings, loop, workers)
+    run_program(servings, lambda: servings, loop, workers, metrics=metrics, drain_delay=drain_delay)
 
 
 def run_program(
@@ -67,6 +79,9 @@ def run_program(
     loop: str,
     workers: int,
     started: Callable[[], object] = lambda: None,
+    *,
+    metrics: str | None = None,
+    drain_delay: float = 0.0,
 ) -> None:
     """Run as `run()` does; see there, also for what is raised.
 
@@ -76,20 +91,29 @@ def run_program(
         loop: as for `run()`.
         workers: as for `run()`.
         started: called once all addresses are bound.
+        metrics: as for `run()`.
+        drain_delay: as for `run()`.
     """
+    monitoring: Serving | None = None
     try:
         _check(servings, workers)
+        check_seconds("drain_delay", drain_delay, zero=True)
+        monitor = Monitor()
+        if metrics is not None:
+            monitoring = monitor.serving(metrics)
         factory = _loop_factory(loop)
         if workers > 1:
             _check_process()
-            Supervisor(servings, load, factory, workers, started).run()
+            Supervisor(
+                servings, load, factory, workers, started=started, monitor=monitoring, drain_delay=drain_delay
+            ).run()
             return
         if asyncio._get_running_loop() is not None:
             raise RuntimeError("run() makes a loop of its own, and here one runs already: write `await serve(...)`")
         with asyncio.Runner(loop_factory=factory) as runner:
-            runner.run(_run(servings, started))
+            runner.run(_run(servings, started, monitor, monitoring, drain_delay))
     finally:
-        give_up(servings)
+        give_up((*servings, monitoring))
 
 
 def give_up(servings: Iterable[object]) -> None:
@@ -132,13 +156,22 @@ def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
     return asyncio.new_event_loop
 
 
-async def _run(servings: Sequence[Serving], started: Callable[[], object]) -> None:
-    signals = _Signals()
+async def _run(
+    servings: Sequence[Serving],
+    started: Callable[[], object],
+    monitor: Monitor,
+    monitoring: Serving | None,
+    drain_delay: float,
+) -> None:
+    signals = _Signals(monitor, drain_delay)
     try:
         with signals.handled():
             async with contextlib.AsyncExitStack() as stack:
+                if monitoring is not None:  # first, so that it can say "not ready" before and after
+                    await stack.enter_async_context(monitoring)
                 servers = [await stack.enter_async_context(serving) for serving in servings]
                 signals.concern(servers)
+                monitor.watch(servers, measure=monitoring is not None)
                 started()
                 for server in servers:
                     _logger.info("%r", server)
@@ -155,8 +188,11 @@ class _Signals:
         given_up: whether one has ended the start.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, monitor: Monitor, drain_delay: float) -> None:
         self.given_up = False
+        self._monitor = monitor
+        self._drain_delay = drain_delay
+        self._delay: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._starting = asyncio.current_task()
         self._servers: Sequence[Server] = ()
@@ -185,12 +221,24 @@ class _Signals:
                 signal.signal(number, handler)
 
     def _stop(self, number: signal.Signals) -> None:
-        """Close the servers; a second time at once."""
+        """Close the servers, perhaps after a delay; a second time at once."""
         if self._starting is not None:
             _logger.info("%s: not all servers had started; those that had are closed", number.name)
             self.given_up = True
             self._starting.cancel()
             return
+        if self._drain_delay and self._delay is None:
+            _logger.info(
+                "%s: not ready any more; in %g s, or when told again, the drain", number.name, self._drain_delay
+            )
+            self._monitor.stopping = True
+            self._delay = self._loop.call_later(self._drain_delay, self._drain, number)
+        else:
+            self._drain(number)
+
+    def _drain(self, number: signal.Signals) -> None:
+        if self._delay is not None:
+            self._delay.cancel()
         if self._closing:
             _logger.warning("%s again: cancelling what still runs", number.name)
         else:
@@ -204,7 +252,7 @@ class _Signals:
             self._terminals = []
             self._stop(signal.SIGHUP)  # the terminal has been closed, and nobody could press Ctrl-C any more
             return
-        if self._closing:
+        if self._closing or self._delay is not None:
             return
         reloadable = [server for server in self._servers if can_reload(server)]
         if not reloadable:

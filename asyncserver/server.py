@@ -17,16 +17,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
-from ._tasks import start_task
+from ._tasks import Progress, start_task
 from .reports import DrainReport, ServerStats, outcome_of
 
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Mapping
 
     from ._types import Address, ErrorHandler
     from .binding import BoundSocket
+    from .reports import Durations
 
 _logger = logging.getLogger("asyncserver")
 
@@ -42,7 +43,10 @@ class Server:
     Attributes:
         addresses: where clients reach it, an address for each socket.
         idle_timeout: seconds of silence that a connection may keep, or None.
+        durations: how long handlers took, while the server's metrics are asked for; else None.
     """
+
+    _run: Any  # what is started for each connection or datagram: the handler, or what leads to it
 
     def __init__(
         self,
@@ -55,6 +59,7 @@ class Server:
         self._bound = bound
         self.addresses: tuple[Address, ...] = tuple(one.address for one in bound)
         self.idle_timeout: float | None = None
+        self.durations: Durations | None = None
         self._drain_timeout = drain_timeout
         self._on_error = on_error
         self._count = dict.fromkeys(ServerStats.__slots__, 0)
@@ -71,7 +76,8 @@ class Server:
         self._close_callbacks: list[Callable[[], object]] = []
         self._callers: set[asyncio.Task[Any] | None] = set()
         self._deadline = 0.0
-        self._changed: asyncio.Future[None] | None = None
+        progress = Progress(loop)
+        self._tell_change, self._until = progress.tell, progress.until
         # One of each for all handlers: a bound method and a context for every one would be memory.
         self._done_callback = self._done
         self._context = contextvars.copy_context()
@@ -146,7 +152,7 @@ class Server:
 
         * Nothing new is taken. Connections and datagrams that the kernel holds already are still served.
         * Every handler is told (`stream.closing`). A connection that is between two messages comes to its end of
-          stream; one in the middle of a message goes on until it has answered.
+          stream, one that has just begun half a second later; one in a message goes on until it has answered.
         * Handlers that still run after `drain_timeout` seconds are cancelled, and a second later aborted.
 
         Called again, it waits for the same end, sooner if the new timeout says so. Called from inside a handler it
@@ -223,7 +229,11 @@ class Server:
     # -- handlers
 
     def _for_this_server(self, handler: Any) -> Any:
-        """The function to call: a handler that needs to know its server has a method `for_server(server)`."""
+        """The function to call: a handler that needs to know its server has a method `for_server(server)`.
+
+        One that runs in threads may have `pool_stats()`, which counts them by "threads", "waiting" and "starved".
+        """
+        self._pool_stats: Callable[[], Mapping[str, int]] | None = getattr(handler, "pool_stats", None)
         make = getattr(handler, "for_server", None)
         return handler if make is None else make(self)
 
@@ -327,17 +337,6 @@ class Server:
     def _hasten(self, deadline: float) -> None:
         self._deadline = min(self._deadline, deadline)
         self._tell_change()
-
-    def _tell_change(self) -> None:
-        if self._changed is not None and not self._changed.done():
-            self._changed.set_result(None)
-
-    async def _until(self, reached: Callable[[], bool], deadline: Callable[[], float]) -> None:
-        """Wait for a condition that `_tell_change` may have changed, or for the deadline, which may move."""
-        while not reached() and (seconds := deadline() - self._loop.time()) > 0:
-            self._changed = self._loop.create_future()
-            await asyncio.wait([self._changed], timeout=seconds)
-        self._changed = None
 
     def _ended(self) -> int:
         return sum(self._count[outcome] for outcome in ("completed", "failed", "cancelled", "timed_out"))

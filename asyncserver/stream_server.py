@@ -65,7 +65,7 @@ class StreamServer(Server):
         self._max_per_host = max_connections_per_host
         self._per_host: Counter[str] = Counter()
         self._connect: type[Stream | ProtocolConnection] = Stream
-        self._run: Any = handler if ssl is None else self._run_tls
+        self._run = handler if ssl is None else self._run_tls
         if isinstance(handler, ProtocolHandler):
             self._connect, self._run = ProtocolConnection, self._run_protocol
         self._proxies = proxies

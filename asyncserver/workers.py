@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import logging
 import os
 import selectors
@@ -22,15 +21,17 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
+from ._exchanges import Exchanges
 from ._slot import NEVER, Slot, Worker, open_slots
-from ._worker import FORCE, LEAVE, READY, SIGNALS, STATS, STOP, pass_over, work
-from .reports import ServerStats
+from ._tally import Tally
+from ._worker import FORCE, LEAVE, READY, SIGNALS, STOP, pass_over, work
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterator, Sequence
 
     from .binding import BoundSocket
+    from .reports import ServerStats
     from .serving import Serving
 
 _logger = logging.getLogger("asyncserver")
@@ -40,8 +41,6 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Seconds beyond `drain_timeout`, in which handlers are cancelled and aborted, until a worker is killed: one whose
 # loop is blocked.
 _GRACE = 5.0
-# Seconds that a busy worker has for its counters when they are asked for.
-_STATS_PATIENCE = 1.0
 
 
 class Supervisor:
@@ -53,6 +52,8 @@ class Supervisor:
         loop_factory: makes a worker's event loop.
         count: workers.
         started: called when everything is bound.
+        monitor: where to tell metrics and readiness over HTTP, if at all.
+        drain_delay: seconds between the first signal to stop, when it is ready no more, and the drain.
     """
 
     def __init__(
@@ -61,13 +62,20 @@ class Supervisor:
         load: Callable[[], Sequence[Serving]],
         loop_factory: Callable[[], asyncio.AbstractEventLoop],
         count: int,
+        *,
         started: Callable[[], object],
+        monitor: Serving | None,
+        drain_delay: float,
     ) -> None:
         self._load = load
         self._loop_factory = loop_factory
         self._patience = max(serving.drain_timeout for serving in servings) + _GRACE
         self._open = functools.partial(open_slots, servings, count)
         self._started = started
+        self._monitor = monitor
+        self._drain_delay = drain_delay
+        self._drain_at = NEVER
+        self._exchanges: Exchanges | None = None
         self._slots: list[Slot] = []
         self._bound: list[BoundSocket] = []
         self._places: list[str] = []
@@ -77,9 +85,6 @@ class Supervisor:
         self._reloads = 0
         self._complete = False
         self._failure = ""
-        self._retired = [dict.fromkeys(ServerStats.__slots__, 0) for _ in servings]
-        self._asked: set[Worker] = set()
-        self._answer_by = NEVER
 
     def run(self) -> None:
         """Serve until told to stop; see `run()`."""
@@ -95,20 +100,22 @@ class Supervisor:
                 self._kill(self._workers)  # nobody is left, unless this is an error
                 self._close_sockets()
                 self._selector.close()
+                if self._exchanges is not None:
+                    self._exchanges.close()
         if self._failure:
             raise ChildProcessError(f"{self._failure} before all workers served: see the log for its error")
 
     def stats(self) -> list[ServerStats]:
         """Count what has happened so far in all workers, those that have ended included, for each server."""
-        totals = [dict(counts) for counts in self._retired]
-        for worker in self._workers:
-            _add(totals, worker.stats)
-        return [ServerStats(**counts) for counts in totals]
+        return self._tally.stats()
 
     def _bind(self) -> None:
         self._slots = [Slot(sockets) for sockets in self._open()]
         self._bound = [one for slot in self._slots for sockets in slot.sockets for one in sockets]
         self._places = [", ".join(str(one.address) for one in group) for group in self._slots[0].sockets]
+        self._tally = Tally(self._slots, self._workers, self._is_ready)
+        if self._monitor is not None:
+            self._exchanges = Exchanges(self._selector, self._monitor.open_slots(1)[0], self._tally.respond)
         self._started()
 
     # -- what wakes it
@@ -133,7 +140,8 @@ class Supervisor:
 
     def _turn(self) -> None:
         due = [worker.kill_at for worker in self._workers] + [slot.restart_at for slot in self._slots]
-        seconds = min(self._answer_by, *due) - time.monotonic()
+        due += [self._exchanges.due] if self._exchanges is not None else []
+        seconds = min(self._tally.due, self._drain_at, *due) - time.monotonic()
         for key, _ in self._selector.select(None if seconds == NEVER else max(0.0, seconds)):
             key.data()
         now = time.monotonic()
@@ -141,19 +149,32 @@ class Supervisor:
         for slot in self._slots:
             if slot.restart_at <= now:
                 self._fill(slot)
-        if self._answer_by <= now:
-            self._log_stats()
+        if self._tally.due <= now:
+            self._tally.expire()
+        if self._exchanges is not None:
+            self._exchanges.expire(now)
+        if self._drain_at <= now:
+            self._on_stop("the delay is over")
 
     def _on_signals(self) -> None:
         for number in self._wakeup[0].recv(4096):
             if number in _STOP_SIGNALS:
                 self._on_stop(signal.Signals(number).name)
-            elif number == signal.SIGHUP and not self._stops:
+            elif number == signal.SIGHUP and not self._ending:
                 self._on_reload()
             elif number == signal.SIGUSR1:
-                self._ask_stats()
+                self._tally.ask(self._log_stats)
+
+    @property
+    def _ending(self) -> bool:
+        return self._stops > 0 or self._drain_at < NEVER
 
     def _on_stop(self, name: str) -> None:
+        if self._drain_delay and self._complete and not self._ending:
+            _logger.info("%s: not ready any more; in %g s, or when told again, the drain", name, self._drain_delay)
+            self._drain_at = time.monotonic() + self._drain_delay
+            return
+        self._drain_at = NEVER
         self._stops += 1
         if self._stops == 1:
             _logger.info("%s: no new work, waiting for what runs; once more to end it now", name)
@@ -190,11 +211,10 @@ class Supervisor:
         if message == READY:
             self._on_ready(worker)
         elif message == LEAVE:
-            if worker is worker.slot.worker and worker.slot.successor is None and not self._stops:
+            if worker is worker.slot.worker and worker.slot.successor is None and not self._ending:
                 self._renew(worker.slot)
         else:
-            worker.stats = json.loads(message)
-            self._on_stats(worker)
+            self._tally.hear(worker, message)
 
     def _on_ready(self, worker: Worker) -> None:
         worker.serving = True
@@ -214,12 +234,11 @@ class Supervisor:
         while message := worker.hear():  # what it said last
             self._on_words(worker, message)
         self._workers.discard(worker)
-        _add(self._retired, [{**counts, "active": 0} for counts in worker.stats])
         for descriptor in (worker.channel, worker.pidfd):
             with contextlib.suppress(KeyError):
                 self._selector.unregister(descriptor)
         worker.close()
-        self._on_stats(worker)
+        self._tally.bury(worker)
         how = f"worker {worker.pid} ended " + (f"with status {status}" if status >= 0 else f"by signal {-status}")
         if worker.leaving or self._stops:
             _logger.log(logging.ERROR if status else logging.DEBUG, "%s while it drained", how)
@@ -227,6 +246,7 @@ class Supervisor:
             self._replace(worker, how)
 
     def _replace(self, worker: Worker, how: str) -> None:
+        self._tally.deaths += 1
         slot = worker.slot
         if worker is slot.successor:
             slot.successor = None
@@ -294,8 +314,8 @@ class Supervisor:
                 pid = os.fork()
                 if pid == 0:
                     prepare = functools.partial(self._forget_others, slot, ours, mask)
-                    reload_tls = self._reloads > 0
-                    work(self._load, slot.sockets, theirs, prepare, self._loop_factory, reload_tls=reload_tls)
+                    how = {"reload_tls": self._reloads > 0, "measure": self._exchanges is not None}
+                    work(self._load, slot.sockets, theirs, prepare, self._loop_factory, **how)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             ours.setblocking(False)
@@ -305,20 +325,13 @@ class Supervisor:
         self._selector.register(worker.pidfd, selectors.EVENT_READ, functools.partial(self._on_death, worker))
         return worker
 
-    # -- counters
+    # -- what it tells
 
-    def _ask_stats(self) -> None:
-        self._asked = set(self._workers)
-        self._answer_by = time.monotonic() + _STATS_PATIENCE
-        self._tell_all(STATS, NEVER)
-
-    def _on_stats(self, worker: Worker) -> None:
-        self._asked.discard(worker)
-        if not self._asked and self._answer_by < NEVER:
-            self._log_stats()
+    def _is_ready(self) -> bool:
+        """Whether every slot has a worker that serves, and no signal has come to end that."""
+        return not self._ending and all(slot.worker is not None and slot.worker.serving for slot in self._slots)
 
     def _log_stats(self) -> None:
-        self._answer_by = NEVER
         for place, stats in zip(self._places, self.stats(), strict=True):
             _logger.info("on %s: %s", place, stats)
 
@@ -330,14 +343,10 @@ class Supervisor:
             end.close()
         for worker in self._workers:
             worker.close()
+        if self._exchanges is not None:
+            self._exchanges.close()
         mine = [bound for sockets in slot.sockets for bound in sockets]
         for bound in self._bound:
             bound.share()
             if bound not in mine:
                 bound.close()
-
-
-def _add(totals: list[dict[str, int]], stats: Sequence[dict[str, int]]) -> None:
-    for total, counts in zip(totals, stats, strict=False):
-        for name, value in counts.items():
-            total[name] += value

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # What each module may import of its own package when it is loaded; imports for the type checker do not count.
-_BELOW_SERVER = {"exceptions", "reports", "binding", "_types", "_tasks"}
+_BELOW_SERVER = {"exceptions", "reports", "binding", "systemd", "_types", "_tasks"}
 _STREAMS = {"proxy_protocol", "_connection", "_served", "_waiter", "_poller", "_attributes", "exceptions", "_types"}
 _SERVERS = _BELOW_SERVER | _STREAMS | {
     "_transports", "adapters", "datagram", "listener", "server", "stream", "tls",
@@ -28,7 +28,8 @@ ASYNCSERVER: dict[str, set[str]] = {
     "reports": {"exceptions", "_types"},
     "_certificate": set(),
     "tls": {"_certificate"},
-    "binding": {"exceptions", "_types"},
+    "systemd": {"exceptions"},
+    "binding": {"exceptions", "systemd", "_types"},
     "listener": {"binding", "exceptions", "_types"},
     "proxy_protocol": {"exceptions"},
     "_poller": {"_types"},
@@ -44,10 +45,16 @@ ASYNCSERVER: dict[str, set[str]] = {
     "_receiver": {"_tasks", "_waiter", "datagram"},
     "datagram_server": _SERVERS | {"_receiver"},
     "serving": _SERVERS | {"stream_server", "datagram_server"},
+    "live": set(),
+    "metrics": {"reports"},
+    "_http": set(),
+    "_monitor": {"_http", "metrics", "reports", "serving"},
+    "_exchanges": {"_http", "_monitor", "_slot"},
+    "_tally": {"_monitor", "_slot", "_worker", "metrics", "reports"},
     "_worker": {"reports", "serving", "stream_server"},
     "_slot": {"_worker", "binding", "serving"},
-    "workers": {"_slot", "_worker", "binding", "reports", "serving"},
-    "running": {"server", "serving", "stream_server", "workers"},
+    "workers": {"_exchanges", "_slot", "_tally", "_worker", "binding", "reports", "serving", "systemd"},
+    "running": {"_monitor", "server", "serving", "stream_server", "systemd", "workers"},
     "options": set(),
     "loading": {"adapters"},
 }

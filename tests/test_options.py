@@ -46,6 +46,8 @@ SAMPLES: dict[str, tuple[str, str, str | None]] = {
     "--check": ("on", "off", "check"),
     "--workers": ("2", "4", "0"),
     "--loop": ("asyncio", "uvloop", "trio"),
+    "--metrics": ("127.0.0.1:9100", ":9100", "9100"),
+    "--drain-delay": ("0", "5", "-1"),
     "--log-level": ("debug", "error", "loud"),
 }
 
