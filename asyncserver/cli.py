@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 import ssl
 import sys
@@ -12,6 +11,7 @@ from . import __version__
 from ._certificate import read_certificate
 from .binding import _shown
 from .loading import adapted, load
+from .logs import set_up
 from .options import address, make_parser, read
 from .running import give_up, run_program
 from .serving import Serving, serve, serve_datagrams
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
     parser = make_parser(f"asyncserver {__version__}")
     options = read(parser, arguments)
-    logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+    set_up(options.log_level, as_json=options.log_json, connections=options.log_connections)
     try:
         greet = _complete(options)
         # With workers only they import the handler, so that new ones, after SIGHUP, have new code.

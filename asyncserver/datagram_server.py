@@ -11,6 +11,7 @@ from ._receiver import Receiver
 from ._transports import EndpointTransport
 from .adapters import ProtocolHandler
 from .datagram import Datagram, Endpoint
+from .logs import about
 from .server import Server
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class DatagramServer(Server):
             if not datagram.endpoint.try_send(result, datagram.address, datagram.control):
                 datagram.unsent = bytes(result)
         except anyio.BrokenResourceError as error:
-            _logger.debug("%s", error)  # the sender's choice, not the handler's error
+            _logger.debug("%s", error, extra=about(self, datagram))  # the sender's choice, not the handler's error
             return None
         except OSError as error:
             return error
@@ -166,7 +167,8 @@ class DatagramServer(Server):
             try:
                 transport.lost()
             except Exception:
-                _logger.exception("%r failed in connection_lost()", transport.get_protocol())
+                extra = about(self, outcome="failed")
+                _logger.exception("%r failed in connection_lost()", transport.get_protocol(), extra=extra)
         for endpoint in self._endpoints:
             endpoint.close()
 

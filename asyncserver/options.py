@@ -234,6 +234,9 @@ OPTIONS: tuple[Option, ...] = (
            seconds(zero=True), 0.0),
     Option(_LOG, "--log-level", "LEVEL", "debug, info, warning or error", default="info",
            choices=("debug", "info", "warning", "error")),
+    Option(_LOG, "--log-connections", "", "a line for each connection that has ended, whatever the level",
+           default=False),
+    Option(_LOG, "--log-json", "", "each record as a JSON object in a line", default=False),
 )  # fmt: skip
 
 

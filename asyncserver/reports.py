@@ -215,12 +215,13 @@ def places_of(servers: Iterable[Iterable[BoundSocket]]) -> list[str]:
     """Where servers are reached, as their labels in metrics: "tcp://127.0.0.1:8080"; several are joined by commas."""
     places: list[str] = []
     for bound in servers:
-        place = ",".join(_url(one) for one in bound)
+        place = ",".join(url_of(one) for one in bound)
         places.append(place if place not in places else f"{place}#{len(places) + 1}")  # one socket, inherited twice
     return places
 
 
-def _url(bound: BoundSocket) -> str:
+def url_of(bound: BoundSocket) -> str:
+    """Where a socket is reached: "tcp://127.0.0.1:8080", "unix:/run/app.sock"."""
     datagram = bound.sock.type == socket.SOCK_DGRAM
     address = bound.address
     if isinstance(address, tuple):

@@ -11,6 +11,7 @@ import threading
 from typing import TYPE_CHECKING, Literal
 
 from ._monitor import Monitor
+from .logs import about
 from .serving import Serving, check_seconds
 from .stream_server import can_reload
 from .workers import Supervisor
@@ -174,7 +175,7 @@ async def _run(
                 monitor.watch(servers, measure=monitoring is not None)
                 started()
                 for server in servers:
-                    _logger.info("%r", server)
+                    _logger.info("%r", server, extra=about(server))
                 await asyncio.wait([asyncio.ensure_future(server.wait_closed()) for server in servers])
     except asyncio.CancelledError:
         if not signals.given_up:
@@ -261,6 +262,6 @@ class _Signals:
             try:
                 server.reload_tls()
             except (OSError, ValueError) as exc:
-                _logger.error("SIGHUP: %r keeps its certificates: %s", server, exc)
+                _logger.error("SIGHUP: %r keeps its certificates: %s", server, exc, extra=about(server))
             else:
-                _logger.info("SIGHUP: %r has read its certificates again", server)
+                _logger.info("SIGHUP: %r has read its certificates again", server, extra=about(server))

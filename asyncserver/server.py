@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import anyio
 
 from ._tasks import Progress, start_task
-from .reports import DrainReport, ServerStats, outcome_of
+from .logs import about
+from .reports import DrainReport, ServerStats, outcome_of, places_of
 
 if TYPE_CHECKING:
     import socket
@@ -42,6 +43,7 @@ class Server:
 
     Attributes:
         addresses: where clients reach it, an address for each socket.
+        label: the same as a text, as metrics and log records have it: "tcp://127.0.0.1:8080".
         idle_timeout: seconds of silence that a connection may keep, or None.
         durations: how long handlers took, while the server's metrics are asked for; else None.
     """
@@ -58,6 +60,7 @@ class Server:
         self._loop = loop
         self._bound = bound
         self.addresses: tuple[Address, ...] = tuple(one.address for one in bound)
+        self.label: str = places_of([bound])[0]
         self.idle_timeout: float | None = None
         self.durations: Durations | None = None
         self._drain_timeout = drain_timeout
@@ -79,8 +82,7 @@ class Server:
         progress = Progress(loop)
         self._tell_change, self._until = progress.tell, progress.until
         # One of each for all handlers: a bound method and a context for every one would be memory.
-        self._done_callback = self._done
-        self._context = contextvars.copy_context()
+        self._done_callback, self._context = self._done, contextvars.copy_context()
 
     def __repr__(self) -> str:
         """Tell where it listens and whether it does."""
@@ -90,11 +92,7 @@ class Server:
     # -- for the caller
 
     def add_close_callback(self, callback: Callable[[], object]) -> None:
-        """Call a function when the last handler has ended and the sockets are being closed.
-
-        Args:
-            callback: called without arguments, in the loop's thread; what it raises is logged.
-        """
+        """Call `callback()` when the last handler has ended and the sockets are being closed; its errors are logged."""
         self._close_callbacks.append(callback)
 
     @property
@@ -303,12 +301,14 @@ class Server:
         """Log a handler's error once, and pass it to `on_error`, whose own errors do no harm."""
         if exc is None or isinstance(exc, SystemExit | KeyboardInterrupt):  # those end the loop, and tell by that
             return
-        _logger.error("handler of %s failed", source.peer_address, exc_info=exc)
+        _logger.error(
+            "handler of %s failed", source.peer_address, exc_info=exc, extra=about(self, source, outcome="failed")
+        )
         if self._on_error is not None:
             try:
                 self._on_error(exc, source)
             except Exception:
-                _logger.exception("on_error failed")
+                _logger.exception("on_error failed", extra=about(self, source))
 
     # -- closing
 
@@ -376,7 +376,7 @@ class Server:
         await self._until(ended, lambda: end)
         given_up = {task: source for task, source in left.items() if task in self._live}
         for task, source in given_up.items():
-            _logger.warning("handler of %s ignored its cancellation: connection aborted", source.peer_address)
+            _logger.warning("handler of %s ignored its cancellation", source.peer_address, extra=about(self, source))
             source.abort()
             del self._live[task]
             self._count["cancelled"] += 1
@@ -395,5 +395,5 @@ class Server:
                 try:
                     callback()
                 except Exception:
-                    _logger.exception("%r failed as the server closed", callback)
+                    _logger.exception("%r failed as the server closed", callback, extra=about(self))
             self._closed.set()

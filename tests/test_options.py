@@ -49,6 +49,8 @@ SAMPLES: dict[str, tuple[str, str, str | None]] = {
     "--metrics": ("127.0.0.1:9100", ":9100", "9100"),
     "--drain-delay": ("0", "5", "-1"),
     "--log-level": ("debug", "error", "loud"),
+    "--log-connections": ("1", "0", "some"),
+    "--log-json": ("on", "off", "json"),
 }
 
 
