@@ -18,14 +18,15 @@ from ._types import Address, DatagramHandler, ErrorHandler, StreamHandler
 from .adapters import ProtocolHandler, from_callback, from_protocol
 from .datagram import Datagram
 from .exceptions import BindError, IdleTimeout
+from .metrics import ServerCollector
 from .proxy_protocol import ProxyHeader
-from .reports import DrainReport, ServerStats
+from .reports import DrainReport, Durations, ServerStats
 from .running import run
 from .server import Server
 from .serving import Serving, serve, serve_datagrams
 from .stream import Stream
 from .systemd import systemd_sockets
-from .tls import TLSContext, tls_context
+from .tls import SNIAttribute, TLSContext, tls_context
 
 __all__ = [
     "Address",
@@ -33,11 +34,14 @@ __all__ = [
     "Datagram",
     "DatagramHandler",
     "DrainReport",
+    "Durations",
     "ErrorHandler",
     "IdleTimeout",
     "ProtocolHandler",
     "ProxyHeader",
+    "SNIAttribute",
     "Server",
+    "ServerCollector",
     "ServerStats",
     "Serving",
     "Stream",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .binding import BoundSocket
+    from .reports import Reading
     from .serving import Serving
 
 NEVER = float("inf")
@@ -37,7 +38,7 @@ class Worker:
         self.leaving = False
         self.kill_at = NEVER
         self.silent_at = NEVER  # when it will have said nothing for so long that its loop counts as stuck
-        self.stats: list[dict[str, int]] = []
+        self.readings: list[Reading] = []
 
     def tell(self, message: bytes) -> None:
         """Send, unless it is dead or so stuck that it has not read hundreds before; then it will be killed."""
@@ -67,6 +68,7 @@ class Slot:
         self.successor: Worker | None = None
         self.early_deaths = 0
         self.restart_at = NEVER
+        self.retired: list[Reading] = [{} for _ in sockets]  # of workers that have ended
 
     def back_off(self, lived: float) -> float:
         """After a death: decide when the next worker starts, and return in how many seconds."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import socket
+import ssl
 import sys
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
+from ._certificate import read_certificate
 from .binding import _shown
 from .loading import adapted, load
+from .logs import set_up
 from .options import address, make_parser, read
 from .running import give_up, run_program
 from .serving import Serving, serve, serve_datagrams
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
     parser = make_parser(f"asyncserver {__version__}")
     options = read(parser, arguments)
-    logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+    set_up(options.log_level, as_json=options.log_json, connections=options.log_connections)
     try:
         greet = _complete(options)
         # With workers only they import the handler, so that new ones, after SIGHUP, have new code.
@@ -59,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.check:
             _check(options, servings)
         else:
-            run_program(servings, lambda: _servings(options), options.loop, options.workers, greet)
+            told = {"metrics": options.metrics, "drain_delay": options.drain_delay}
+            run_program(servings, lambda: _servings(options), options.loop, options.workers, greet, **told)
     except (OSError, ModuleNotFoundError) as exc:
         print(f"{parser.prog}: {exc}", file=sys.stderr)
         return 1
@@ -129,17 +132,33 @@ def _servings(options: argparse.Namespace, handler: Any = None) -> list[Serving]
 
 
 def _tls(options: argparse.Namespace) -> TLSContext | None:
-    if options.certfile is not None:
-        return tls_context(options.certfile, options.keyfile, client_ca=options.client_ca)
-    if options.keyfile or options.client_ca:
-        raise ValueError("TLS needs --certfile")
-    return None
+    if not options.certfile:
+        if options.keyfile or options.client_ca:
+            raise ValueError("TLS needs --certfile")
+        return None
+    if len(options.keyfile) not in {0, len(options.certfile)}:
+        raise ValueError(
+            f"give as many --keyfile as --certfile, or none: got {len(options.keyfile)} for {len(options.certfile)}; "
+            "a certificate's file may be given as its key's too"
+        )
+    first, *others = zip(options.certfile, options.keyfile or [None] * len(options.certfile), strict=True)
+    return tls_context(
+        *first,
+        more_certificates=others,
+        client_ca=options.client_ca,
+        client_cert=options.client_cert,
+        minimum_version=ssl.TLSVersion.TLSv1_3 if options.tls_min == "1.3" else ssl.TLSVersion.TLSv1_2,
+    )
 
 
 def _check(options: argparse.Namespace, servings: list[Serving]) -> None:
     """Bind, and tell what was found; nothing is served."""
     try:
         print("handler ", options.handler or "upper-casing echo")
+        for file in options.certfile:
+            certificate = read_certificate(file)
+            names = ", ".join(certificate.names) or "no DNS name"
+            print("TLS     ", f"{file}: {names}; until {certificate.expires:%Y-%m-%d %H:%M} UTC")
         for serving in servings:
             for bound in serving.open_slots(1)[0]:
                 kind = "datagram" if bound.sock.type == socket.SOCK_DGRAM else "stream  "

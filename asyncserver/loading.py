@@ -51,7 +51,7 @@ def adapted(handler: Any, options: argparse.Namespace) -> Any:
 
         return hosted(handler) if options.threads is None else hosted(handler, max_threads=options.threads)
     if options.threads is not None:
-        raise ValueError(f"--threads is for subclasses of socketserver.BaseRequestHandler; the handler is none")
+        raise ValueError("--threads is for subclasses of socketserver.BaseRequestHandler; the handler is none")
     if isinstance(handler, type) and issubclass(handler, asyncio.BaseProtocol):
         _check_kind(handler, (asyncio.Protocol, asyncio.BufferedProtocol), asyncio.DatagramProtocol, options)
         return from_protocol(handler)

@@ -102,6 +102,13 @@ def address(text: str) -> dict[str, Any]:
     return {"host": host or None, "port": int(port)}
 
 
+def place(text: str) -> str:
+    """HOST:PORT only, as it is."""
+    if "host" not in address(text):
+        raise _wrong("HOST:PORT, such as 127.0.0.1:9100", text)
+    return text
+
+
 def path(text: str) -> dict[str, Any]:
     """A Unix socket's path, as keyword arguments of serve() and serve_datagrams(); or systemd:NAME, for cli.py."""
     if text.startswith(_SYSTEMD):
@@ -210,9 +217,14 @@ OPTIONS: tuple[Option, ...] = (
            default=False),
     Option(_PROXY, "--trusted-proxies", "NETWORK[,...]",
            "who may send it, such as 10.0.0.0/8 or unix (default: this host)", several=True),
-    Option(_TLS, "--certfile", "FILE", "certificate chain, PEM"),
-    Option(_TLS, "--keyfile", "FILE", "private key, PEM, unless it is in the certificate's file"),
+    Option(_TLS, "--certfile", "FILE", "certificate chain, PEM; several: clients get the one for the name they ask for",
+           several=True),
+    Option(_TLS, "--keyfile", "FILE", "private key, PEM, unless it is in the certificate's file; one for each",
+           several=True),
     Option(_TLS, "--client-ca", "FILE", "ask clients for a certificate signed by one of these"),
+    Option(_TLS, "--client-cert", "WHETHER", "required, or optional: those without one are served too",
+           default="required", choices=("required", "optional")),
+    Option(_TLS, "--tls-min", "VERSION", "1.2 or 1.3", default="1.2", choices=("1.2", "1.3")),
     Option(_TLS, "--ssl-handshake-timeout", "SECONDS", "for clients to end their handshake", seconds(), 30.0),
     Option(_CODE, "--threads", "N", "for subclasses of socketserver.BaseRequestHandler, at most (default: 4096)",
            count(1)),
@@ -223,8 +235,14 @@ OPTIONS: tuple[Option, ...] = (
            count(1), 1),
     Option(_PROGRAM, "--loop", "LOOP", "auto, uvloop or asyncio (default: uvloop where installed)",
            default="auto", choices=("auto", "uvloop", "asyncio")),
+    Option(_PROGRAM, "--metrics", "HOST:PORT", "tell /metrics, /ready and /live over HTTP there", place),
+    Option(_PROGRAM, "--drain-delay", "SECONDS", "go on for so long after the first signal, when /ready says no",
+           seconds(zero=True), 0.0),
     Option(_LOG, "--log-level", "LEVEL", "debug, info, warning or error", default="info",
            choices=("debug", "info", "warning", "error")),
+    Option(_LOG, "--log-connections", "", "a line for each connection that has ended, whatever the level",
+           default=False),
+    Option(_LOG, "--log-json", "", "each record as a JSON object in a line", default=False),
 )  # fmt: skip
 
 

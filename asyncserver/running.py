@@ -11,7 +11,9 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Literal
 
-from .serving import Serving
+from ._monitor import Monitor
+from .logs import about
+from .serving import Serving, check_seconds
 from .stream_server import can_reload
 from .systemd import NotifySocket
 from .workers import Supervisor
@@ -28,7 +30,13 @@ _logger = logging.getLogger("asyncserver")
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def run(*servings: Serving, loop: Literal["auto", "uvloop", "asyncio"] = "auto", workers: int = 1) -> None:
+def run(
+    *servings: Serving,
+    loop: Literal["auto", "uvloop", "asyncio"] = "auto",
+    workers: int = 1,
+    metrics: str | None = None,
+    drain_delay: float = 0.0,
+) -> None:
     """Serve until SIGINT or SIGTERM, or until every server has been closed; then drain and return.
 
     The first of them drains, a second one cancels what is left at once. SIGHUP reads certificates again from the
@@ -53,6 +61,11 @@ def run(*servings: Serving, loop: Literal["auto", "uvloop", "asyncio"] = "auto",
         servings: what `serve()` and `serve_datagrams()` return, one or several.
         loop: "uvloop", the standard library's "asyncio", or "auto" for uvloop where it is installed.
         workers: processes that serve; 1 is this one.
+        metrics: "HOST:PORT" where to tell over HTTP: /metrics for Prometheus, the sum of all workers, with
+            `?by=worker` each of them; /ready, 200 while every server takes new work, else 503; /live. Whoever can
+            reach it can read it. /metrics needs prometheus-client, `pip install asyncserver[metrics]`.
+        drain_delay: seconds between the first signal, from which on /ready says no, and the drain: time for a load
+            balancer to notice, and to send no more. A second signal ends it early.
 
     Raises:
         BindError: an address could not be had.
@@ -60,7 +73,7 @@ def run(*servings: Serving, loop: Literal["auto", "uvloop", "asyncio"] = "auto",
         ModuleNotFoundError: uvloop was asked for and is not installed.
         RuntimeError: called where an event loop runs already, or for several workers outside the main thread.
     """
-    run_program(servings, lambda: servings, loop, workers)
+    run_program(servings, lambda: servings, loop, workers, metrics=metrics, drain_delay=drain_delay)
 
 
 def run_program(
@@ -69,6 +82,9 @@ def run_program(
     loop: str,
     workers: int,
     started: Callable[[], object] = lambda: None,
+    *,
+    metrics: str | None = None,
+    drain_delay: float = 0.0,
 ) -> None:
     """Run as `run()` does; see there, also for what is raised.
 
@@ -78,21 +94,46 @@ def run_program(
         loop: as for `run()`.
         workers: as for `run()`.
         started: called once all addresses are bound.
+        metrics: as for `run()`.
+        drain_delay: as for `run()`.
     """
+    monitoring: Serving | None = None
     try:
         _check(servings, workers)
+        check_seconds("drain_delay", drain_delay, zero=True)
+        monitor = Monitor()
+        if metrics is not None:
+            monitoring = monitor.serving(metrics)
         factory = _loop_factory(loop)
         with NotifySocket.from_environment() as notify:
             if workers > 1:
                 _check_process()
-                Supervisor(servings, load, factory, workers, started, notify=notify).run()
+                Supervisor(
+                    servings,
+                    load,
+                    factory,
+                    workers,
+                    started=started,
+                    monitor=monitoring,
+                    drain_delay=drain_delay,
+                    notify=notify,
+                ).run()
                 return
             if asyncio._get_running_loop() is not None:
                 raise RuntimeError("run() makes a loop of its own, and here one runs already: write `await serve(...)`")
             with asyncio.Runner(loop_factory=factory) as runner:
-                runner.run(_run(servings, started, notify))
+                runner.run(
+                    _run(
+                        servings,
+                        started,
+                        monitor=monitor,
+                        monitoring=monitoring,
+                        drain_delay=drain_delay,
+                        notify=notify,
+                    )
+                )
     finally:
-        give_up(servings)
+        give_up((*servings, monitoring))
 
 
 def give_up(servings: Iterable[object]) -> None:
@@ -135,16 +176,27 @@ def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
     return asyncio.new_event_loop
 
 
-async def _run(servings: Sequence[Serving], started: Callable[[], object], notify: NotifySocket) -> None:
-    signals = _Signals(notify)
+async def _run(
+    servings: Sequence[Serving],
+    started: Callable[[], object],
+    *,
+    monitor: Monitor,
+    monitoring: Serving | None,
+    drain_delay: float,
+    notify: NotifySocket,
+) -> None:
+    signals = _Signals(monitor, notify, drain_delay)
     try:
         with signals.handled():
             async with contextlib.AsyncExitStack() as stack:
+                if monitoring is not None:  # first, so that it can say "not ready" before and after
+                    await stack.enter_async_context(monitoring)
                 servers = [await stack.enter_async_context(serving) for serving in servings]
                 signals.concern(servers)
+                monitor.watch(servers, measure=monitoring is not None)
                 started()
                 for server in servers:
-                    _logger.info("%r", server)
+                    _logger.info("%r", server, extra=about(server))
                 with _telling(notify, servers):
                     await asyncio.wait([asyncio.ensure_future(server.wait_closed()) for server in servers])
     except asyncio.CancelledError:
@@ -181,9 +233,12 @@ class _Signals:
         given_up: whether one has ended the start.
     """
 
-    def __init__(self, notify: NotifySocket) -> None:
+    def __init__(self, monitor: Monitor, notify: NotifySocket, drain_delay: float) -> None:
         self.given_up = False
+        self._monitor = monitor
         self._notify = notify
+        self._drain_delay = drain_delay
+        self._delay: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._starting = asyncio.current_task()
         self._servers: Sequence[Server] = ()
@@ -212,18 +267,29 @@ class _Signals:
                 signal.signal(number, handler)
 
     def _stop(self, number: signal.Signals) -> None:
-        """Close the servers; a second time at once."""
+        """Close the servers, perhaps after a delay; a second time at once."""
+        self._notify.stopping()
         if self._starting is not None:
             _logger.info("%s: not all servers had started; those that had are closed", number.name)
             self.given_up = True
-            self._notify.stopping()
             self._starting.cancel()
             return
+        if self._drain_delay and self._delay is None:
+            _logger.info(
+                "%s: not ready any more; in %g s, or when told again, the drain", number.name, self._drain_delay
+            )
+            self._monitor.stopping = True
+            self._delay = self._loop.call_later(self._drain_delay, self._drain, number)
+        else:
+            self._drain(number)
+
+    def _drain(self, number: signal.Signals) -> None:
+        if self._delay is not None:
+            self._delay.cancel()
         if self._closing:
             _logger.warning("%s again: cancelling what still runs", number.name)
         else:
             _logger.info("%s: no new work, waiting for what runs; once more to end it now", number.name)
-            self._notify.stopping()
         timeout = 0.0 if self._closing else None
         self._closing.extend([self._loop.create_task(server.close(timeout)) for server in self._servers])
 
@@ -233,7 +299,7 @@ class _Signals:
             self._terminals = []
             self._stop(signal.SIGHUP)  # the terminal has been closed, and nobody could press Ctrl-C any more
             return
-        if self._closing or self._starting is not None:
+        if self._closing or self._delay is not None or self._starting is not None:
             return
         self._notify.reloading()
         note = ""
@@ -244,8 +310,8 @@ class _Signals:
             try:
                 server.reload_tls()
             except (OSError, ValueError) as exc:
-                _logger.error("SIGHUP: %r keeps its certificates: %s", server, exc)
+                _logger.error("SIGHUP: %r keeps its certificates: %s", server, exc, extra=about(server))
                 note = ", but new certificates could not be read (see the log)"
             else:
-                _logger.info("SIGHUP: %r has read its certificates again", server)
+                _logger.info("SIGHUP: %r has read its certificates again", server, extra=about(server))
         self._notify.ready(note)

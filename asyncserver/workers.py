@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import logging
 import os
 import selectors
@@ -22,15 +21,18 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
+from ._exchanges import Exchanges
 from ._slot import NEVER, Slot, Worker, open_slots
-from ._worker import FORCE, LEAVE, READY, SIGNALS, STATS, STOP, pass_over, work
-from .reports import ServerStats
+from ._tally import Tally
+from ._watchdog import Watchdog
+from ._worker import FORCE, LEAVE, READY, SIGNALS, STOP, pass_over, work
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterator, Sequence
 
     from .binding import BoundSocket
+    from .reports import ServerStats
     from .serving import Serving
     from .systemd import NotifySocket
 
@@ -38,19 +40,9 @@ _logger = logging.getLogger("asyncserver")
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-# What systemd shows when a reload has failed; it knows no other way to be told.
-_OLD_SERVE = ", but new workers could not start (see the log)"
-
 # Seconds beyond `drain_timeout`, in which handlers are cancelled and aborted, until a worker is killed: one whose
 # loop is blocked.
 _GRACE = 5.0
-# Seconds that a busy worker has for its counters when they are asked for.
-_STATS_PATIENCE = 1.0
-# Seconds without a word from a worker, which has one to say each second, until its loop counts as stuck; and the
-# least, where systemd's watchdog says how many.
-_SILENCE, _LEAST_SILENCE = 10.0, 3.0
-# Seconds by which the supervisor wakes too late if it was stopped itself, and its workers most likely with it.
-_OVERSLEPT = 1.0
 
 
 class Supervisor:
@@ -62,7 +54,9 @@ class Supervisor:
         loop_factory: makes a worker's event loop.
         count: workers.
         started: called when everything is bound.
-        notify: tells systemd.
+        monitor: where to tell metrics and readiness over HTTP, if at all.
+        drain_delay: seconds between the first signal to stop, when it is ready no more, and the drain.
+        notify: where to tell systemd.
     """
 
     def __init__(
@@ -71,8 +65,10 @@ class Supervisor:
         load: Callable[[], Sequence[Serving]],
         loop_factory: Callable[[], asyncio.AbstractEventLoop],
         count: int,
-        started: Callable[[], object],
         *,
+        started: Callable[[], object],
+        monitor: Serving | None,
+        drain_delay: float,
         notify: NotifySocket,
     ) -> None:
         self._load = load
@@ -80,6 +76,11 @@ class Supervisor:
         self._patience = max(serving.drain_timeout for serving in servings) + _GRACE
         self._open = functools.partial(open_slots, servings, count)
         self._started = started
+        self._monitor = monitor
+        self._drain_delay = drain_delay
+        self._drain_at = NEVER
+        self._notify = notify
+        self._exchanges: Exchanges | None = None
         self._slots: list[Slot] = []
         self._bound: list[BoundSocket] = []
         self._places: list[str] = []
@@ -89,14 +90,6 @@ class Supervisor:
         self._reloads = 0
         self._complete = False
         self._failure = ""
-        self._retired = [dict.fromkeys(ServerStats.__slots__, 0) for _ in servings]
-        self._asked: set[Worker] = set()
-        self._answer_by = NEVER
-        self._notify = notify
-        self._pulse_at = time.monotonic() + notify.pulse_every
-        self._starting = True  # the program, or new workers on SIGHUP
-        self._note = ""
-        self._silence = _SILENCE if notify.watchdog == NEVER else max(notify.watchdog, _LEAST_SILENCE)
 
     def run(self) -> None:
         """Serve until told to stop; see `run()`."""
@@ -112,20 +105,23 @@ class Supervisor:
                 self._kill(self._workers)  # nobody is left, unless this is an error
                 self._close_sockets()
                 self._selector.close()
+                if self._exchanges is not None:
+                    self._exchanges.close()
         if self._failure:
             raise ChildProcessError(f"{self._failure} before all workers served: see the log for its error")
 
     def stats(self) -> list[ServerStats]:
         """Count what has happened so far in all workers, those that have ended included, for each server."""
-        totals = [dict(counts) for counts in self._retired]
-        for worker in self._workers:
-            _add(totals, worker.stats)
-        return [ServerStats(**counts) for counts in totals]
+        return self._tally.stats()
 
     def _bind(self) -> None:
         self._slots = [Slot(sockets) for sockets in self._open()]
         self._bound = [one for slot in self._slots for sockets in slot.sockets for one in sockets]
         self._places = [", ".join(str(one.address) for one in group) for group in self._slots[0].sockets]
+        self._tally = Tally(self._slots, self._workers, self._is_ready)
+        self._watchdog = Watchdog(self._notify, self._slots, self._workers, self.stats)
+        if self._monitor is not None:
+            self._exchanges = Exchanges(self._selector, self._monitor.open_slots(1)[0], self._tally.respond)
         self._started()
 
     # -- what wakes it
@@ -150,46 +146,44 @@ class Supervisor:
 
     def _turn(self) -> None:
         due = [worker.kill_at for worker in self._workers] + [slot.restart_at for slot in self._slots]
-        due += [worker.silent_at for worker in self._workers]
-        wake_at = min(self._answer_by, self._pulse_at, *due)
-        seconds = wake_at - time.monotonic()
+        due += [self._exchanges.due] if self._exchanges is not None else []
+        watch_at = self._watchdog.due
+        seconds = min(self._tally.due, self._drain_at, watch_at, *due) - time.monotonic()
         for key, _ in self._selector.select(None if seconds == NEVER else max(0.0, seconds)):
             key.data()
         now = time.monotonic()
-        self._look_for_silent(now, overslept=now - wake_at > _OVERSLEPT)
+        self._watchdog.expire(watch_at)
         self._kill([worker for worker in self._workers if worker.kill_at <= now])
         for slot in self._slots:
             if slot.restart_at <= now:
                 self._fill(slot)
-        if self._answer_by <= now:
-            self._log_stats()
-        if self._pulse_at <= now:
-            self._pulse_at = now + self._notify.pulse_every
-            self._notify.pulse(self.stats())
-
-    def _look_for_silent(self, now: float, *, overslept: bool) -> None:
-        """A worker whose loop is stuck reports no more; where systemd watches, it is replaced as a program would be."""
-        for worker in self._workers:
-            if worker.silent_at > now:
-                continue
-            worker.silent_at = now + self._silence if overslept else NEVER
-            if overslept or worker.kill_at < NEVER:  # told to end already
-                continue
-            _logger.error("worker %d has said nothing for %g s: does a handler block?", worker.pid, self._silence)
-            if self._notify.watchdog < NEVER:
-                worker.kill_at = now + _GRACE
-                signal.pidfd_send_signal(worker.pidfd, signal.SIGABRT)  # as systemd does; faulthandler tells where
+        if self._tally.due <= now:
+            self._tally.expire()
+        if self._exchanges is not None:
+            self._exchanges.expire(now)
+        if self._drain_at <= now:
+            self._on_stop("the delay is over")
 
     def _on_signals(self) -> None:
         for number in self._wakeup[0].recv(4096):
             if number in _STOP_SIGNALS:
                 self._on_stop(signal.Signals(number).name)
-            elif number == signal.SIGHUP and not self._stops:
+            elif number == signal.SIGHUP and not self._ending:
                 self._on_reload()
             elif number == signal.SIGUSR1:
-                self._ask_stats()
+                self._tally.ask(self._log_stats)
+
+    @property
+    def _ending(self) -> bool:
+        return self._stops > 0 or self._drain_at < NEVER
 
     def _on_stop(self, name: str) -> None:
+        if self._drain_delay and self._complete and not self._ending:
+            self._watchdog.stop()
+            _logger.info("%s: not ready any more; in %g s, or when told again, the drain", name, self._drain_delay)
+            self._drain_at = time.monotonic() + self._drain_delay
+            return
+        self._drain_at = NEVER
         self._stops += 1
         if self._stops == 1:
             _logger.info("%s: no new work, waiting for what runs; once more to end it now", name)
@@ -202,7 +196,7 @@ class Supervisor:
 
     def _stop(self) -> None:
         self._stops = max(self._stops, 1)
-        self._notify.stopping()
+        self._watchdog.stop()
         for slot in self._slots:
             if slot.worker is None and self._complete:
                 self._fill(slot)  # for those in its queue, which would be reset
@@ -212,12 +206,11 @@ class Supervisor:
 
     def _on_reload(self) -> None:
         self._reloads += 1
-        self._starting, self._note = True, ""
-        self._notify.reloading()
+        self._watchdog.reload()
         _logger.info("SIGHUP: starting new workers; those that serve go on until these do")
         for slot in self._slots:
             self._renew(slot)
-        self._settle()
+        self._watchdog.settle()
 
     def _on_message(self, worker: Worker) -> None:
         message = worker.hear() if worker in self._workers else None  # it may have been buried in this turn
@@ -227,15 +220,14 @@ class Supervisor:
             self._selector.unregister(worker.channel)
 
     def _on_words(self, worker: Worker, message: bytes) -> None:
-        worker.silent_at = time.monotonic() + self._silence
+        self._watchdog.hear(worker)
         if message == READY:
             self._on_ready(worker)
         elif message == LEAVE:
-            if worker is worker.slot.worker and worker.slot.successor is None and not self._stops:
+            if worker is worker.slot.worker and worker.slot.successor is None and not self._ending:
                 self._renew(worker.slot)
         else:
-            worker.stats = json.loads(message)
-            self._on_stats(worker)
+            self._tally.hear(worker, message)
 
     def _on_ready(self, worker: Worker) -> None:
         worker.serving = True
@@ -248,14 +240,7 @@ class Supervisor:
             self._complete = True
             if not self._stops:
                 _logger.info("%d workers serve on %s", len(self._slots), ", ".join(self._places))
-        self._settle()
-
-    def _settle(self) -> None:
-        """Tell systemd once all workers that were starting serve, or have failed to."""
-        now = [worker for slot in self._slots for worker in (slot.worker, slot.successor) if worker is not None]
-        if self._starting and self._complete and not self._stops and all(worker.serving for worker in now):
-            self._starting = False
-            self._notify.ready(self._note)
+        self._watchdog.settle()
 
     def _on_death(self, worker: Worker) -> None:
         """Bury a worker, and see to its successor."""
@@ -263,12 +248,11 @@ class Supervisor:
         while message := worker.hear():  # what it said last
             self._on_words(worker, message)
         self._workers.discard(worker)
-        _add(self._retired, [{**counts, "active": 0} for counts in worker.stats])
         for descriptor in (worker.channel, worker.pidfd):
             with contextlib.suppress(KeyError):
                 self._selector.unregister(descriptor)
         worker.close()
-        self._on_stats(worker)
+        self._tally.bury(worker)
         how = f"worker {worker.pid} ended " + (f"with status {status}" if status >= 0 else f"by signal {-status}")
         if worker.leaving or self._stops:
             _logger.log(logging.ERROR if status else logging.DEBUG, "%s while it drained", how)
@@ -276,9 +260,11 @@ class Supervisor:
             self._replace(worker, how)
 
     def _replace(self, worker: Worker, how: str) -> None:
+        self._tally.deaths += 1
         slot = worker.slot
         if worker is slot.successor:
-            slot.successor, self._note = None, _OLD_SERVE
+            slot.successor = None
+            self._watchdog.fail()
             _logger.error("%s before it served: the one that serves stays", how)
         elif slot.successor is not None:
             slot.worker, slot.successor = slot.successor, None
@@ -290,7 +276,7 @@ class Supervisor:
             slot.worker = None
             delay = slot.back_off(time.monotonic() - worker.started)
             _logger.error("%s, and its connections with it; the next one starts in %g s", how, delay)
-        self._settle()
+        self._watchdog.settle()
 
     # -- starting and ending workers
 
@@ -312,7 +298,8 @@ class Supervisor:
         try:
             slot.successor = self._fork(slot)
         except OSError as exc:
-            slot.successor, self._note = None, _OLD_SERVE
+            slot.successor = None
+            self._watchdog.fail()
             _logger.error("no new worker could be started (%s): the one that serves stays", exc)
 
     def _retire(self, worker: Worker) -> None:
@@ -344,8 +331,8 @@ class Supervisor:
                 pid = os.fork()
                 if pid == 0:
                     prepare = functools.partial(self._forget_others, slot, ours, mask)
-                    reload_tls = self._reloads > 0
-                    work(self._load, slot.sockets, theirs, prepare, self._loop_factory, reload_tls=reload_tls)
+                    how = {"reload_tls": self._reloads > 0, "measure": self._exchanges is not None}
+                    work(self._load, slot.sockets, theirs, prepare, self._loop_factory, **how)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             ours.setblocking(False)
@@ -355,20 +342,13 @@ class Supervisor:
         self._selector.register(worker.pidfd, selectors.EVENT_READ, functools.partial(self._on_death, worker))
         return worker
 
-    # -- counters
+    # -- what it tells
 
-    def _ask_stats(self) -> None:
-        self._asked = set(self._workers)
-        self._answer_by = time.monotonic() + _STATS_PATIENCE
-        self._tell_all(STATS, NEVER)
-
-    def _on_stats(self, worker: Worker) -> None:
-        self._asked.discard(worker)
-        if not self._asked and self._answer_by < NEVER:
-            self._log_stats()
+    def _is_ready(self) -> bool:
+        """Whether every slot has a worker that serves, and no signal has come to end that."""
+        return not self._ending and all(slot.worker is not None and slot.worker.serving for slot in self._slots)
 
     def _log_stats(self) -> None:
-        self._answer_by = NEVER
         for place, stats in zip(self._places, self.stats(), strict=True):
             _logger.info("on %s: %s", place, stats)
 
@@ -376,19 +356,15 @@ class Supervisor:
         """In a worker: close what it has inherited of others, so that their ends are noticed."""
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._selector.close()
-        self._notify.close()
+        self._watchdog.close()
         for end in (*self._wakeup, other_end):
             end.close()
         for worker in self._workers:
             worker.close()
+        if self._exchanges is not None:
+            self._exchanges.close()
         mine = [bound for sockets in slot.sockets for bound in sockets]
         for bound in self._bound:
             bound.share()
             if bound not in mine:
                 bound.close()
-
-
-def _add(totals: list[dict[str, int]], stats: Sequence[dict[str, int]]) -> None:
-    for total, counts in zip(totals, stats, strict=False):
-        for name, value in counts.items():
-            total[name] += value

@@ -21,7 +21,7 @@ import trustme
 import asyncserver
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("tcp", "unix", "tls")
@@ -225,15 +225,11 @@ class BlockingClient:
 
 
 class Program:
-    """A Python program in a process of its own, whose output is collected while it runs.
+    """A Python program in a process of its own, whose output is collected while it runs."""
 
-    Attributes:
-        descriptors: those that it inherits.
-    """
-
-    descriptors: Sequence[int] = ()
-
-    def __init__(self, arguments: list[str], folder: Path, **environment: str) -> None:
+    def __init__(
+        self, arguments: list[str], folder: Path, pass_fds: tuple[int, ...] = (), /, **environment: str
+    ) -> None:
         inherited = {
             name: value
             for name, value in os.environ.items()
@@ -246,7 +242,7 @@ class Program:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            pass_fds=self.descriptors,
+            pass_fds=pass_fds,
         )
         self.output = ""
         self.errors = ""

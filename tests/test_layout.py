@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # What each module may import of its own package when it is loaded; imports for the type checker do not count.
-_BELOW_SERVER = {"exceptions", "reports", "binding", "systemd", "_types", "_tasks"}
+_BELOW_SERVER = {"exceptions", "logs", "reports", "binding", "systemd", "_types", "_tasks"}
 _STREAMS = {"proxy_protocol", "_connection", "_served", "_waiter", "_poller", "_attributes", "exceptions", "_types"}
 _SERVERS = _BELOW_SERVER | _STREAMS | {
     "_transports", "adapters", "datagram", "listener", "server", "stream", "tls",
@@ -26,27 +26,37 @@ ASYNCSERVER: dict[str, set[str]] = {
     "_tasks": set(),
     "_waiter": {"exceptions", "_types"},
     "reports": {"exceptions", "_types"},
-    "tls": {"exceptions", "_types"},
+    "_certificate": set(),
+    "tls": {"_certificate"},
     "systemd": {"exceptions"},
     "binding": {"exceptions", "systemd", "_types"},
-    "listener": {"binding", "exceptions", "_types"},
+    "logs": {"binding", "reports"},
+    "listener": {"binding", "exceptions", "reports", "_types"},
     "proxy_protocol": {"exceptions"},
     "_poller": {"_types"},
     "_connection": {"_poller", "_waiter", "exceptions", "proxy_protocol", "_types"},
-    "_attributes": {"_types"},
+    "_attributes": {"tls", "_types"},
     "_served": {"_connection", "_poller", "_waiter", "exceptions", "_types"},
     "stream": _STREAMS,
-    "datagram": {"binding", "exceptions", "_types"},
+    "datagram": {"binding", "exceptions", "reports", "_types"},
     "_transports": {"datagram", "exceptions", "stream", "_types"} | _STREAMS,
     "adapters": {"_connection", "_transports", "datagram", "exceptions", "stream", "_tasks", "_types"},
     "server": _BELOW_SERVER,
     "stream_server": _SERVERS,
-    "datagram_server": _SERVERS,
+    "_receiver": {"_tasks", "_waiter", "datagram"},
+    "datagram_server": _SERVERS | {"_receiver"},
     "serving": _SERVERS | {"stream_server", "datagram_server"},
+    "live": set(),
+    "metrics": {"reports"},
+    "_http": set(),
+    "_monitor": {"_http", "metrics", "reports", "serving"},
+    "_exchanges": {"_http", "_monitor", "_slot"},
+    "_tally": {"_monitor", "_slot", "_worker", "metrics", "reports"},
     "_worker": {"reports", "serving", "stream_server"},
     "_slot": {"_worker", "binding", "serving"},
-    "workers": {"_slot", "_worker", "binding", "reports", "serving", "systemd"},
-    "running": {"server", "serving", "stream_server", "systemd", "workers"},
+    "_watchdog": {"_slot", "reports", "systemd"},
+    "workers": {"_exchanges", "_slot", "_tally", "_watchdog", "_worker", "binding", "reports", "serving", "systemd"},
+    "running": {"_monitor", "logs", "server", "serving", "stream_server", "systemd", "workers"},
     "options": set(),
     "loading": {"adapters"},
 }

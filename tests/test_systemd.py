@@ -526,9 +526,9 @@ def test_worker_that_is_stuck_is_replaced_where_systemd_watches(start: Start, sy
 
 
 SCRIPT = """
-import logging, sys, app, asyncserver, asyncserver.workers
+import logging, sys, app, asyncserver, asyncserver._watchdog as watchdog
 logging.basicConfig(level="INFO")
-asyncserver.workers._SILENCE = asyncserver.workers._LEAST_SILENCE = 1.5
+watchdog._SILENCE = watchdog._LEAST_SILENCE = 1.5
 asyncserver.run(asyncserver.serve(app.handler, path=sys.argv[1]), workers=2)
 """
 
@@ -601,10 +601,9 @@ class Activated(Program):
     """A program to which sockets are passed as systemd passes them."""
 
     def __init__(self, folder: Path, socks: Sequence[Any], names: str, *arguments: str) -> None:
-        self.descriptors = [sock.fileno() for sock in socks]
-        super().__init__(
-            ["activate.py", names, ",".join(map(str, self.descriptors)), "-W", "error", *arguments], folder
-        )
+        numbers = tuple(sock.fileno() for sock in socks)
+        passing = ["activate.py", names, ",".join(map(str, numbers)), "-W", "error", *arguments]
+        super().__init__(passing, folder, numbers)
 
     def stop(self) -> None:
         self.process.terminate()
