@@ -12,7 +12,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -269,13 +268,6 @@ class Program:
         with self._news:
             found = self._news.wait_for(lambda: text in self.output + self.errors, PATIENCE)
         assert found, f"no {text!r} in {self.output!r}, {self.errors!r}"
-
-    def wait_until(self, reached: Callable[[], object]) -> None:
-        """Wait for what it does besides printing."""
-        deadline = time.monotonic() + PATIENCE
-        while not reached():
-            assert time.monotonic() < deadline and self.process.poll() is None, f"{self.output!r}, {self.errors!r}"
-            time.sleep(0.005)
 
     def wait(self) -> int:
         """Wait for its end and for all that it has said; returns its exit status."""
