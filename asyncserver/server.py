@@ -292,7 +292,7 @@ class Server:
         """Log a handler's error once, and pass it to `on_error`, whose own errors do no harm."""
         if exc is None or isinstance(exc, SystemExit | KeyboardInterrupt):  # those end the loop, and tell by that
             return
-        _logger.error("handler of %s failed", source.peer_address, exc_info=exc)
+        _logger.error("handler of %r failed", source.peer_address, exc_info=exc)
         if self._on_error is not None:
             try:
                 self._on_error(exc, source)
@@ -376,7 +376,7 @@ class Server:
         await self._until(ended, lambda: end)
         given_up = {task: source for task, source in left.items() if task in self._live}
         for task, source in given_up.items():
-            _logger.warning("handler of %s ignored its cancellation: connection aborted", source.peer_address)
+            _logger.warning("handler of %r ignored its cancellation: connection aborted", source.peer_address)
             source.abort()
             del self._live[task]
             self._count["cancelled"] += 1

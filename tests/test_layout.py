@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # What each module may import of its own package when it is loaded; imports for the type checker do not count.
-_BELOW_SERVER = {"exceptions", "reports", "binding", "_types", "_tasks"}
+_BELOW_SERVER = {"exceptions", "reports", "binding", "_socket_file", "_types", "_tasks"}
 _STREAMS = {"proxy_protocol", "_connection", "_served", "_waiter", "_poller", "_attributes", "exceptions", "_types"}
 _SERVERS = _BELOW_SERVER | _STREAMS | {
     "_transports", "adapters", "datagram", "listener", "server", "stream", "tls",
@@ -27,7 +27,8 @@ ASYNCSERVER: dict[str, set[str]] = {
     "_waiter": {"exceptions", "_types"},
     "reports": {"exceptions", "_types"},
     "tls": {"exceptions", "_types"},
-    "binding": {"exceptions", "_types"},
+    "_socket_file": {"exceptions"},
+    "binding": {"_socket_file", "exceptions", "_types"},
     "listener": {"binding", "exceptions", "_types"},
     "proxy_protocol": {"exceptions"},
     "_poller": {"_types"},
