@@ -264,7 +264,7 @@ def test_1000_clients_that_never_read_cost_little(kind: str, tmp_path: Path) -> 
         beside, grown = latency(honest), server.memory() - before
         print(f"memory +{grown:.0f} MiB, p99 {alone * 1e3:.2f} -> {beside * 1e3:.2f} ms")
         assert grown < 200
-        assert beside < max(5 * alone, 0.02)  # less is the noise of a busy machine
+        assert beside < max(5 * alone, 0.1)  # less is the noise of a busy machine
 
 
 def latency(client: socket.socket) -> float:
