@@ -11,6 +11,8 @@ import logging
 import socket
 from typing import TYPE_CHECKING
 
+from .reports import url_of
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
@@ -150,4 +152,5 @@ class Listener:
                 reason,
                 exc,
                 _BACKOFF,
+                extra={"server": url_of(self._bound)},
             )
