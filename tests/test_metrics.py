@@ -30,14 +30,17 @@ ROOT = Path(__file__).parent.parent
 
 
 def values(text: str) -> dict[str, float]:
-    """What Prometheus' own parser reads, by name and labels (but `server`)."""
+    """What Prometheus' own parser reads, by name and labels; all servers together."""
     found: dict[str, float] = {}
+    seen = set()
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
+            series = (sample.name, *sorted(sample.labels.items()))
+            assert series not in seen, f"twice: {sample}"
+            seen.add(series)
             labels = [value for name, value in sample.labels.items() if name != "server"]
             key = " ".join((sample.name.removeprefix("asyncserver_"), *labels))
-            assert key not in found, f"twice: {sample}"
-            found[key] = sample.value
+            found[key] = found.get(key, 0) + sample.value
     return found
 
 
