@@ -54,7 +54,7 @@ ASYNCSERVER: dict[str, set[str]] = {
     "_tally": {"_monitor", "_slot", "_worker", "metrics", "reports"},
     "_worker": {"reports", "serving", "stream_server"},
     "_slot": {"_worker", "binding", "serving"},
-    "workers": {"_exchanges", "_slot", "_tally", "_worker", "binding", "reports", "serving", "systemd"},
+    "workers": {"_exchanges", "_monitor", "_slot", "_tally", "_worker", "binding", "reports", "serving", "systemd"},
     "running": {"_monitor", "logs", "server", "serving", "stream_server", "systemd", "workers"},
     "options": set(),
     "loading": {"adapters"},
