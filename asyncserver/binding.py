@@ -264,6 +264,7 @@ class Binding:
             if not address or (sock.family != socket.AF_UNIX and address[1] == 0):
                 raise BindError(errno.EINVAL, f"{sock!r} is not bound to an address: bind() it first")
             bound = self._ready(kind, sock)
+            bound.adopted = True
             on_error.pop_all()
         return bound
 
@@ -287,7 +288,10 @@ class BoundSocket:
     Attributes:
         shared: another process has it open too and may go on with it.
         handed_over: another process does go on with it: what is queued there is not ours to take when we close.
+        adopted: given to us, by somebody who may go on with it.
     """
+
+    adopted = False
 
     def __init__(self, sock: socket.socket, path: str | None = None, *, kept: bool = False) -> None:
         self.sock: socket.socket = sock
