@@ -107,6 +107,11 @@ class HostedHandler:
         """Never called by a server, which asks `for_server()`; tells the types."""
         raise TypeError(f"{self!r} is a handler for asyncserver.serve() and serve_datagrams()")
 
+    def pool_stats(self) -> dict[str, int]:
+        """What the server's metrics tell about the pool: its threads, calls without one, whether the system refuses."""
+        pool = self.pool
+        return {"threads": pool.alive, "waiting": pool.waiting, "starved": int(pool.starved)}
+
     def for_server(self, server: Server) -> Callable[[Any], Coroutine[Any, Any, None]]:
         """The handler for one server, called by it when it starts."""
         facade = HostedServer(server, self._handler_class, self._attributes)

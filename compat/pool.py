@@ -197,6 +197,11 @@ class ThreadPool(Executor):
         """How many calls nobody has begun."""
         return len(self._queue)
 
+    @property
+    def alive(self) -> int:
+        """How many threads there are, idle ones included."""
+        return len(self._workers)
+
     def __len__(self) -> int:
         """How many calls wait or run."""
         return len(self._live)

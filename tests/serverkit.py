@@ -228,7 +228,9 @@ class BlockingClient:
 class Program:
     """A Python program in a process of its own, whose output is collected while it runs."""
 
-    def __init__(self, arguments: list[str], folder: Path, **environment: str) -> None:
+    def __init__(
+        self, arguments: list[str], folder: Path, pass_fds: tuple[int, ...] = (), /, **environment: str
+    ) -> None:
         inherited = {
             name: value
             for name, value in os.environ.items()
@@ -242,6 +244,7 @@ class Program:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            pass_fds=pass_fds,
         )
         self.output = ""
         self.errors = ""
