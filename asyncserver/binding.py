@@ -15,7 +15,7 @@ import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from . import _socket_file
 from ._socket_file import identity
@@ -296,10 +296,9 @@ class BoundSocket:
         adopted: given to us, by somebody who may go on with it.
     """
 
-    adopted = False
-
     def __init__(self, sock: socket.socket, path: str | None = None, *, kept: bool = False) -> None:
         self.sock: socket.socket = sock
+        self.adopted: bool = False
         self._path = path
         self._identity = identity(path) if path is not None else None
         self._kept = kept  # by systemd, which starts us again for what is queued
@@ -309,8 +308,7 @@ class BoundSocket:
     @property
     def address(self) -> Address:
         """Where clients reach it."""
-        address: Address = self.sock.getsockname()
-        return address
+        return cast("Address", self.sock.getsockname())
 
     def close(self) -> None:
         """Close the socket; remove its file unless it has become another's. May be called twice."""

@@ -6,6 +6,7 @@ A new option is one row in OPTIONS; `read()` returns its value under its name, a
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import shlex
 from dataclasses import dataclass
@@ -29,12 +30,16 @@ examples:
   python -m asyncserver app:handler --unix /run/app.sock --unix-mode 660
 
 A handler of --tcp and --unix is `async def handler(stream)`, one of --udp `async def handler(datagram)`; given both
-kinds of address it gets both. What asyncserver.from_protocol() and from_callback() return will do as well.
+kinds of address it gets both. What asyncserver.from_protocol() and from_callback() return will do as well, and so
+will a subclass of socketserver.BaseRequestHandler, which runs in threads, or of asyncio.Protocol.
 
 Each option can be set in the environment: --max-connections as ASYNCSERVER_MAX_CONNECTIONS, MODULE:HANDLER as
 ASYNCSERVER_HANDLER. Several values are separated by spaces, and quoted as in a shell. What is typed wins.
 
-exit status: 0 served and drained, 1 an address could not be had or a worker not started, 2 wrong arguments
+exit status:
+  0  served until told to stop; --check: could be served
+  1  an address could not be had, a worker not started, or the handler's module raised
+  2  wrong arguments, or an environment variable, or a file with certificates
 """
 
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
@@ -183,7 +188,7 @@ class Option:
         return self.convert(text) if self.metavar else on_or_off(text)
 
 
-_WHERE = "where to serve (each may be given several times)"
+_WHERE = "where to serve"
 _LIMITS = "limits"
 _PROXY = "behind a proxy, for --tcp and --unix"
 _TLS = "TLS for --tcp and --unix"
@@ -193,11 +198,11 @@ _LOG = "log"
 
 OPTIONS: tuple[Option, ...] = (
     Option("", "handler", "MODULE:HANDLER", "what to serve; upper-casing echo if left out", name),
-    Option(_WHERE, "--tcp", "HOST:PORT", "an empty HOST is every interface; fd:N is an inherited socket",
+    Option(_WHERE, "--tcp", "HOST:PORT", "an empty HOST is every interface; fd:N is an inherited socket; may be given several times",
            address, several=True),
     Option(_WHERE, "--udp", "HOST:PORT", "the same for datagrams", address, several=True),
-    Option(_WHERE, "--unix", "PATH", "a Unix stream socket", path, several=True),
-    Option(_WHERE, "--unix-datagram", "PATH", "a Unix datagram socket", path, several=True),
+    Option(_WHERE, "--unix", "PATH", "a Unix stream socket; likewise", path, several=True),
+    Option(_WHERE, "--unix-datagram", "PATH", "a Unix datagram socket; likewise", path, several=True),
     Option(_WHERE, "--unix-mode", "MODE", "permissions of the Unix sockets' files, octal, such as 660", mode),
     Option(_WHERE, "--backlog", "N", "connections that the kernel queues while none is accepted", count(0), 1024),
     Option(_WHERE, "--reuse-port", "", "let other processes of this user serve on the same ports", default=False),
@@ -287,6 +292,8 @@ def read(
     Returns:
         an attribute for each option.
     """
+    if "_ARGCOMPLETE" in environment:  # a shell asks what could come next
+        importlib.import_module("argcomplete").autocomplete(parser)
     values: dict[str, Any] = {option.name: [] if option.several else option.default for option in OPTIONS}
     typed = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     for option in OPTIONS:

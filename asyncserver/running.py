@@ -26,6 +26,7 @@ __all__ = ["run"]
 _logger = logging.getLogger("asyncserver")
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (*_STOP_SIGNALS, signal.SIGHUP)
 
 
 def run(
@@ -210,7 +211,7 @@ class _Signals:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.getsignal(number) for number in (*_STOP_SIGNALS, signal.SIGHUP)}
+        before = {number: signal.getsignal(number) for number in _SIGNALS}
         for number in _STOP_SIGNALS:
             self._loop.add_signal_handler(number, self._stop, number)
         self._loop.add_signal_handler(signal.SIGHUP, self._reload)
@@ -219,7 +220,8 @@ class _Signals:
         finally:
             for number, handler in before.items():
                 self._loop.remove_signal_handler(number)
-                signal.signal(number, handler)
+                if handler is not None:  # one that is not Python's
+                    signal.signal(number, handler)
 
     def _stop(self, number: signal.Signals) -> None:
         """Close the servers, perhaps after a delay; a second time at once."""

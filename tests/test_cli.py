@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import socket
@@ -288,8 +289,7 @@ def test_help_is_worth_reading(folder: Path) -> None:
     for option in ("--tcp", "--udp", "--unix", "--certfile", "--max-connections", "--idle-timeout", "--loop"):
         assert option in text
     assert "examples:" in text
-    assert "exit status: 0 served and drained, 1 an address could not be had" in text
-    assert "2 wrong arguments" in text
+    assert re.search(r"exit status:\n  0  .*\n  1  .*\n  2  ", text)
     assert "async def handler(stream)" in text
     assert max(map(len, text.splitlines())) <= 120
     for line in text.splitlines():
@@ -437,6 +437,36 @@ def test_check_finds_what_is_wrong(folder: Path, arguments: list[str], status: i
         assert program.wait() == status
         assert message in program.errors
         assert "can be served" not in program.output
+
+
+# -- logs
+
+
+def test_json_logs(folder: Path) -> None:
+    """--log-json: every line on standard error is an object; a failure has its peer, server and traceback in it."""
+    arguments = ["--tcp", "127.0.0.1:0", "--unix", "x.sock", "--log-json", "--log-connections", "--log-level", "error"]
+    with command(folder, "legacy:fail", *arguments) as program:
+        program.wait_until(lambda: (folder / "x.sock").exists())
+        assert ask(str(folder / "x.sock")) == b""
+        program.wait_for("connection failed")
+        program.process.send_signal(signal.SIGTERM)
+        assert program.wait() == 0
+    line, failure = sorted(map(json.loads, program.errors.splitlines()), key=lambda record: -len(record["logger"]))
+    assert (failure["level"], failure["logger"]) == ("ERROR", "asyncserver")
+    assert (failure["server"], failure["peer"], failure["outcome"]) == ("unix:x.sock", "unix", "failed")
+    assert failure["exception"].endswith("ValueError: on purpose")
+    assert (line["level"], line["logger"]) == ("INFO", "asyncserver.connection")
+    assert (line["server"], line["peer"], line["outcome"]) == ("unix:x.sock", "unix", "failed")
+    assert line["message"].startswith("unix: connection failed after ")
+
+
+def test_lines_about_connections_are_off_by_default(folder: Path) -> None:
+    """Servers of thousands of short connections would drown in them."""
+    with command(folder, "app:handler", "--tcp", "127.0.0.1:0") as program:
+        assert ask(internet_address(program)) == b"olleh"
+        program.process.send_signal(signal.SIGTERM)
+        assert program.wait() == 0
+    assert "connection completed" not in program.errors
 
 
 # -- several certificates

@@ -24,7 +24,8 @@ from tests.serverkit import PATIENCE, errors_in, upper
 from tests.support import Client as AsyncClient
 from tests.support import within
 from tests.test_metrics import values
-from tests.workerkit import Client, Load, Program, Start, ask, ask_udp, start
+from tests.traffic import Load
+from tests.workerkit import Client, Program, Start, ask, ask_udp, start
 
 if TYPE_CHECKING:
     from collections import Counter
