@@ -10,7 +10,7 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Literal
 
-from ._monitor import Monitor
+from ._monitor import Monitor, tell_where
 from .logs import about
 from .serving import Serving, check_seconds
 from .stream_server import can_reload
@@ -170,7 +170,7 @@ async def _run(
         with signals.handled():
             async with contextlib.AsyncExitStack() as stack:
                 if monitoring is not None:  # first, so that it can say "not ready" before and after
-                    await stack.enter_async_context(monitoring)
+                    tell_where((await stack.enter_async_context(monitoring))._bound)
                 servers = [await stack.enter_async_context(serving) for serving in servings]
                 signals.concern(servers)
                 monitor.watch(servers, measure=monitoring is not None)

@@ -22,6 +22,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ._exchanges import Exchanges
+from ._monitor import tell_where
 from ._slot import NEVER, Slot, Worker, open_slots
 from ._tally import Tally
 from ._worker import FORCE, LEAVE, READY, SIGNALS, STOP, pass_over, work
@@ -115,7 +116,9 @@ class Supervisor:
         self._places = [", ".join(str(one.address) for one in group) for group in self._slots[0].sockets]
         self._tally = Tally(self._slots, self._workers, self._is_ready)
         if self._monitor is not None:
-            self._exchanges = Exchanges(self._selector, self._monitor.open_slots(1)[0], self._tally.respond)
+            bound = self._monitor.open_slots(1)[0]
+            self._exchanges = Exchanges(self._selector, bound, self._tally.respond)
+            tell_where(bound)
         self._started()
 
     # -- what wakes it
