@@ -20,6 +20,7 @@ from .serving import serve
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from .binding import BoundSocket
     from .metrics import Row
     from .server import Server
     from .serving import Serving
@@ -84,6 +85,12 @@ def warn_without_prometheus() -> None:
         metrics.require_prometheus()
     except ModuleNotFoundError as exc:
         _logger.warning("%s; until then only /ready and /live answer", exc)
+
+
+def tell_where(bound: Sequence[BoundSocket]) -> None:
+    """Say in the log where to ask."""
+    for place in places_of([one] for one in bound):
+        _logger.info("/metrics, /ready and /live on %s", place.replace("tcp:", "http:"))
 
 
 class Monitor:

@@ -168,7 +168,7 @@ class Durations:
 
 
 def measure_durations(server: Server) -> None:
-    """Measure how long handlers take that start from now on. Unasked it is not done: it costs 0.7 us for each."""
+    """Measure how long handlers take that start from now on. Unasked it is not done: it costs some 0.6 us for each."""
     if server.durations is None:
         server.durations = Durations()
         server._run = server.durations._timed(server._run)

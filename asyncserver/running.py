@@ -11,7 +11,7 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Literal
 
-from ._monitor import Monitor
+from ._monitor import Monitor, tell_where
 from .logs import about
 from .serving import Serving, check_seconds
 from .stream_server import can_reload
@@ -28,6 +28,7 @@ __all__ = ["run"]
 _logger = logging.getLogger("asyncserver")
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (*_STOP_SIGNALS, signal.SIGHUP)
 
 
 def run(
@@ -53,6 +54,8 @@ def run(
       be restarted for a new Python, and for a new asyncserver.
     * SIGUSR1 logs the counters of all workers together. SIGTERM sent to a worker replaces it.
     * If this process is killed, the workers drain and leave.
+
+    Under systemd (NOTIFY_SOCKET, WATCHDOG_USEC) it tells when it is ready, reloads and stops, and that it lives.
 
     Call it in the main thread, before the program starts threads: fork does not take them along. What follows
     `run()`, and `atexit`, is for this process only.
@@ -190,7 +193,7 @@ async def _run(
         with signals.handled():
             async with contextlib.AsyncExitStack() as stack:
                 if monitoring is not None:  # first, so that it can say "not ready" before and after
-                    await stack.enter_async_context(monitoring)
+                    tell_where((await stack.enter_async_context(monitoring))._bound)
                 servers = [await stack.enter_async_context(serving) for serving in servings]
                 signals.concern(servers)
                 monitor.watch(servers, measure=monitoring is not None)
@@ -255,7 +258,7 @@ class _Signals:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.getsignal(number) for number in (*_STOP_SIGNALS, signal.SIGHUP)}
+        before = {number: signal.getsignal(number) for number in _SIGNALS}
         for number in _STOP_SIGNALS:
             self._loop.add_signal_handler(number, self._stop, number)
         self._loop.add_signal_handler(signal.SIGHUP, self._reload)
@@ -264,7 +267,8 @@ class _Signals:
         finally:
             for number, handler in before.items():
                 self._loop.remove_signal_handler(number)
-                signal.signal(number, handler)
+                if handler is not None:  # one that is not Python's
+                    signal.signal(number, handler)
 
     def _stop(self, number: signal.Signals) -> None:
         """Close the servers, perhaps after a delay; a second time at once."""

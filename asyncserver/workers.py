@@ -22,6 +22,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ._exchanges import Exchanges
+from ._monitor import tell_where
 from ._slot import NEVER, Slot, Worker, open_slots
 from ._tally import Tally
 from ._watchdog import Watchdog
@@ -121,7 +122,9 @@ class Supervisor:
         self._tally = Tally(self._slots, self._workers, self._is_ready)
         self._watchdog = Watchdog(self._notify, self._slots, self._workers, self.stats)
         if self._monitor is not None:
-            self._exchanges = Exchanges(self._selector, self._monitor.open_slots(1)[0], self._tally.respond)
+            bound = self._monitor.open_slots(1)[0]
+            self._exchanges = Exchanges(self._selector, bound, self._tally.respond)
+            tell_where(bound)
         self._started()
 
     # -- what wakes it

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -239,6 +240,7 @@ class Program:
             [sys.executable, *arguments],
             cwd=folder,
             env={**inherited, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **environment},
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -284,9 +286,19 @@ class Program:
         self.process.wait()
         for thread in self._threads:
             thread.join(PATIENCE)
-        for pipe in (self.process.stdout, self.process.stderr):
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
             assert pipe is not None
             pipe.close()
+
+
+def wait_until_asleep(pid: int) -> None:
+    """Wait until the main thread of a program sleeps for good: who waits for the GIL wakes every 5 ms."""
+    switches, since = "", time.monotonic()
+    while time.monotonic() - since < 0.2:
+        text = Path(f"/proc/{pid}/task/{pid}/status").read_text()
+        now = text[text.index("voluntary_ctxt_switches") :]
+        if now != switches or "State:\tS" not in text:
+            switches, since = now, time.monotonic()
 
 
 def run_script(source: str, folder: Path, *arguments: str, **environment: str) -> tuple[int, str, str]:

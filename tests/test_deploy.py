@@ -6,7 +6,6 @@ Only addresses are replaced, so what is true of a recipe here is true elsewhere.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import re
 import signal
@@ -16,10 +15,10 @@ import pytest
 
 from tests.proxykit import connectable, find, nginx_command, running
 from tests.serverkit import ROOT
-from tests.workerkit import Client, Load, Program, ask_udp
+from tests.traffic import Load, Traffic
+from tests.workerkit import Program
 
 if TYPE_CHECKING:
-    from collections import Counter
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -90,51 +89,13 @@ def instances(folder: Path, option: str) -> Iterator[list[Instance]]:
             instance.program.close()
 
 
-class Traffic(Load):
-    """Clients of the load balancer; each checks its answers, and that the handler sees its own address."""
-
-    def __init__(self, both: list[Instance], datagrams: int = 0) -> None:
-        super().__init__(*[self._once] * 24, *[self._often] * 8, *[self._datagram] * datagrams)
-        self._both = both
-        self._hosts = itertools.cycle(range(2, 200))
-        self._crossed: list[str] = []
-
-    def __exit__(self, *exc: object) -> None:
-        super().__exit__(*exc)
-        received = {line.split()[0] for one in self._both for line in one.program.received()}
-        assert not received.intersection(self._crossed), "received and not answered"
-        assert not self.errors, self.errors
-        print(dict(self.count), len(self._crossed))
-
-    def _connect(self) -> Client:
-        return Client(FRONT, host=f"127.0.0.{next(self._hosts)}")
-
-    def _once(self, count: Counter[str]) -> None:
-        """Ask over a new connection: there is no excuse."""
-        with self._connect() as client:
-            client.ask(20_000)
-        count["answered"] += 1
-
-    def _often(self, count: Counter[str]) -> None:
-        """Ask again and again over one connection, unless the server has ended it, which it may between answers."""
-        with self._connect() as client:
-            client.ask(1_000)
-            count["answered"] += 1
-            for _ in range(50):
-                if client.at_end():
-                    count["left"] += 1
-                    return
-                try:
-                    client.ask(1_000, 0.001)
-                except ConnectionError:  # the question and the end have met on the way: it must not have arrived
-                    self._crossed.append(client.name)
-                    return
-                count["answered"] += 1
-
-    def _datagram(self, count: Counter[str]) -> None:
-        """Ask over UDP, from a new port."""
-        assert ask_udp(FRONT, b"question")[2] == b"question"
-        count["datagrams"] += 1
+@contextlib.contextmanager
+def traffic(both: list[Instance], datagrams: int = 0) -> Iterator[Traffic]:
+    """Let clients ask all the while; in the end each question has been answered."""
+    with Traffic(FRONT, datagrams=datagrams) as load:
+        yield load
+    load.check(line for instance in both for line in instance.program.received())
+    print(dict(load.count))
 
 
 def rolling_deploy(both: list[Instance], load: Load, requests: int, rolls: int) -> None:
@@ -155,7 +116,7 @@ def test_haproxy(requests: int, rolls: int, tmp_path: Path) -> None:
     with (
         instances(tmp_path, "--tcp") as both,
         running(haproxy, tmp_path / "haproxy.log", up=lambda: connectable(FRONT)),
-        Traffic(both) as load,
+        traffic(both) as load,
     ):
         rolling_deploy(both, load, requests, rolls)
     assert load.count["answered"] >= requests
@@ -169,7 +130,7 @@ def test_nginx(requests: int, rolls: int, tmp_path: Path) -> None:
     with (
         instances(tmp_path, "--udp") as both,
         running(nginx_command(conf), tmp_path / "nginx.log", up=lambda: connectable(FRONT)),
-        Traffic(both) as load,
+        traffic(both) as load,
     ):
         rolling_deploy(both, load, requests, rolls)
     assert load.count["answered"] >= requests
@@ -183,7 +144,7 @@ def test_nginx_for_datagrams(requests: int, rolls: int, tmp_path: Path) -> None:
     with (
         instances(tmp_path, "--udp") as both,
         running(nginx_command(conf), tmp_path / "nginx.log", up=lambda: connectable(FRONT)),
-        Traffic(both, datagrams=8) as load,
+        traffic(both, datagrams=8) as load,
     ):
         for instance in both * rolls:
             instance.roll()

@@ -15,7 +15,8 @@ import pytest
 
 import asyncserver
 from asyncserver.binding import Binding
-from tests.workerkit import Client, Load, Start, ask, ask_udp, both_workers, ended, start
+from tests.traffic import Load
+from tests.workerkit import Client, Start, ask, ask_udp, both_workers, ended, start
 
 if TYPE_CHECKING:
     from pathlib import Path

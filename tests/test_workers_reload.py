@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 import trustme
 
-from tests.workerkit import Client, Load, Start, ask, ask_udp, both_workers, ended, start
+from tests.traffic import Load
+from tests.workerkit import Client, Start, ask, ask_udp, both_workers, ended, start
 
 if TYPE_CHECKING:
     from collections import Counter

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from tests.workerkit import Client, Start, both_workers, start
+from tests.traffic import Traffic
+from tests.workerkit import Client, Start, both_workers, ended, start
 
 __all__ = ["start"]  # a fixture
 
@@ -36,6 +37,23 @@ def test_stop_under_load_answers_all_that_was_received(start: Start, whom: str) 
     program.expect("waiting for what runs")
     assert not any("again" in line for line in program.log)
     program.expect("accepted=110, active=0, .*completed=110")
+
+
+@pytest.mark.parametrize("how", ["stop", "killed supervisor"])
+def test_under_constant_load_what_a_worker_has_received_is_answered(start: Start, how: str) -> None:
+    """Clients keep coming, and whoever is connected is served; what crosses the end was not received by anybody."""
+    program = start("--tcp", "127.0.0.1:0", "--drain-timeout", "10")
+    (tcp,) = program.serving()
+    one, other = both_workers(tcp)
+    gone = [ended(client.ask()[1]) for client in (one, other)]
+    with one, other, Traffic(("127.0.0.1", tcp), stopping=True) as load:
+        load.wait_for("answered", 300)
+        began = time.monotonic()
+        program.tell(signal.SIGKILL if how == "killed supervisor" else signal.SIGTERM)
+        assert program.process.wait(10) == (-signal.SIGKILL if how == "killed supervisor" else 0)
+        assert all(wait(10) for wait in gone)
+        assert time.monotonic() - began < 10
+    load.check(program.received())
 
 
 def test_stop_answers_what_the_kernel_had_queued(start: Start) -> None:

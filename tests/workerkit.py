@@ -1,4 +1,4 @@
-"""What the tests of workers share: server programs with a log that is read as it comes, clients that check, load."""
+"""What the tests of workers share: server programs with a log that is read as it comes, and clients that check."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections import Counter
 from typing import TYPE_CHECKING, Self
 
 import pytest
@@ -253,44 +252,6 @@ def both_workers(port: int) -> list[Client]:
         if len(clients) == 2:
             return list(clients.values())
     pytest.fail("200 connections, and all at one worker")
-
-
-class Load:
-    """Threads that ask until told to stop. What goes wrong in one is kept, and ends it and the waiting."""
-
-    def __init__(self, *jobs: Callable[[Counter[str]], None]) -> None:
-        self.count: Counter[str] = Counter()
-        self.errors: list[BaseException] = []
-        self._more = threading.Condition()
-        self._stop = False
-        self._threads = [threading.Thread(target=self._run, args=(job,)) for job in jobs]
-
-    def _run(self, job: Callable[[Counter[str]], None]) -> None:
-        while not (self._stop or self.errors):
-            count: Counter[str] = Counter()
-            try:
-                job(count)
-            except Exception as exc:
-                self.errors.append(exc)
-            with self._more:
-                self.count += count
-                self._more.notify_all()
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._stop = True
-        for thread in self._threads:
-            thread.join()
-
-    def wait_for(self, name: str, further: int) -> None:
-        """Wait until so much more of it has been done."""
-        with self._more:
-            goal = self.count[name] + further
-            assert self._more.wait_for(lambda: self.count[name] >= goal or self.errors, 30), self.count
 
 
 def ended(pid: int) -> Callable[[float], bool]:
