@@ -35,6 +35,12 @@ if TYPE_CHECKING:
 CHUNK = 65536  # what one receive takes at most unless told otherwise; anyio's default, and a pipe's capacity
 _RECORD = 16384  # the payload of a TLS record at most (RFC 8446, 5.1)
 
+# Seconds that a peer which has to speak first has for its first byte, once the server drains. That byte follows the
+# connection at once, so a retransmission (RFC 6298 starts at 1 s) is what may hold it up.
+_FIRST_BYTE_TIMEOUT = 1.0
+# Chunks that are thrown away at most where nobody is waited for.
+_LEFTOVERS = 16
+
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # socket(7): SO_LINGER with no time discards what is unsent and resets
 
 
@@ -58,9 +64,21 @@ def refuse_torn(_: object) -> NoReturn:
     raise anyio.BrokenResourceError("TLS was interrupted in the middle of a record: this stream can only be closed")
 
 
+def refuse_unheard(_: object) -> NoReturn:
+    """Be a stream whose peer has yet to begin with its handshake, or with its PROXY header."""
+    refuse_torn(None)
+
+
 def at_end(_: int) -> bytes:
     """Be a stream whose peer has ended."""
     return b""
+
+
+def unread(fd: int) -> int:
+    """Bytes in the kernel that nobody has received."""
+    size = bytearray(4)
+    fcntl.ioctl(fd, termios.FIONREAD, size)
+    return int.from_bytes(size, sys.byteorder)
 
 
 class Connection:
@@ -119,6 +137,7 @@ class Connection:
         else:  # Waiter.wake(), inlined
             waiter._wakeup = None
             waiter._context.run(wakeup, waiter)
+            del wakeup  # holds the task; an error's traceback holds this frame (f_back), and the task the error
 
     def _on_writable(self) -> None:
         if self._writing is not None:
@@ -149,10 +168,7 @@ class Connection:
 
     def _unread(self) -> int:
         """Bytes in the kernel, and in OpenSSL, that nobody has received."""
-        size = bytearray(4)
-        fcntl.ioctl(self._fd, termios.FIONREAD, size)
-        pending = self._sock.pending() if isinstance(self._sock, ssl.SSLSocket) else 0
-        return int.from_bytes(size, sys.byteorder) + pending
+        return unread(self._fd) + (self._sock.pending() if isinstance(self._sock, ssl.SSLSocket) else 0)
 
     def _broken(self, exc: OSError) -> anyio.BrokenResourceError:
         """Be broken from now on. The kernel tells an error once and then reports an end, as if all had come."""
@@ -177,14 +193,46 @@ class Connection:
 
     # -- before all else
 
+    async def _hear(self) -> None:
+        """Wait until the peer, who has to speak first, has said something or has ended; leaves it in the kernel.
+
+        Raises:
+            anyio.ClosedResourceError: closed meanwhile, for example by a server that drains.
+            anyio.BrokenResourceError: the connection broke.
+        """
+        if self._recv is not refuse_closed:
+            self._recv = refuse_unheard
+        while self._recv is refuse_unheard:
+            try:
+                socket.socket.recv(self._sock, 1, socket.MSG_PEEK)  # below TLS, if any
+            except BlockingIOError:
+                await self._readable()
+            except OSError as exc:
+                raise self._broken(exc) from exc
+            else:
+                self._unwatch()
+                self._recv = self._read
+                return
+        refuse_closed(None)
+
+    def _end_if_unheard_soon(self) -> None:
+        """The server drains: a peer that has yet to say its first byte is between two messages, but may be about to."""
+        self._poller.loop.call_later(_FIRST_BYTE_TIMEOUT, self._end_if_unheard)
+
+    def _end_if_unheard(self) -> None:
+        if self._recv is refuse_unheard and not self._unread():
+            self._close()
+
     async def _take_proxy_header(self) -> ProxyHeader:
         """Take a PROXY protocol header off the socket and leave in the kernel what comes behind it.
 
         Raises:
             HeaderError: something else came.
             anyio.EndOfStream: nothing more came.
+            anyio.ClosedResourceError: the server drains, and nothing came at all.
             anyio.BrokenResourceError: the connection broke.
         """
+        await self._hear()
         parser, sock = HeaderParser(), self._sock
         while parser.header is None:
             try:
@@ -215,6 +263,8 @@ class Connection:
             self._close()
             raise
         try:
+            await self._hear()
+            self._recv = refuse_torn
             await self._shake_hands(sock)
         finally:
             self._unwatch()  # what is watched is waited for before anybody asks for the state
@@ -289,15 +339,30 @@ class Connection:
 
     # -- ending
 
-    async def _finish(self, *, notify: bool) -> None:
-        """Bring the last bytes across, as far as the peer cooperates."""
+    async def _finish(self, *, notify: bool, broken: bool) -> None:
+        """Bring the last bytes across, as far as the peer cooperates.
+
+        A broken connection has only an alert of TLS to bring across. Its peer may go on sending without end, and is
+        not waited for.
+        """
         sock = self._sock
         if notify and isinstance(sock, ssl.SSLSocket):
             with contextlib.suppress(ssl.SSLError, ValueError):  # for example: its data crosses our close_notify
                 await self._close_notify(sock)
         if self._fd >= 0 and self._unread():
             sock.shutdown(socket.SHUT_WR)
-            await self._discard(sock)
+            if broken:
+                self._discard_leftovers(sock)
+            else:
+                await self._discard(sock)
+
+    @staticmethod
+    def _discard_leftovers(sock: socket.socket) -> None:
+        """Throw away what is there: a close on top of it would reset, and the alert could be lost."""
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(_LEFTOVERS):
+                if not socket.socket.recv(sock, CHUNK):
+                    return
 
     async def _discard(self, sock: socket.socket) -> None:
         """Throw away what arrives until the peer ends."""

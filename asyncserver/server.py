@@ -152,9 +152,8 @@ class Server:
 
         Called again, it waits for the same end, sooner if the new timeout says so. Called from inside a handler it
         does not wait for that handler, which has until the deadline, and at least a second, to end (but in a task that
-        the handler waits for, it does). If the caller is
-        cancelled while it waits, the deadline is now: close() ends within about a second, then CancelledError is
-        raised.
+        the handler waits for, it does). If the caller is cancelled while it waits, the deadline is now: close() ends
+        within about a second, then CancelledError is raised.
 
         Args:
             drain_timeout: seconds; None for the server's own.
@@ -242,12 +241,13 @@ class Server:
             raise
         finally:
             self._starting = None
-        if task.done():
+        if done := task.done():
             self._judge(task, source)
-            return False
-        self._live[task] = source
-        task.add_done_callback(self._done_callback, context=self._context)
-        return True
+        else:
+            self._live[task] = source
+            task.add_done_callback(self._done_callback, context=self._context)
+        del task  # holds its error, whose traceback may come to hold this frame (f_back): a cycle
+        return not done
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         source = self._live.pop(task, None)
@@ -316,12 +316,14 @@ class Server:
                 with anyio.CancelScope(shield=shield):
                     await asyncio.wait([task])
             except asyncio.CancelledError as exc:
-                cancelled = exc
-                shield = True
+                cancelled, shield = exc, True
                 self._hasten(self._loop.time())
-        if cancelled is not None:
-            raise cancelled
-        return task.result()
+        try:
+            if cancelled is not None:
+                raise cancelled
+            return task.result()
+        finally:
+            del cancelled  # its traceback holds this frame: a cycle
 
     def _hasten(self, deadline: float) -> None:
         self._deadline = min(self._deadline, deadline)
@@ -365,8 +367,7 @@ class Server:
         for source in tuple(self._finishing.values()):
             source.abort()
         self._drop_waiting()
-        end = self._loop.time() + _CANCEL_GRACE
-        ending = list(left)
+        end, ending = self._loop.time() + _CANCEL_GRACE, list(left)
 
         def ended() -> bool:  # looks at each task about once, however many there are
             while ending and ending[-1] not in self._live:
