@@ -302,7 +302,7 @@ class Server:
         if exc is None or isinstance(exc, SystemExit | KeyboardInterrupt):  # those end the loop, and tell by that
             return
         _logger.error(
-            "handler of %s failed", source.peer_address, exc_info=exc, extra=about(self, source, outcome="failed")
+            "handler of %r failed", source.peer_address, exc_info=exc, extra=about(self, source, outcome="failed")
         )
         if self._on_error is not None:
             try:
@@ -376,7 +376,7 @@ class Server:
         await self._until(ended, lambda: end)
         given_up = {task: source for task, source in left.items() if task in self._live}
         for task, source in given_up.items():
-            _logger.warning("handler of %s ignored its cancellation", source.peer_address, extra=about(self, source))
+            _logger.warning("handler of %r ignored its cancellation", source.peer_address, extra=about(self, source))
             source.abort()
             del self._live[task]
             self._count["cancelled"] += 1

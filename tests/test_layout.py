@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # What each module may import of its own package when it is loaded; imports for the type checker do not count.
-_BELOW_SERVER = {"exceptions", "logs", "reports", "binding", "systemd", "_types", "_tasks"}
+_BELOW_SERVER = {"exceptions", "logs", "reports", "binding", "_socket_file", "systemd", "_types", "_tasks"}
 _STREAMS = {"proxy_protocol", "_connection", "_served", "_waiter", "_poller", "_attributes", "exceptions", "_types"}
 _SERVERS = _BELOW_SERVER | _STREAMS | {
     "_transports", "adapters", "datagram", "listener", "server", "stream", "tls",
@@ -29,7 +29,8 @@ ASYNCSERVER: dict[str, set[str]] = {
     "_certificate": set(),
     "tls": {"_certificate"},
     "systemd": {"exceptions"},
-    "binding": {"exceptions", "systemd", "_types"},
+    "_socket_file": {"exceptions"},
+    "binding": {"_socket_file", "exceptions", "systemd", "_types"},
     "logs": {"binding", "reports"},
     "listener": {"binding", "exceptions", "reports", "_types"},
     "proxy_protocol": {"exceptions"},
