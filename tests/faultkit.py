@@ -121,21 +121,23 @@ class ServerProcess:
 
 
 @contextlib.contextmanager
-def crowd(address: Any, count: int) -> Iterator[list[socket.socket]]:
+def crowd(address: Any, count: int, receive_buffer: int | None = None) -> Iterator[list[socket.socket]]:
     """Connect so many clients, non-blocking; at the end they reset what is left, so that no port waits for hours."""
     with contextlib.ExitStack() as stack:
         clients = []
         for _ in range(count):
-            clients.append(stack.enter_context(connect(address)))
+            clients.append(stack.enter_context(connect(address, receive_buffer)))
             stack.callback(reset, clients[-1])
             clients[-1].setblocking(False)
         yield clients
 
 
-def connect(address: Any) -> socket.socket:
+def connect(address: Any, receive_buffer: int | None = None) -> socket.socket:
     """Connect a blocking socket that gives up after a while."""
     sock = socket.socket(socket.AF_INET if isinstance(address, tuple) else socket.AF_UNIX)
     sock.settimeout(PATIENCE)
+    if receive_buffer is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     try:
         sock.connect(address)
     except BaseException:

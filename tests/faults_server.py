@@ -82,6 +82,7 @@ class Reporter:
         self.servers = servers
         self.messages = messages
         self.ended = asyncio.Event()
+        self.memory = os.open("/proc/self/statm", os.O_RDONLY)  # now: there may be no descriptor for it later
         self.loop = asyncio.get_running_loop()
         self.loop.add_reader(0, self.read)
 
@@ -100,13 +101,16 @@ class Reporter:
     def report(self) -> dict[str, Any]:
         """What the process uses, and what each of its servers has counted."""
         gc.collect()
-        with open("/proc/self/statm", "rb") as file:
-            resident = int(file.read().split()[1]) * resource.getpagesize()
+        resident = int(os.pread(self.memory, 100, 0).split()[1]) * resource.getpagesize()
+        try:
+            descriptors = len(os.listdir("/proc/self/fd")) - 1
+        except OSError:  # none is left to look with
+            descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         counters = {name: dataclasses.asdict(server.stats()) for name, server in self.servers.items()}
         return counters | {
             "memory": resident,
             "cpu": time.process_time(),
-            "descriptors": len(os.listdir("/proc/self/fd")) - 1,
+            "descriptors": descriptors,
             "tasks": len(asyncio.all_tasks(self.loop)),
             "threads": threading.active_count(),
             "log": dict(self.messages.count),

@@ -9,7 +9,6 @@ import contextlib
 import os
 import random
 import socket
-import ssl
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -32,6 +31,7 @@ from tests.faults_server import LARGE
 from tests.serverkit import LOOPS
 
 if TYPE_CHECKING:
+    import ssl
     from pathlib import Path
 
 PROXY_HEADERS = (b"PROXY TCP4 192.0.2.1 127.0.0.1 1000 80\r\n", b"PROXY UNKNOWN\r\n")
@@ -158,10 +158,10 @@ class Load:
         assert not [one for one in told["messages"] if " WARNING " in one and "refused a connection" not in one]
 
 
-def run(loop: str, seconds: float, samples: int, certfile: Path, context: ssl.SSLContext, unix: str) -> None:
+def run(loop: str, seconds: float, samples: int, *, certfile: Path, context: ssl.SSLContext, unix: Path) -> None:
     """Load a server for so long, with a look at it now and then, and judge how what it uses has changed."""
     kinds: dict[str, Any] = {
-        "tcp": {}, "tls": {"certfile": str(certfile)}, "proxy": {}, "unix": {"path": unix}, "udp": {},
+        "tcp": {}, "tls": {"certfile": str(certfile)}, "proxy": {}, "unix": {"path": str(unix)}, "udp": {},
         "idle": {"idle_timeout": IDLE},
     }  # fmt: skip
     with ServerProcess(loop, **kinds) as server:
@@ -205,7 +205,7 @@ def judge(loop: str, looks: list[tuple[float, dict[str, Any]]], load: Load, seco
 @pytest.mark.parametrize("loop", LOOPS)
 def test_mixed_load(loop: str, certfile: Path, client_context: ssl.SSLContext, tmp_path: Path) -> None:
     """A short one: every kind of client in turn, and the account is exact."""
-    run(loop, 1.5, 6, certfile, client_context, str(tmp_path / "u"))
+    run(loop, 1.5, 6, certfile=certfile, context=client_context, unix=tmp_path / "u")
 
 
 @pytest.mark.soak
@@ -214,4 +214,5 @@ def test_mixed_load(loop: str, certfile: Path, client_context: ssl.SSLContext, t
 def test_mixed_load_for_long(loop: str, certfile: Path, client_context: ssl.SSLContext, tmp_path: Path) -> None:
     """As long as SOAK_MINUTES says (3), with a look at memory, descriptors, tasks and threads every few seconds."""
     minutes = float(os.environ.get("SOAK_MINUTES", "3"))
-    run(loop, minutes * 60, max(60, int(minutes * 12)), certfile, client_context, str(tmp_path / "u"))
+    looks = max(60, int(minutes * 12))
+    run(loop, minutes * 60, looks, certfile=certfile, context=client_context, unix=tmp_path / "u")
