@@ -98,6 +98,7 @@ class Datagram:
             OSError: the system refuses; with errno EMSGSIZE the data is too large for one datagram.
             anyio.BrokenResourceError: the sender has no address, or (a Unix socket) is gone.
         """
+        self.endpoint.catch_up()
         await self.endpoint.send(data, self.address, self.control)
         self.replied = True
 
@@ -116,7 +117,7 @@ class Endpoint:
     Args:
         loop: the loop that watches it.
         bound: the socket. The endpoint closes it.
-        received: called with each Datagram; may call `pause()`.
+        ready: called with the endpoint when it is readable; takes datagrams with `take()`, and may call `pause()`.
         drained: called when nothing is left to read after `drain()`.
         max_datagram_size: bytes of a datagram that are kept.
     """
@@ -125,13 +126,13 @@ class Endpoint:
         self,
         loop: asyncio.AbstractEventLoop,
         bound: BoundSocket,
-        received: Callable[[Datagram], object],
+        ready: Callable[[Endpoint], object],
         drained: Callable[[], object],
         max_datagram_size: int,
     ) -> None:
         self._loop = loop
         self._bound = bound
-        self._received = received
+        self._ready = ready
         self._drained = drained
         self.sock: socket.socket = bound.sock
         sock = self.sock
@@ -141,8 +142,12 @@ class Endpoint:
         self._unix = sock.family == socket.AF_UNIX
         self._watching = False
         self._closed = False
+        self.left: int = 0  # to take in this batch
         self._room: asyncio.Future[None] | None = None
         self._owed: int | None = None  # while draining: how many datagrams to read at most
+        # Sends what the handlers before have returned and the server still holds; what comes later goes out later.
+        self.catch_up: Callable[[], object] = bool
+        self.received: int = 0
         self.sent: int = 0
         # The kernel has counted since the socket was bound, which may have been in another process.
         self._dropped = -self._meminfo()[_MEMINFO_DROPS]
@@ -168,36 +173,43 @@ class Endpoint:
             self._watching = False
 
     def _on_readable(self) -> None:
-        if not self._watching:
-            return
-        for _ in range(_BATCH):
+        if self._watching:
+            self.left = _BATCH
+            self._ready(self)
+            if self._owed == 0:
+                self.pause()
+                self._drained()
+            elif self._owed is not None:  # if that was the last one, no event would tell
+                self._loop.call_soon(self._on_readable)
+
+    def take(self) -> Datagram | None:
+        """Receive a datagram; None if there is none, or the batch is over, or the endpoint pauses."""
+        while self.left and self._watching and self._owed != 0:
+            self.left -= 1
             try:
                 datagram = self._receive()
             except BlockingIOError:
+                self.left = 0
                 if self._owed is not None:
                     self._owed = 0
-                break
             except OSError as exc:  # an ICMP error for something we sent; the next call goes on
                 _logger.debug("receiving on %s: %s", self._bound.address, exc)
-                continue
-            if self._owed is not None:
-                self._owed -= 1
-            self._received(datagram)
-            if self._owed == 0 or not self._watching:  # the server may have paused us
-                break
-        if self._owed == 0:
-            self.pause()
-            self._drained()
+            else:
+                self.received += 1
+                if self._owed is not None:
+                    self._owed -= 1
+                return datagram
+        return None
 
     def _receive_one(self) -> Datagram:
         # With MSG_TRUNC the size is the datagram's own, recv(2). `recvfrom` would then return memory that was never
         # written, so it has to be the buffer of ours.
         size, address = self.sock.recvfrom_into(self._buffer, 0, socket.MSG_TRUNC)
-        return Datagram(self, bytes(self._buffer[:size]), address, None, size > self._size)
+        return Datagram(self, self._buffer[:size].tobytes(), address, None, size > self._size)
 
     def _receive_any(self) -> Datagram:
         size, control, _, address = self.sock.recvmsg_into([self._buffer], 64, socket.MSG_TRUNC)
-        data = bytes(self._buffer[:size])
+        data = self._buffer[:size].tobytes()
         return Datagram(self, data, address, _answering(control), size > self._size)
 
     def _wildcard(self) -> bool:

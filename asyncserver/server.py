@@ -104,8 +104,7 @@ class Server:
 
     def stats(self) -> ServerStats:
         """Count what has happened so far."""
-        active = len(self._live) + (self._starting is not None)  # what finishes is counted by how it ended
-        return ServerStats(**{**self._count, **self._measured(), "active": active})
+        return ServerStats(**{**self._count, **self._measured()})
 
     def pause(self) -> None:
         """Take nothing new; the kernel queues connections and datagrams, until its limits. Handlers go on.
@@ -152,9 +151,8 @@ class Server:
 
         Called again, it waits for the same end, sooner if the new timeout says so. Called from inside a handler it
         does not wait for that handler, which has until the deadline, and at least a second, to end (but in a task that
-        the handler waits for, it does). If the caller is
-        cancelled while it waits, the deadline is now: close() ends within about a second, then CancelledError is
-        raised.
+        the handler waits for, it does). If the caller is cancelled while it waits, the deadline is now: close() ends
+        within about a second, then CancelledError is raised.
 
         Args:
             drain_timeout: seconds; None for the server's own.
@@ -214,7 +212,7 @@ class Server:
 
     def _measured(self) -> dict[str, int]:
         """Counters that are read from elsewhere."""
-        return {}
+        return {"active": len(self._live) + (self._starting is not None)}  # what finishes is counted by how it ended
 
     def _released(self, source: Any) -> None:
         """A handler has ended, and what it handled is closed."""
@@ -229,14 +227,14 @@ class Server:
         make = getattr(handler, "for_server", None)
         return handler if make is None else make(self)
 
-    def _start(self, handler: Callable[[Any], Coroutine[Any, Any, Any]], source: Any) -> bool:
-        """Run a handler in a task of its own, up to its first wait at once; true if it still runs."""
+    def _start(self, handler: Callable[[Any], Coroutine[Any, Any, Any]], source: Any) -> None:
+        """Run a handler in a task of its own, up to its first wait at once."""
         self._starting = source
         try:
             task = start_task(handler(source), self._loop, self._context)
         except Exception as exc:  # not even a coroutine: a wrong signature, most likely
             self._settle(source, exc, None)
-            return False
+            return
         except BaseException:  # SystemExit, KeyboardInterrupt: the program ends
             source.abort()
             raise
@@ -244,10 +242,13 @@ class Server:
             self._starting = None
         if task.done():
             self._judge(task, source)
-            return False
+        else:
+            self._keep(task, source)
+
+    def _keep(self, task: asyncio.Task[Any], source: Any) -> None:
+        """See a handler that waits to its end."""
         self._live[task] = source
         task.add_done_callback(self._done_callback, context=self._context)
-        return True
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         source = self._live.pop(task, None)

@@ -231,6 +231,7 @@ class StreamServer(Server):
     def _measured(self) -> dict[str, int]:
         open_now = (*self.connections, *self._finishing.values())
         return {
+            **super()._measured(),
             "bytes_received": self._count["bytes_received"] + sum(one.bytes_received for one in open_now),
             "bytes_sent": self._count["bytes_sent"] + sum(one.bytes_sent for one in open_now),
         }
