@@ -20,6 +20,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ._log import logger
 from .reports import ServerStats
 from .stream_server import StreamServer
 from .tls import TLSContext
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from .server import Server
     from .serving import Serving
 
-logger = logging.getLogger("asyncserver")
 
 READY, LEAVE, STOP, FORCE, STATS = b"ready", b"leave", b"stop", b"force", b"stats"
 LONGEST_MESSAGE = 1 << 17  # counters of some 200 servers; a socket pair holds about as much

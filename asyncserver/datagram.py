@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import os
 import socket
 import struct
 from typing import TYPE_CHECKING, TypeAlias
 
 import anyio
+
+from ._log import logger as _logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Datagram"]
 
-_logger = logging.getLogger("asyncserver")
 
 # Datagrams taken in one wake-up: long enough to save trips through the loop, and with quick handlers a fifth of a
 # millisecond for everybody else.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from ._log import logger as _logger
 from ._receiver import Receiver
 from ._transports import EndpointTransport
 from .adapters import ProtocolHandler
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from ._types import DatagramHandler, ErrorHandler
     from .binding import BoundSocket
-
-_logger = logging.getLogger("asyncserver")
 
 
 class DatagramServer(Server):

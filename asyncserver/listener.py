@@ -7,9 +7,10 @@ of lines (asyncio) when descriptors run out, and cannot hand an accepted socket 
 from __future__ import annotations
 
 import errno
-import logging
 import socket
 from typing import TYPE_CHECKING
+
+from ._log import logger as _logger
 
 if TYPE_CHECKING:
     import asyncio
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from ._types import Address
     from .binding import BoundSocket
 
-_logger = logging.getLogger("asyncserver")
 
 # Connections accepted in one wake-up. Each starts a handler at once, so this bounds what others wait: about a
 # millisecond.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import signal
 import threading
 from typing import TYPE_CHECKING, Literal
 
+from ._log import logger as _logger
 from .serving import Serving
 from .workers import Supervisor
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
-_logger = logging.getLogger("asyncserver")
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

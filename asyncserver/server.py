@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import logging
 import math
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
+from ._log import logger as _logger
 from ._tasks import start_task
 from .reports import DrainReport, ServerStats, outcome_of
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from ._types import Address, ErrorHandler
     from .binding import BoundSocket
 
-_logger = logging.getLogger("asyncserver")
 
 # Seconds between cancelling a handler and taking its connection away.
 _CANCEL_GRACE = 1.0
@@ -297,7 +296,7 @@ class Server:
         if self._on_error is not None:
             try:
                 self._on_error(exc, source)
-            except Exception:
+            except (Exception, asyncio.CancelledError):  # the latter of a future that it looked at: nobody cancels it
                 _logger.exception("on_error failed")
 
     # -- closing

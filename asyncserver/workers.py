@@ -22,6 +22,7 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
+from ._log import logger as _logger
 from ._worker import FORCE, LEAVE, LONGEST_MESSAGE, READY, SIGNALS, STATS, STOP, pass_over, work
 from .reports import ServerStats
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from .binding import BoundSocket
     from .serving import Serving
 
-_logger = logging.getLogger("asyncserver")
 
 _NEVER = float("inf")
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -19,10 +19,11 @@ from tests.support import Client, Transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+
     from asyncserver import Datagram, Stream
 
 
-class Unspeakable(Exception):
+class UnspeakableError(Exception):
     """An error that cannot even be shown."""
 
     def __str__(self) -> str:
@@ -40,7 +41,7 @@ async def raises(stream: Stream) -> None:
 
 
 async def raises_what_cannot_be_shown(stream: Stream) -> None:
-    raise Unspeakable
+    raise UnspeakableError
 
 
 async def raises_its_own_kind(stream: Stream) -> None:

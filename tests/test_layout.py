@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # What each module may import of its own package when it is loaded; imports for the type checker do not count.
-_BELOW_SERVER = {"exceptions", "reports", "binding", "_types", "_tasks"}
+_BELOW_SERVER = {"exceptions", "reports", "binding", "_types", "_tasks", "_log"}
 _STREAMS = {"proxy_protocol", "_connection", "_served", "_waiter", "_poller", "_attributes", "exceptions", "_types"}
 _SERVERS = _BELOW_SERVER | _STREAMS | {
     "_transports", "adapters", "datagram", "listener", "server", "stream", "tls",
@@ -24,28 +24,29 @@ ASYNCSERVER: dict[str, set[str]] = {
     "exceptions": set(),
     "_types": set(),
     "_tasks": set(),
+    "_log": set(),
     "_waiter": {"exceptions", "_types"},
     "reports": {"exceptions", "_types"},
     "tls": {"exceptions", "_types"},
     "binding": {"exceptions", "_types"},
-    "listener": {"binding", "exceptions", "_types"},
+    "listener": {"binding", "exceptions", "_log", "_types"},
     "proxy_protocol": {"exceptions"},
     "_poller": {"_types"},
     "_connection": {"_poller", "_waiter", "exceptions", "proxy_protocol", "_types"},
     "_attributes": {"_types"},
     "_served": {"_connection", "_poller", "_waiter", "exceptions", "_types"},
     "stream": _STREAMS,
-    "datagram": {"binding", "exceptions", "_types"},
-    "_transports": {"datagram", "exceptions", "stream", "_types"} | _STREAMS,
+    "datagram": {"binding", "exceptions", "_log", "_types"},
+    "_transports": {"_log", "datagram", "exceptions", "stream", "_types"} | _STREAMS,
     "adapters": {"_connection", "_transports", "datagram", "exceptions", "stream", "_tasks", "_types"},
     "server": _BELOW_SERVER,
     "stream_server": _SERVERS,
     "_receiver": {"_tasks", "_waiter", "datagram"},
     "datagram_server": _SERVERS | {"_receiver"},
     "serving": _SERVERS | {"stream_server", "datagram_server"},
-    "_worker": {"reports", "serving", "stream_server", "tls"},
-    "workers": {"_worker", "binding", "reports", "serving"},
-    "running": {"server", "serving", "workers"},
+    "_worker": {"_log", "reports", "serving", "stream_server", "tls"},
+    "workers": {"_log", "_worker", "binding", "reports", "serving"},
+    "running": {"_log", "server", "serving", "workers"},
 }
 TIES_ALL_TOGETHER = {"__init__", "__main__", "cli"}
 
