@@ -47,12 +47,18 @@ def need_descriptors(count: int) -> None:
 
 
 class ServerProcess:
-    """`tests/faults_server.py` in a process of its own, whose memory and CPU time are the server's alone."""
+    """`tests/faults_server.py` in a process of its own, whose memory and CPU time are the server's alone.
 
-    def __init__(self, loop: str, **kinds: dict[str, Any]) -> None:
+    Args:
+        loop: the module of its event loop.
+        prefix: a command that it is started by, such as `unshare`.
+        kinds: its servers, with their options.
+    """
+
+    def __init__(self, loop: str, /, *prefix: str, **kinds: dict[str, Any]) -> None:
         environment = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME"}}
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "tests.faults_server", loop, json.dumps(kinds)],
+            [*prefix, sys.executable, "-W", "error", "-m", "tests.faults_server", loop, json.dumps(kinds)],
             cwd=ROOT,
             env=environment | {"PYTHONPATH": str(ROOT)},
             stdin=subprocess.PIPE,

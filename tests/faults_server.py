@@ -65,14 +65,15 @@ async def answer_datagram(datagram: Datagram) -> bytes | None:
 
 def serving(name: str, options: dict[str, Any]) -> Serving:
     """One server, by the name of its kind."""
+    host = options.pop("host", "127.0.0.1")
     if name == "udp":
-        return asyncserver.serve_datagrams(answer_datagram, "127.0.0.1", 0, **options)
+        return asyncserver.serve_datagrams(answer_datagram, host, 0, **options)
     if name == "unix":
         return asyncserver.serve(answer, **options)
     if name in {"tls", "mutual"}:
         files = {key: options.pop(key) for key in ("certfile", "client_ca") if key in options}
         options["ssl"] = asyncserver.tls_context(**files)
-    return asyncserver.serve(answer, "127.0.0.1", 0, proxy_protocol=name == "proxy", **options)
+    return asyncserver.serve(answer, host, 0, proxy_protocol=name == "proxy", **options)
 
 
 class Reporter:
