@@ -168,6 +168,7 @@ def run(loop: str, seconds: float, samples: int, *, certfile: Path, context: ssl
         load = Load(server.addresses, context)
         with contextlib.closing(load), crowd(server.addresses["tcp"], 50) as steady:
             load.connected["tcp"] += 50
+            load.round()  # an endpoint keeps a task from its first datagram on
             tasks = server.until(lambda now: now["tcp"]["active"] == 50)["tasks"]
             looks = []
             begun = time.monotonic()
