@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import math
@@ -29,8 +30,16 @@ FIGURES = "ASYNCSERVER_FIGURES"
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
-def figure(row: str, loop: str, value: str, bound: str) -> None:
-    """Print what a test has measured and what it allows; in a soak also keep it for the table."""
+def figure(row: str, loop: str | None, value: str, bound: str) -> None:
+    """Print what a test has measured and what it allows; in a soak also keep it for the table.
+
+    Args:
+        row: what was done to the server.
+        loop: the module of its loop; None for the one that runs.
+        value: what came of it.
+        bound: what was allowed.
+    """
+    loop = loop or type(asyncio.get_running_loop()).__module__.partition(".")[0]
     print(f"{row} [{loop}]: {value} (allowed: {bound})")
     if path := os.environ.get(FIGURES):
         with open(path, "a") as file:

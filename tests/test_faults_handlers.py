@@ -205,7 +205,7 @@ async def test_bad_handler(
     for task in left_behind.value:
         with pytest.raises((anyio.ClosedResourceError, anyio.BrokenResourceError)):
             await task
-    figure(f"handler {behaviour.__name__} ({kind})", "both", f"{outcome}, told {len(told)} x", "contained, once")
+    figure(f"handler {behaviour.__name__} ({kind})", None, f"{outcome}, told {len(told)} x", "contained, once")
 
 
 DATAGRAMS: dict[Callable[[Any], Coroutine[Any, Any, Any]], str] = {

@@ -96,7 +96,7 @@ async def test_error_of_a_handler(tcp: Transport, kind: str, log: Any, capsys: p
         client.close()
         await until(lambda: server.stats().active == 0)
         assert is_balanced(server)
-    figure(f"10 failing handlers ({kind}), {type(log).__name__} log", "both", f"{server.stats().failed} counted", "10")
+    figure(f"10 failing handlers ({kind}), {type(log).__name__} log", None, f"{server.stats().failed} counted", "10")
     assert server.stats().failed == log.asked == len(told) == 10
     # As logging itself does with what a handler cannot do.
     assert ("the log cannot be written" in capsys.readouterr().err) == isinstance(log, Broken)

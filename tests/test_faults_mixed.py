@@ -197,10 +197,10 @@ def judge(loop: str, looks: list[tuple[float, dict[str, Any]]], load: Load, seco
         values = [float(now[name]) for _, now in looks]
         growth, interval = slope(times, values)
         figure(
-            f"mixed load, {seconds / 60:g} minutes, {load.answers} answers: {name}{' KiB' * (unit > 1)} per hour",
+            f"mixed load for {seconds / 60:g} minutes: {name}{' in KiB' * (unit > 1)}, growth per hour",
             loop,
             f"{growth * 3600 / unit:+.1f} +- {interval * 3600 / unit:.1f}; first {values[0] / unit:.0f}, last "
-            f"{values[-1] / unit:.0f}",
+            f"{values[-1] / unit:.0f}; {load.answers} answers",
             "no growth",
         )
         assert (growth - interval) * (times[-1] - times[0]) <= tolerance, (name, values)

@@ -54,7 +54,7 @@ async def test_pieces_of_every_size(transport: Transport) -> None:
             client = await transport.connect(server)
             assert await converse(client, in_pieces(QUESTIONS, size)) == ANSWER, size
             client.close()
-    figure(f"pieces of 1 to {len(QUESTIONS)} bytes ({transport.name})", "both", "the same answer", "the same answer")
+    figure(f"pieces of 1 to {len(QUESTIONS)} bytes ({transport.name})", None, "the same answer", "the same answer")
 
 
 async def test_two_pieces_divided_at_every_byte(transport: Transport) -> None:
@@ -116,4 +116,4 @@ async def test_writes_of_every_size(transport: Transport, kind: str) -> None:
             await client.send(b"%d\n" % size)
             assert await client.receive_exactly(size) == pattern[:size], size
         client.close()
-    figure(f"writes of {len(SIZES)} sizes ({transport.name}, {kind})", "both", "the same bytes", "the same bytes")
+    figure(f"writes of {len(SIZES)} sizes ({transport.name}, {kind})", None, "the same bytes", "the same bytes")

@@ -134,7 +134,7 @@ async def test_resets_during_the_drain(transport: Transport, kind: str, caplog: 
     report = await reset_while_draining(transport, handler, 100)
     await until(lambda: len(os.listdir("/proc/self/fd")) <= before)
     logged = [record for record in caplog.records if record.name == "asyncserver"]
-    figure(f"100 resets (drain, {kind}, {transport.name})", "both", f"{report}, {len(logged)} lines logged", "0 lines")
+    figure(f"100 resets (drain, {kind}, {transport.name})", None, f"{report}, {len(logged)} lines logged", "0 lines")
     assert report == asyncserver.DrainReport(completed=100)
     assert not logged
 

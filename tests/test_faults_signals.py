@@ -142,8 +142,8 @@ def test_sigterm_while_starting(loop: str, workers: int, tmp_path: Path) -> None
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("loop", LOOPS)
 def test_sigterm_at_many_moments_of_the_start(loop: str, workers: int, tmp_path: Path) -> None:
-    """The same at a hundred moments."""
-    terminate_while_starting(loop, workers, tmp_path, moments=100)
+    """The same at fifty moments."""
+    terminate_while_starting(loop, workers, tmp_path, moments=50)
 
 
 def terminate_while_starting(loop: str, workers: int, folder: Path, moments: int) -> None:

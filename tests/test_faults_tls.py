@@ -143,7 +143,7 @@ async def test_truncated_message_is_not_taken_for_whole(tls: Transport) -> None:
         await peer.send_eof()
         await eventually(lambda: ends)
         peer.close()
-    figure(f"TLS cut off at each of {len(record) + 22} bytes", "both", "told as broken each time", "never as complete")
+    figure(f"TLS cut off at each of {len(record) + 22} bytes", None, "told as broken each time", "never as complete")
     assert ends == [(record, "whole")]
 
 
@@ -201,4 +201,4 @@ async def test_handshakes_that_stop_at_every_byte(tls: Transport) -> None:
         count = len(range(0, len(hello), 7))
         await eventually(lambda: server.stats().refused == count)
         assert server.stats().active == 0
-    figure(f"ClientHello cut off at {count} places", "both", f"{count} refused", "all")
+    figure(f"ClientHello cut off at {count} places", None, f"{count} refused", "all")
