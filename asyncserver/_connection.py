@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 CHUNK = 65536  # what one receive takes at most unless told otherwise; anyio's default, and a pipe's capacity
 _RECORD = 16384  # the payload of a TLS record at most (RFC 8446, 5.1)
 
+# Seconds that a peer may take for its first bytes: they follow its connection (or the header that a proxy puts before
+# them) at once, or after one retransmission, which takes the round trip and 200 ms on Linux.
+_FIRST_WORDS = 0.5
+_SILENT_FOR = slice(52, 56)  # tcpi_last_data_recv in struct tcp_info, linux/tcp.h: ms since the last data or the start
+
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # socket(7): SO_LINGER with no time discards what is unsent and resets
 
 
@@ -61,6 +66,20 @@ def refuse_torn(_: object) -> NoReturn:
 def at_end(_: int) -> bytes:
     """Be a stream whose peer has ended."""
     return b""
+
+
+def first_words_due(sock: socket.socket, waited: float) -> float:
+    """Seconds in which the first bytes of a peer that has said nothing yet may still be on their way.
+
+    Args:
+        sock: its connection.
+        waited: seconds that it has been waited for already; the kernel knows better, if it is TCP.
+    """
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SILENT_FOR.stop)
+    except OSError:  # a Unix socket
+        return max(0.0, _FIRST_WORDS - waited)
+    return max(0.0, _FIRST_WORDS - int.from_bytes(info[_SILENT_FOR], sys.byteorder) / 1000)
 
 
 class Connection:

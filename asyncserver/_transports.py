@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from .adapters import ProtocolConnection, ProtocolHandler
     from .datagram import Datagram, Endpoint
 
-
 # What is read at a time of what nobody wants any more.
 _DISCARDED = 4096
 

@@ -14,7 +14,7 @@ import sys
 import termios
 from typing import TYPE_CHECKING, Any
 
-from ._connection import Connection
+from ._connection import Connection, first_words_due
 from ._transports import relay
 from .exceptions import IdleTimeout, Refused
 
@@ -233,8 +233,8 @@ class ProtocolConnection:
         self._transport = transport
         if self._closing.is_set():
             self._begin_drain()
-            if transport.get_extra_info("sslcontext") is not None or self.proxy_header is not None:
-                # Who came through a handshake or a header while we drain has its question still before it.
+            if transport.get_extra_info("sslcontext") is not None:
+                # Who came through a handshake while we drain has its question still before it.
                 self._owed = max(1, self._unread())
 
     def lost(self) -> None:
@@ -272,8 +272,21 @@ class ProtocolConnection:
     def _begin_drain(self) -> None:
         if self._transport is None or self._owed is not None:
             return  # not there yet: made() will come by here
+        self._await_first_words()
+
+    def _await_first_words(self, waited: float = 0.0) -> None:
+        """Owe what is here; if nothing has ever come, what may be on its way, for as long as that can take."""
+        if waited and (self.bytes_received or self.bytes_sent):
+            return
         self._owed = self._unread()
+        silent = not (self._owed or self.bytes_received or self.bytes_sent)
+        if silent and (due := self._first_words_due(waited)):
+            self._owed = 1
+            self.loop.call_later(due, self._await_first_words, waited + due)
         self.loop.call_soon(self._end_between_messages)
+
+    def _first_words_due(self, waited: float) -> float:
+        return first_words_due(self._sock, waited) if self._sock.fileno() >= 0 else 0.0
 
     def _end_between_messages(self) -> None:
         transport = self._transport

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import anyio
 
 from ._log import logger as _logger
+from .reports import url_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from .binding import BoundSocket
 
 __all__ = ["Datagram"]
-
 
 # Datagrams taken in one wake-up: long enough to save trips through the loop, and with quick handlers a fifth of a
 # millisecond for everybody else.
@@ -193,7 +193,7 @@ class Endpoint:
                 if self._owed is not None:
                     self._owed = 0
             except OSError as exc:  # an ICMP error for something we sent; the next call goes on
-                _logger.debug("receiving on %s: %s", self._bound.address, exc)
+                _logger.debug("receiving on %s: %s", self._bound.address, exc, extra={"server": url_of(self._bound)})
             else:
                 self.received += 1
                 if self._owed is not None:
@@ -246,6 +246,7 @@ class Endpoint:
                 self._bound.address,
                 granted,
                 _RECEIVE_BUFFER,
+                extra={"server": url_of(self._bound)},
             )
 
     @property

@@ -182,10 +182,11 @@ async def test_refusal_behind_a_proxy(log: Any, reason: str) -> None:
 class NoDescriptors:
     """A listening socket for which there is no descriptor left."""
 
-    family, type, proto = socket.AF_INET, socket.SOCK_STREAM, 0
-
     def __init__(self, real: socket.socket) -> None:
-        self.fileno, self.getsockname, self.close = real.fileno, real.getsockname, real.close
+        self.real = real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
 
     def _accept(self) -> Any:
         raise OSError(errno.EMFILE, "for the test")
