@@ -198,7 +198,7 @@ _LOG = "log"
 
 OPTIONS: tuple[Option, ...] = (
     Option("", "handler", "MODULE:HANDLER", "what to serve; upper-casing echo if left out", name),
-    Option(_WHERE, "--tcp", "HOST:PORT", "an empty HOST is every interface; fd:N is an inherited socket; may be given several times",
+    Option(_WHERE, "--tcp", "HOST:PORT", "an empty HOST is every interface, fd:N an inherited socket; may be repeated",
            address, several=True),
     Option(_WHERE, "--udp", "HOST:PORT", "the same for datagrams", address, several=True),
     Option(_WHERE, "--unix", "PATH", "a Unix stream socket; likewise", path, several=True),

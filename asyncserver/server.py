@@ -196,8 +196,6 @@ class Server:
             if self._cleaner is not None:  # else the program's end has cancelled the drain before its first step
                 await self._outlast(self._cleaner)
 
-    # -- for what brings the work in
-
     def _apply_pause(self) -> None:
         for intake in self._intakes:
             if self._paused or self._full:
@@ -252,6 +250,7 @@ class Server:
             self._judge(task, source)
         else:
             self._keep(task, source)
+        del task  # holds its error, whose traceback may come to hold this frame (f_back): a cycle
 
     def _keep(self, task: asyncio.Task[Any], source: Any) -> None:
         """See a handler that waits to its end."""
@@ -327,12 +326,14 @@ class Server:
                 with anyio.CancelScope(shield=shield):
                     await asyncio.wait([task])
             except asyncio.CancelledError as exc:
-                cancelled = exc
-                shield = True
+                cancelled, shield = exc, True
                 self._hasten(self._loop.time())
-        if cancelled is not None:
-            raise cancelled
-        return task.result()
+        try:
+            if cancelled is not None:
+                raise cancelled
+            return task.result()
+        finally:
+            del cancelled  # its traceback holds this frame: a cycle
 
     def _hasten(self, deadline: float) -> None:
         self._deadline = min(self._deadline, deadline)
@@ -365,8 +366,7 @@ class Server:
         for source in tuple(self._finishing.values()):
             source.abort()
         self._drop_waiting()
-        end = self._loop.time() + _CANCEL_GRACE
-        ending = list(left)
+        end, ending = self._loop.time() + _CANCEL_GRACE, list(left)
 
         def ended() -> bool:  # looks at each task about once, however many there are
             while ending and ending[-1] not in self._live:

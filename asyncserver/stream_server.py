@@ -143,7 +143,8 @@ class StreamServer(Server):
         except HeaderError as exc:
             self._refuse_proxied("proxy_invalid", connection.peer_address, str(exc))
             raise Refused from exc
-        except (anyio.EndOfStream, anyio.BrokenResourceError) as exc:  # such as a health check that only connects
+        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError) as exc:
+            # Such as a health check that only connects, or has connected only when the server drains.
             self._count["proxy_invalid"] += 1
             raise Refused from exc
         finally:

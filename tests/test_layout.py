@@ -16,7 +16,17 @@ ROOT = Path(__file__).parent.parent
 
 # What each module may import of its own package when it is loaded; imports for the type checker do not count.
 _BELOW_SERVER = {"exceptions", "logs", "reports", "binding", "_socket_file", "systemd", "_types", "_tasks"}
-_STREAMS = {"proxy_protocol", "_connection", "_served", "_waiter", "_poller", "_attributes", "exceptions", "_types"}
+_STREAMS = {
+    "proxy_protocol",
+    "_connection",
+    "_kernel",
+    "_served",
+    "_waiter",
+    "_poller",
+    "_attributes",
+    "exceptions",
+    "_types",
+}
 _SERVERS = _BELOW_SERVER | _STREAMS | {
     "_transports", "adapters", "datagram", "listener", "server", "stream", "tls",
 }  # fmt: skip
@@ -24,6 +34,7 @@ ASYNCSERVER: dict[str, set[str]] = {
     "exceptions": set(),
     "_types": set(),
     "_tasks": set(),
+    "_kernel": set(),
     "_waiter": {"exceptions", "_types"},
     "reports": {"exceptions", "_types"},
     "_certificate": set(),
@@ -35,13 +46,13 @@ ASYNCSERVER: dict[str, set[str]] = {
     "listener": {"binding", "exceptions", "reports", "_types"},
     "proxy_protocol": {"exceptions"},
     "_poller": {"_types"},
-    "_connection": {"_poller", "_waiter", "exceptions", "proxy_protocol", "_types"},
+    "_connection": {"_kernel", "_poller", "_waiter", "exceptions", "proxy_protocol", "_types"},
     "_attributes": {"tls", "_types"},
-    "_served": {"_connection", "_poller", "_waiter", "exceptions", "_types"},
+    "_served": {"_connection", "_kernel", "_poller", "_waiter", "exceptions", "_types"},
     "stream": _STREAMS,
     "datagram": {"binding", "exceptions", "reports", "_types"},
     "_transports": {"datagram", "exceptions", "stream", "_types"} | _STREAMS,
-    "adapters": {"_connection", "_transports", "datagram", "exceptions", "stream", "_tasks", "_types"},
+    "adapters": {"_connection", "_kernel", "_transports", "datagram", "exceptions", "stream", "_tasks", "_types"},
     "server": _BELOW_SERVER,
     "stream_server": _SERVERS,
     "_receiver": {"_tasks", "_waiter", "datagram"},
