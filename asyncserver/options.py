@@ -172,6 +172,8 @@ class Option:
     @property
     def summary(self) -> str:
         """The help, with the default where there is one to tell."""
+        if self.several:
+            return f"{self.help} (can be repeated)"
         told = self.default not in (None, False) and "(default" not in self.help
         shown = f"{self.default:g}" if isinstance(self.default, float) else self.default
         return f"{self.help} (default: {shown})" if told else self.help
@@ -198,11 +200,11 @@ _LOG = "log"
 
 OPTIONS: tuple[Option, ...] = (
     Option("", "handler", "MODULE:HANDLER", "what to serve; upper-casing echo if left out", name),
-    Option(_WHERE, "--tcp", "HOST:PORT", "an empty HOST is every interface, fd:N an inherited socket; may be repeated",
+    Option(_WHERE, "--tcp", "HOST:PORT", "an empty HOST is every interface; fd:N is an inherited socket",
            address, several=True),
     Option(_WHERE, "--udp", "HOST:PORT", "the same for datagrams", address, several=True),
-    Option(_WHERE, "--unix", "PATH", "a Unix stream socket; likewise", path, several=True),
-    Option(_WHERE, "--unix-datagram", "PATH", "a Unix datagram socket; likewise", path, several=True),
+    Option(_WHERE, "--unix", "PATH", "a Unix stream socket", path, several=True),
+    Option(_WHERE, "--unix-datagram", "PATH", "a Unix datagram socket", path, several=True),
     Option(_WHERE, "--unix-mode", "MODE", "permissions of the Unix sockets' files, octal, such as 660", mode),
     Option(_WHERE, "--backlog", "N", "connections that the kernel queues while none is accepted", count(0), 1024),
     Option(_WHERE, "--reuse-port", "", "let other processes of this user serve on the same ports", default=False),
@@ -216,7 +218,7 @@ OPTIONS: tuple[Option, ...] = (
            default=False),
     Option(_PROXY, "--trusted-proxies", "NETWORK[,...]",
            "who may send it, such as 10.0.0.0/8 or unix (default: this host)", several=True),
-    Option(_TLS, "--certfile", "FILE", "certificate chain, PEM; several: clients get the one for the name they ask for",
+    Option(_TLS, "--certfile", "FILE", "certificate chain, PEM; of several, clients get that for the name they ask for",
            several=True),
     Option(_TLS, "--keyfile", "FILE", "private key, PEM, unless it is in the certificate's file; one for each",
            several=True),
