@@ -42,6 +42,8 @@ exit status:
   2  wrong arguments, or an environment variable, or a file with certificates
 """
 
+_SYSTEMD = "systemd:"
+
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
@@ -88,10 +90,12 @@ def mode(text: str) -> int:
 
 
 def address(text: str) -> dict[str, Any]:
-    """HOST:PORT or fd:N, as keyword arguments of serve() and serve_datagrams()."""
+    """HOST:PORT or fd:N, as keyword arguments of serve() and serve_datagrams(); or systemd:NAME, for cli.py."""
+    if text.startswith(_SYSTEMD):
+        return {"systemd": text.removeprefix(_SYSTEMD)}
     host, colon, port = text.rpartition(":")
     if not colon or not port.isascii() or not port.isdigit():
-        raise _wrong("HOST:PORT, such as 127.0.0.1:8080, [::1]:8080 or :8080, or fd:N", text)
+        raise _wrong("HOST:PORT, such as 127.0.0.1:8080, [::1]:8080 or :8080, fd:N or systemd:NAME", text)
     if host == "fd":
         return {"fd": int(port)}
     if int(port) > 65535:
@@ -111,7 +115,9 @@ def place(text: str) -> str:
 
 
 def path(text: str) -> dict[str, Any]:
-    """A Unix socket's path, as keyword arguments of serve() and serve_datagrams()."""
+    """A Unix socket's path, as keyword arguments of serve() and serve_datagrams(); or systemd:NAME, for cli.py."""
+    if text.startswith(_SYSTEMD):
+        return {"systemd": text.removeprefix(_SYSTEMD)}
     if not text:
         raise _wrong("a path", text)
     return {"path": text}
@@ -200,7 +206,7 @@ _LOG = "log"
 
 OPTIONS: tuple[Option, ...] = (
     Option("", "handler", "MODULE:HANDLER", "what to serve; upper-casing echo if left out", name),
-    Option(_WHERE, "--tcp", "HOST:PORT", "an empty HOST is every interface; fd:N is an inherited socket",
+    Option(_WHERE, "--tcp", "HOST:PORT", "an empty HOST is every interface; fd:N is inherited, systemd:NAME of a unit",
            address, several=True),
     Option(_WHERE, "--udp", "HOST:PORT", "the same for datagrams", address, several=True),
     Option(_WHERE, "--unix", "PATH", "a Unix stream socket", path, several=True),
