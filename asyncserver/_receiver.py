@@ -65,13 +65,14 @@ class Receiver:
         self._ready.wake_soon()
 
     async def _run(self) -> object:
-        server, take, handler = self._server, self._endpoint.take, self._server._handler
+        server, take = self._server, self._endpoint.take
         task: Any = asyncio.current_task()
         context = contextvars.copy_context()
         while True:
             await self._ready
             if self._closed:
                 return None
+            handler = server._run  # it may have changed since the last batch
             while (datagram := take()) is not None:
                 server._starting = datagram
                 try:

@@ -19,11 +19,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .exceptions import BindError
+from .systemd import is_kept
 
 if TYPE_CHECKING:
     from ._types import Address
 
 _KINDS = {socket.SOCK_STREAM: "stream", socket.SOCK_DGRAM: "datagram"}
+_TCP = {0, socket.IPPROTO_TCP, socket.IPPROTO_MPTCP}
 
 # How often a free port is drawn again when it is free for one address of several only.
 _PORT_DRAWS = 20
@@ -219,9 +221,6 @@ class Binding:
                 if kind == socket.SOCK_STREAM:
                     # Bind while connections of an earlier server are in TIME_WAIT. On UDP it would share the port.
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    # Inherited by accepted sockets: a reply goes out when it is sent, not when the peer has
-                    # acknowledged the one before (RFC 896 against delayed acknowledgements).
-                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if self.reuse_port:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 sock.bind(address)
@@ -265,34 +264,40 @@ class Binding:
             if not address or (sock.family != socket.AF_UNIX and address[1] == 0):
                 raise BindError(errno.EINVAL, f"{sock!r} is not bound to an address: bind() it first")
             bound = self._ready(kind, sock)
-            bound.adopted = True
             on_error.pop_all()
         return bound
 
     def _ready(self, kind: socket.SocketKind, sock: socket.socket, path: str | None = None) -> BoundSocket:
+        kept = is_kept(sock)
         if kind == socket.SOCK_STREAM:
-            sock.listen(self.backlog)
+            if sock.family != socket.AF_UNIX and sock.proto in _TCP:
+                # Inherited by accepted sockets: a reply goes out when it is sent, not when the peer has acknowledged
+                # the one before (RFC 896 against delayed acknowledgements).
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # systemd's listens already, and how long its queue may be is said in its unit: Backlog=.
+            if not (kept and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)):
+                sock.listen(self.backlog)
         sock.setblocking(False)
-        return BoundSocket(sock, path)
+        return BoundSocket(sock, path, kept=kept, given=self.sock is not None or self.fd is not None)
 
 
 class BoundSocket:
     """A bound socket, and the file that goes with it if it is a Unix socket that we made.
 
     Attributes:
+        given: we have it from somebody who may go on with it.
         shared: another process has it open too and may go on with it.
-        handed_over: another process does go on with it: what is queued there is no longer ours to take.
-        adopted: given to us, by somebody who may go on with it.
+        handed_over: another process does go on with it: what is queued there is not ours to take when we close.
     """
 
-    adopted = False
-
-    def __init__(self, sock: socket.socket, path: str | None = None) -> None:
+    def __init__(self, sock: socket.socket, path: str | None = None, kept: bool = False, given: bool = False) -> None:
+        self.given: bool = given
         self.sock: socket.socket = sock
         self._path = path
         self._identity = _identity(path) if path is not None else None
-        self.shared: bool = False
-        self.handed_over: bool = False
+        self._kept = kept  # by systemd, which starts us again for what is queued
+        self.shared: bool = kept
+        self.handed_over: bool = kept
 
     @property
     def address(self) -> Address:
@@ -309,9 +314,13 @@ class BoundSocket:
         self.sock.close()
 
     def share(self) -> None:
-        """In a process that has inherited it: file and queue are another's, until `handed_over` is taken back."""
+        """In a process that has inherited it: file and queue are another's, until they are taken back."""
         self._path = None
         self.shared = self.handed_over = True
+
+    def take_back(self) -> None:
+        """The process that had it open too is gone: what is queued is ours, unless systemd keeps it."""
+        self.handed_over = self._kept
 
 
 def _identity(path: str) -> tuple[int, int] | None:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import anyio
 
+from .reports import url_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -193,7 +195,7 @@ class Endpoint:
                 if self._owed is not None:
                     self._owed = 0
             except OSError as exc:  # an ICMP error for something we sent; the next call goes on
-                _logger.debug("receiving on %s: %s", self._bound.address, exc)
+                _logger.debug("receiving on %s: %s", self._bound.address, exc, extra={"server": url_of(self._bound)})
             else:
                 self.received += 1
                 if self._owed is not None:
@@ -246,6 +248,7 @@ class Endpoint:
                 self._bound.address,
                 granted,
                 _RECEIVE_BUFFER,
+                extra={"server": url_of(self._bound)},
             )
 
     @property

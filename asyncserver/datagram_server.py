@@ -11,6 +11,7 @@ from ._receiver import Receiver
 from ._transports import EndpointTransport
 from .adapters import ProtocolHandler
 from .datagram import Datagram, Endpoint
+from .logs import about
 from .server import Server
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class DatagramServer(Server):
         on_error: ErrorHandler | None,
     ) -> None:
         super().__init__(loop, bound, drain_timeout, on_error)
-        self._handler: Any = self._for_this_server(handler)
+        self._run = self._for_this_server(handler)
         self._max_pending = max_pending
         self._answers: list[tuple[Datagram, Any]] = []  # what handlers of this batch have returned
         self._receivers: dict[Endpoint, Receiver] = {}
@@ -72,7 +73,7 @@ class DatagramServer(Server):
         finally:
             self._send_answers()
         while (datagram := endpoint.take()) is not None:
-            self._start(self._handler, datagram)
+            self._start(self._run, datagram)
         receiver.prepare()
         if len(self._live) + len(self._finishing) >= self._max_pending:
             self._full = True
@@ -124,7 +125,7 @@ class DatagramServer(Server):
             if not datagram.endpoint.try_send(result, datagram.address, datagram.control):
                 datagram.unsent = bytes(result)
         except anyio.BrokenResourceError as error:
-            _logger.debug("%s", error)  # the sender's choice, not the handler's error
+            _logger.debug("%s", error, extra=about(self, datagram))  # the sender's choice, not the handler's error
             return None
         except OSError as error:
             return error
@@ -166,7 +167,8 @@ class DatagramServer(Server):
             try:
                 transport.lost()
             except Exception:
-                _logger.exception("%r failed in connection_lost()", transport.get_protocol())
+                extra = about(self, outcome="failed")
+                _logger.exception("%r failed in connection_lost()", transport.get_protocol(), extra=extra)
         for endpoint in self._endpoints:
             endpoint.close()
 

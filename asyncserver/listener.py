@@ -14,6 +14,8 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
+from .reports import url_of
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
@@ -113,7 +115,7 @@ class Listener:
         """
         self.pause()
         if not self._bound.handed_over:
-            if not self._bound.adopted:
+            if not self._bound.given:
                 _ignore_newcomers(self.sock)
             self._accept(_LONGEST_QUEUE)
         self._cancel_retry()
@@ -163,6 +165,7 @@ class Listener:
                 reason,
                 exc,
                 _BACKOFF,
+                extra={"server": url_of(self._bound)},
             )
 
 

@@ -14,6 +14,7 @@ from ._poller import Poller
 from .adapters import ProtocolConnection, ProtocolHandler
 from .exceptions import Refused
 from .listener import Listener
+from .logs import about, shown, with_lines
 from .proxy_protocol import HeaderError
 from .server import Server
 from .stream import Stream
@@ -65,7 +66,7 @@ class StreamServer(Server):
         self._max_per_host = max_connections_per_host
         self._per_host: Counter[str] = Counter()
         self._connect: type[Stream | ProtocolConnection] = Stream
-        self._run: Any = handler if ssl is None else self._run_tls
+        self._run = handler if ssl is None else self._run_tls
         if isinstance(handler, ProtocolHandler):
             self._connect, self._run = ProtocolConnection, self._run_protocol
         self._proxies = proxies
@@ -73,6 +74,7 @@ class StreamServer(Server):
         self._warned = -_WARN_EVERY
         if proxies is not None:
             self._run_named, self._run = self._run, self._run_proxied
+        self._run = with_lines(self, self._run)
         self._poller = Poller(loop)
         self._waiting: deque[tuple[socket.socket, Address]] = deque()
         self._intakes = [Listener(loop, one, self._accepted, self._accept_failed) for one in bound]
@@ -118,7 +120,8 @@ class StreamServer(Server):
             async with asyncio.timeout(self._ssl_handshake_timeout):
                 await stream.start_tls(self._ssl)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError, TimeoutError) as exc:
-            _logger.debug("TLS handshake with %s failed: %s", stream.peer_address, exc)
+            extra = about(self, stream, outcome="refused")
+            _logger.debug("TLS handshake with %s failed: %s", stream.peer_address, exc, extra=extra)
             raise Refused from exc
         result: object = await self._handler(stream)
         return result
@@ -162,7 +165,8 @@ class StreamServer(Server):
         level = logging.DEBUG
         if now - self._warned >= _WARN_EVERY:
             self._warned, level = now, logging.WARNING
-        _logger.log(level, "refused a connection from %s: %s", address, reason)
+        extra = about(self, peer=shown(address), outcome="refused")
+        _logger.log(level, "refused a connection from %s: %s", address, reason, extra=extra)
 
     def _accept_failed(self) -> None:
         self._count["accept_errors"] += 1
@@ -272,6 +276,11 @@ class StreamServer(Server):
         elif getattr(context, "protocol", None) in {None, ssl_.PROTOCOL_TLS_CLIENT}:
             raise TypeError(f"reload_tls() needs an ssl.SSLContext for the server side, got {context!r}")
         self._ssl = context
+
+
+def can_reload(server: Server) -> bool:
+    """Whether `reload_tls()` has files to read."""
+    return isinstance(server, StreamServer) and isinstance(server._ssl, TLSContext)
 
 
 def _host(address: Address) -> str:

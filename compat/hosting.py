@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import select
 import socket
 import ssl
 import threading
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -101,6 +103,11 @@ class HostedHandler:
         """Never called by a server, which asks `for_server()`; tells the types."""
         raise TypeError(f"{self!r} is a handler for asyncserver.serve() and serve_datagrams()")
 
+    def pool_stats(self) -> dict[str, int]:
+        """What the server's metrics tell about the pool: its threads, calls without one, whether the system refuses."""
+        pool = self.pool
+        return {"threads": pool.alive, "waiting": pool.waiting, "starved": int(pool.starved)}
+
     def for_server(self, server: Server) -> Callable[[Any], Coroutine[Any, Any, None]]:
         """The handler for one server, called by it when it starts."""
         facade = HostedServer(server, self._handler_class, self._attributes)
@@ -121,6 +128,8 @@ class HostedHandler:
 
     async def _serve_stream(self, stream: Stream, facade: HostedServer, idle_timeout: float | None) -> None:
         request = stream.detach()
+        if idle_timeout is not None and type(request) is socket.socket:
+            request = _TimedSocket(request.family, request.type, request.proto, fileno=request.detach())
         request.settimeout(idle_timeout)  # None: blocking, as handlers expect it
         try:
             call = self.pool.submit(self._handle_stream, request, stream.peer_address, facade)
@@ -149,7 +158,7 @@ class HostedHandler:
             # The peer left; asyncserver does not call that an error.
             raise anyio.BrokenResourceError(f"the connection with {client_address!r} broke: {exc}") from exc
         except TimeoutError as exc:
-            if request.fileno() >= 0 and request.gettimeout() is None:  # not the request's, which waits for ever
+            if not _comes_from(request, exc):  # the handler has other connections, which time out too
                 raise
             raise IdleTimeout(f"nothing received from or sent to {client_address!r} for the idle timeout") from exc
         finally:
@@ -186,6 +195,30 @@ class _AnsweringSocket(socket.socket):
         sent = super().sendto(*args)
         self.sent.count = getattr(self.sent, "count", 0) + 1
         return sent
+
+
+class _TimedSocket(socket.socket):
+    """A request whose receiving and sending show in tracebacks, which tells its timeouts from those of others."""
+
+
+def _in_python(name: str) -> Callable[..., Any]:
+    original = getattr(socket.socket, name)
+
+    @functools.wraps(original)
+    def method(self: _TimedSocket, *args: Any, **kwargs: Any) -> Any:
+        return original(self, *args, **kwargs)
+
+    return method
+
+
+_IN_PYTHON = ("recv", "recv_into", "recvfrom", "recvfrom_into", "recvmsg", "recvmsg_into", "send", "sendall", "sendmsg")
+for _name in _IN_PYTHON:
+    setattr(_TimedSocket, _name, _in_python(_name))
+
+
+def _comes_from(request: socket.socket, exc: BaseException) -> bool:
+    """Whether a method of the request has raised it. Those of SSLSocket are Python's as well."""
+    return any(frame.f_locals.get("self") is request for frame, _ in traceback.walk_tb(exc.__traceback__))
 
 
 def _peer_is_gone(request: socket.socket) -> bool:
