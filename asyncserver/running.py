@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
 import os
 import signal
 import threading
 from typing import TYPE_CHECKING, Literal
 
+from ._logger import logger as _logger
 from ._monitor import Monitor, tell_where
 from .logs import about
 from .serving import Serving, check_seconds
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from .server import Server
 
 __all__ = ["run"]
-
-_logger = logging.getLogger("asyncserver")
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SIGNALS = (*_STOP_SIGNALS, signal.SIGHUP)

@@ -22,6 +22,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ._exchanges import Exchanges
+from ._logger import logger as _logger
 from ._monitor import tell_where
 from ._slot import NEVER, Slot, Worker, open_slots
 from ._tally import Tally
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from .reports import ServerStats
     from .serving import Serving
     from .systemd import NotifySocket
-
-_logger = logging.getLogger("asyncserver")
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
