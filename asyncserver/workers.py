@@ -194,6 +194,7 @@ class Supervisor:
             if slot.worker is None and self._complete:
                 self._fill(slot)  # for those in its queue, which would be reset
             slot.restart_at = NEVER
+        self._tally.leave_sockets()
         self._close_sockets()  # so that a worker that closes its own, emptied, closes the last
         self._tell_all(STOP, self._patience)
 
