@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from ._logger import logger as _logger
 from ._poller import Poller
 from .adapters import ProtocolConnection, ProtocolHandler
 from .exceptions import Refused
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from ._types import Address, ErrorHandler, StreamHandler
     from .binding import BoundSocket
     from .proxy_protocol import ProxyHeader, TrustedProxies
-
-_logger = logging.getLogger("asyncserver")
 
 # Looks at the connections in each idle_timeout: one closes at most an eighth later than it should.
 _IDLE_LOOKS = 16
@@ -143,7 +142,8 @@ class StreamServer(Server):
         except HeaderError as exc:
             self._refuse_proxied("proxy_invalid", connection.peer_address, str(exc))
             raise Refused from exc
-        except (anyio.EndOfStream, anyio.BrokenResourceError) as exc:  # such as a health check that only connects
+        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError) as exc:
+            # Such as a health check that only connects, or has connected only when the server drains.
             self._count["proxy_invalid"] += 1
             raise Refused from exc
         finally:
