@@ -117,8 +117,8 @@ class Tally:
 
     def rows(self) -> list[Row]:
         """See Program."""
-        serving = sum(worker.serving for worker in self._workers)
-        own = Row({"ready": self.ready, "workers": serving, "worker_deaths": self.deaths})
+        taking = sum(worker.taking for worker in self._workers)
+        own = Row({"ready": self.ready, "workers": taking, "worker_deaths": self.deaths})
         return [own, *self._readings()]
 
     def _readings(self) -> list[Row]:

@@ -348,8 +348,8 @@ class Supervisor:
     # -- what it tells
 
     def _is_ready(self) -> bool:
-        """Whether every slot has a worker that serves, and no signal has come to end that."""
-        return not self._ending and all(slot.worker is not None and slot.worker.serving for slot in self._slots)
+        """Whether every slot has a worker that takes new work, and no signal has come to end that."""
+        return not self._ending and all(slot.worker is not None and slot.worker.taking for slot in self._slots)
 
     def _log_stats(self) -> None:
         for place, stats in zip(self._places, self.stats(), strict=True):

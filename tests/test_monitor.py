@@ -477,8 +477,8 @@ def accounted(found: dict[str, float]) -> float:
     return found["datagrams_received_total"] + found["datagrams_dropped_total"]
 
 
-def test_worker_that_does_not_answer_delays_a_scrape_by_a_second_only(start: Start) -> None:
-    """Its last numbers are told, and the probes do not wait for it."""
+def test_worker_that_does_not_answer_delays_a_scrape_by_a_second_and_is_not_ready_in_the_end(start: Start) -> None:
+    """Its last numbers are told, and the probes do not wait for it; stuck for long, it takes no new work."""
     program = start("--tcp", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
     port = monitored(program)
     (tcp,) = program.serving()
@@ -491,6 +491,9 @@ def test_worker_that_does_not_answer_delays_a_scrape_by_a_second_only(start: Sta
         found = scrape(port)
         assert 1 <= time.monotonic() - begun < 5
         assert found["workers"] == 2
+        program.expect("has said nothing for 10 s")
+        assert get(port, "/ready")[0] == 503
+        assert scrape(port)["workers"] == 1
         for words in ("no new work", "again: cancelling", "killed"):
             program.tell(signal.SIGTERM)
             program.expect(words)
