@@ -258,9 +258,7 @@ class Endpoint:
         return self._dropped + self._meminfo()[_MEMINFO_DROPS]
 
     def _meminfo(self) -> tuple[int, ...]:
-        if self._unix or self._closed:
-            return (0,) * 9
-        return _MEMINFO.unpack(self.sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))
+        return (0,) * 9 if self._closed else _meminfo(self.sock)
 
     # -- sending
 
@@ -350,6 +348,17 @@ class Endpoint:
         self._dropped = self.dropped
         self._closed = True
         self._bound.close()
+
+
+def kernel_drops(sock: socket.socket) -> int:
+    """Datagrams that the kernel has dropped since it made this socket, for want of room."""
+    return _meminfo(sock)[_MEMINFO_DROPS]
+
+
+def _meminfo(sock: socket.socket) -> tuple[int, ...]:
+    if sock.family == socket.AF_UNIX:  # has no such thing
+        return (0,) * 9
+    return _MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))
 
 
 def _answering(control: _Control) -> _Control | None:
