@@ -94,7 +94,7 @@ def main(words: list[str]) -> int:
     if options.update:
         STORE.write_text(json.dumps(store, indent=1, sort_keys=True) + "\n")
     elif failed:
-        print("\nA count moved by more than 3 %, or memory by 10 %. If that is meant: python -m benchmarks guard --update")
+        print("\nA count moved by over 3 %, or memory by 10 %. If it is meant: python -m benchmarks guard --update")
     return int(failed and not options.update)
 
 
