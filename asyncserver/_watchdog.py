@@ -6,11 +6,11 @@ a handler could block: it pings for itself, and does to its workers what systemd
 
 from __future__ import annotations
 
-import logging
 import signal
 import time
 from typing import TYPE_CHECKING
 
+from ._logger import logger as _logger
 from ._slot import NEVER
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from ._slot import Slot, Worker
     from .reports import ServerStats
     from .systemd import NotifySocket
-
-_logger = logging.getLogger("asyncserver")
 
 # Seconds without a word from a worker, which has one to say each second, until its loop counts as stuck; and the
 # least, where systemd's watchdog says how many.

@@ -113,7 +113,7 @@ class Listener:
         """
         self.pause()
         if not self._bound.handed_over:
-            if not self._bound.adopted:
+            if not self._bound.given:
                 _ignore_newcomers(self.sock)
             self._accept(_LONGEST_QUEUE)
         self._cancel_retry()

@@ -72,7 +72,7 @@ ASYNCSERVER: dict[str, set[str]] = {
         "reports",
         "serving",
         "systemd",
-    },  # fmt: skip
+    },
     "running": {"_logger", "_monitor", "logs", "server", "serving", "stream_server", "systemd", "workers"},
     "options": set(),
     "loading": {"adapters"},
