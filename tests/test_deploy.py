@@ -149,6 +149,25 @@ def test_haproxy(requests: int, rolls: int, tmp_path: Path) -> None:
     assert (tmp_path / "haproxy.log").read_text().count("is DOWN, reason: Layer7 wrong status, code: 503") == 2
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+def test_haproxy_that_is_not_told_beforehand(tmp_path: Path) -> None:
+    """With plain checks, and no delay, twenty restarts cost nothing either: who is refused goes to the other one."""
+    conf = recipe("haproxy.cfg", tmp_path, "bind :7000")
+    text = conf.read_text().replace("    option httpchk GET /ready\n", "").replace("port 9100", "check-send-proxy")
+    assert "check check-send-proxy inter" in text
+    conf.write_text(text)
+    haproxy = [find("haproxy"), "-db", "-f", str(conf)]
+    with (
+        instances(tmp_path, "--udp") as both,
+        running(haproxy, tmp_path / "haproxy.log", up=lambda: connectable(FRONT)),
+        traffic(both) as load,
+    ):
+        for instance in both * 10:
+            instance.restart()
+            load.wait_for("answered", 500)
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("requests", "rolls"), EACH)
 def test_nginx(requests: int, rolls: int, tmp_path: Path) -> None:
