@@ -92,9 +92,9 @@ def from_protocol(factory: Callable[[], asyncio.BaseProtocol]) -> ProtocolHandle
     For `serve()` the factory is called once for each connection, for `serve_datagrams()` once for each address.
     The protocol's callbacks and its transport's methods are asyncio's. When the server drains, a connection between
     two messages gets `eof_received()`; unless that returns true, it is closed. A peer that ends TLS without
-    close_notify may have been cut off: `eof_received()` is not called, and `connection_lost()` gets a ConnectionAbortedError. What a
-    callback raises closes the connection and is logged as any handler's error. On uvloop, `loop.start_tls()` refuses
-    the transport: it takes uvloop's own only.
+    close_notify may have been cut off: `eof_received()` is not called, and `connection_lost()` gets a
+    ConnectionAbortedError. What a callback raises closes the connection and is logged as any handler's error. On
+    uvloop, `loop.start_tls()` refuses the transport: it takes uvloop's own only.
 
     Args:
         factory: called without arguments, returns the protocol.
