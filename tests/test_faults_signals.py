@@ -135,7 +135,7 @@ def wait_until(reached: Callable[[], object]) -> None:
 @pytest.mark.parametrize("loop", LOOPS)
 def test_sigterm_while_starting(loop: str, workers: int, tmp_path: Path) -> None:
     """At whichever moment of the start it comes: the program ends, by the signal or politely, and leaves no worker."""
-    terminate_while_starting(loop, workers, tmp_path, moments=4)
+    terminate_while_starting(loop, workers, tmp_path, moments=3)
 
 
 @pytest.mark.soak
