@@ -9,18 +9,16 @@ the reason. The hot path looks at nothing else, and a state that is swapped in c
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import os
 import socket
 import ssl
 import struct
-import sys
-import termios
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import anyio
 
+from ._kernel import first_words_due, unread
 from ._poller import READ, WRITE
 from ._waiter import Waiter
 from .proxy_protocol import HeaderParser
@@ -35,10 +33,8 @@ if TYPE_CHECKING:
 CHUNK = 65536  # what one receive takes at most unless told otherwise; anyio's default, and a pipe's capacity
 _RECORD = 16384  # the payload of a TLS record at most (RFC 8446, 5.1)
 
-# Seconds that a peer may take for its first bytes: they follow its connection (or the header that a proxy puts before
-# them) at once, or after one retransmission, which takes the round trip and 200 ms on Linux.
-_FIRST_WORDS = 0.5
-_SILENT_FOR = slice(52, 56)  # tcpi_last_data_recv in struct tcp_info, linux/tcp.h: ms since the last data or the start
+# Chunks that are thrown away at most where nobody is waited for.
+_LEFTOVERS = 16
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # socket(7): SO_LINGER with no time discards what is unsent and resets
 
@@ -63,23 +59,14 @@ def refuse_torn(_: object) -> NoReturn:
     raise anyio.BrokenResourceError("TLS was interrupted in the middle of a record: this stream can only be closed")
 
 
+def refuse_unheard(_: object) -> NoReturn:
+    """Be a stream whose peer has yet to begin with its handshake, or with its PROXY header."""
+    refuse_torn(None)
+
+
 def at_end(_: int) -> bytes:
     """Be a stream whose peer has ended."""
     return b""
-
-
-def first_words_due(sock: socket.socket, waited: float) -> float:
-    """Seconds in which the first bytes of a peer that has said nothing yet may still be on their way.
-
-    Args:
-        sock: its connection.
-        waited: seconds that it has been waited for already; the kernel knows better, if it is TCP.
-    """
-    try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SILENT_FOR.stop)
-    except OSError:  # a Unix socket
-        return max(0.0, _FIRST_WORDS - waited)
-    return max(0.0, _FIRST_WORDS - int.from_bytes(info[_SILENT_FOR], sys.byteorder) / 1000)
 
 
 class Connection:
@@ -138,6 +125,7 @@ class Connection:
         else:  # Waiter.wake(), inlined
             waiter._wakeup = None
             waiter._context.run(wakeup, waiter)
+            del wakeup  # holds the task; an error's traceback holds this frame (f_back), and the task the error
 
     def _on_writable(self) -> None:
         if self._writing is not None:
@@ -168,10 +156,7 @@ class Connection:
 
     def _unread(self) -> int:
         """Bytes in the kernel, and in OpenSSL, that nobody has received."""
-        size = bytearray(4)
-        fcntl.ioctl(self._fd, termios.FIONREAD, size)
-        pending = self._sock.pending() if isinstance(self._sock, ssl.SSLSocket) else 0
-        return int.from_bytes(size, sys.byteorder) + pending
+        return unread(self._fd) + (self._sock.pending() if isinstance(self._sock, ssl.SSLSocket) else 0)
 
     def _broken(self, exc: OSError) -> anyio.BrokenResourceError:
         """Be broken from now on. The kernel tells an error once and then reports an end, as if all had come."""
@@ -196,14 +181,46 @@ class Connection:
 
     # -- before all else
 
+    async def _hear(self) -> None:
+        """Wait until the peer, who has to speak first, has said something or has ended; leaves it in the kernel.
+
+        Raises:
+            anyio.ClosedResourceError: closed meanwhile, for example by a server that drains.
+            anyio.BrokenResourceError: the connection broke.
+        """
+        if self._recv is not refuse_closed:
+            self._recv = refuse_unheard
+        while self._recv is refuse_unheard:
+            try:
+                socket.socket.recv(self._sock, 1, socket.MSG_PEEK)  # below TLS, if any
+            except BlockingIOError:
+                await self._readable()
+            except OSError as exc:
+                raise self._broken(exc) from exc
+            else:
+                self._unwatch()
+                self._recv = self._read
+                return
+        refuse_closed(None)
+
+    def _end_if_unheard_soon(self) -> None:
+        """The server drains: a peer that has yet to say its first byte is between two messages, but may be about to."""
+        self._poller.loop.call_later(first_words_due(self._sock, 0.0), self._end_if_unheard)
+
+    def _end_if_unheard(self) -> None:
+        if self._recv is refuse_unheard and not self._unread():
+            self._close()
+
     async def _take_proxy_header(self) -> ProxyHeader:
         """Take a PROXY protocol header off the socket and leave in the kernel what comes behind it.
 
         Raises:
             HeaderError: something else came.
             anyio.EndOfStream: nothing more came.
+            anyio.ClosedResourceError: the server drains, and nothing came at all.
             anyio.BrokenResourceError: the connection broke.
         """
+        await self._hear()
         parser, sock = HeaderParser(), self._sock
         while parser.header is None:
             try:
@@ -234,6 +251,8 @@ class Connection:
             self._close()
             raise
         try:
+            await self._hear()
+            self._recv = refuse_torn
             await self._shake_hands(sock)
         finally:
             self._unwatch()  # what is watched is waited for before anybody asks for the state
@@ -308,15 +327,30 @@ class Connection:
 
     # -- ending
 
-    async def _finish(self, *, notify: bool) -> None:
-        """Bring the last bytes across, as far as the peer cooperates."""
+    async def _finish(self, *, notify: bool, broken: bool) -> None:
+        """Bring the last bytes across, as far as the peer cooperates.
+
+        A broken connection has only an alert of TLS to bring across. Its peer may go on sending without end, and is
+        not waited for.
+        """
         sock = self._sock
         if notify and isinstance(sock, ssl.SSLSocket):
             with contextlib.suppress(ssl.SSLError, ValueError):  # for example: its data crosses our close_notify
                 await self._close_notify(sock)
         if self._fd >= 0 and self._unread():
             sock.shutdown(socket.SHUT_WR)
-            await self._discard(sock)
+            if broken:
+                self._discard_leftovers(sock)
+            else:
+                await self._discard(sock)
+
+    @staticmethod
+    def _discard_leftovers(sock: socket.socket) -> None:
+        """Throw away what is there: a close on top of it would reset, and the alert could be lost."""
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(_LEFTOVERS):
+                if not socket.socket.recv(sock, CHUNK):
+                    return
 
     async def _discard(self, sock: socket.socket) -> None:
         """Throw away what arrives until the peer ends."""

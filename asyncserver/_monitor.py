@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import anyio
 
 from . import _http, metrics
-from ._log import logger as _logger
+from ._logger import logger as _logger
 from .reports import measure_durations, places_of, read
 from .serving import serve
 

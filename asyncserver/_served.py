@@ -10,7 +10,8 @@ from __future__ import annotations
 import ssl
 from typing import TYPE_CHECKING
 
-from ._connection import Connection, at_end, first_words_due, refuse_closed
+from ._connection import Connection, at_end, refuse_closed, refuse_unheard
+from ._kernel import first_words_due
 from .exceptions import IdleTimeout
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class ServedConnection(Connection):
 
     __slots__ = (
         "_answered",
+        "_begun",
         "_closing",
         "_idle_read",
         "_idle_write",
@@ -49,7 +51,9 @@ class ServedConnection(Connection):
         self._closing = closing
         self.bytes_received: int = 0
         self.bytes_sent: int = 0
-        self._answered = 0  # bytes_received at our last send: equal to it, we are between two messages
+        self._answered = 0  # bytes_received at our last send: equal to it, we are between two messages,
+        # unless some of the next was there already, and was taken from the buffer: (bytes_sent then, where it begins).
+        self._begun = (0, 0)
         # Bytes both ways when the idle timeout struck, until the one that waits, or the next that would, has told.
         self._idle_read = self._idle_write = -1
         self._owed = 0  # while draining
@@ -74,6 +78,11 @@ class ServedConnection(Connection):
 
     # -- for the server
 
+    async def _hear(self) -> None:
+        if self._closing.is_set():
+            self._end_if_unheard_soon()
+        await super()._hear()
+
     async def _take_proxy_header(self) -> ProxyHeader:
         header = await super()._take_proxy_header()
         if self._closing.is_set():
@@ -82,7 +91,9 @@ class ServedConnection(Connection):
 
     def _begin_drain(self) -> None:
         """End at the next message boundary, but answer what had reached this host by now."""
-        if self._recv is self._read and self._fd >= 0:  # otherwise at its end, or in its handshake
+        if self._recv is refuse_unheard:
+            self._end_if_unheard_soon()
+        elif self._recv is self._read and self._fd >= 0:  # otherwise at its end
             self._await_first_words()
 
     def _await_first_words(self, waited: float = 0.0) -> None:
@@ -115,11 +126,16 @@ class ServedConnection(Connection):
         self._unwatch()
         self._reading.wake_soon()
 
+    def _begin_message(self) -> None:
+        """Something is about to be taken from the buffer: if it is the first since our last send, a message begins."""
+        if self._begun[0] != self.bytes_sent:
+            self._begun = self.bytes_sent, self.bytes_received - len(self._buffer or b"")
+
     def _receive_owed(self, max_bytes: int) -> bytes:
         """Read while the server drains: to a message boundary, then report the end."""
-        # Where the message under way begins. A client that sends without end always has the next one half here.
-        begun = self.bytes_received - len(self._buffer or b"")
-        if self._answered == self.bytes_received and begun >= self._owed:
+        self._begin_message()
+        # A client that sends without end always has the next message half here.
+        if self._answered == self.bytes_received and self._begun[1] >= self._owed:
             return b""
         data = self._read(max_bytes)
         # TLS: its bytes are more than their payload, so what the kernel holds now is the better estimate.

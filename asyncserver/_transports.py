@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from ._log import logger as _logger
+from ._logger import logger as _logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

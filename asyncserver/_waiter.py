@@ -83,6 +83,7 @@ class Waiter:
             return False
         self._wakeup = None
         self._context.run(wakeup, self)
+        del wakeup  # it holds the task, whose error may come to hold this frame: a cycle
         return True
 
     def wake_soon(self) -> None:

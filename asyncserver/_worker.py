@@ -20,7 +20,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ._log import logger
+from ._logger import logger
 from .reports import measure_durations, read
 from .stream_server import can_reload
 

@@ -9,19 +9,20 @@ TLS, statistics and the drain treat such a connection like any other, and what t
 from __future__ import annotations
 
 import asyncio
-import fcntl
+import contextlib
 import ssl
-import sys
-import termios
 from typing import TYPE_CHECKING, Any
 
-from ._connection import Connection, first_words_due
+import anyio
+
+from ._connection import Connection
+from ._kernel import first_words_due, unread
 from ._transports import relay
 from .exceptions import IdleTimeout, Refused
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from ._poller import Poller
     from ._transports import ProtocolTransport
@@ -34,6 +35,8 @@ __all__ = ["ProtocolHandler", "from_callback", "from_protocol"]
 _SHUTDOWN_TIMEOUT = 2.0
 # Seconds that what a failed protocol has written may take to leave.
 _CLOSE_TIMEOUT = 2.0
+# Seconds for a handshake that begins when its time is over: asyncio wants some.
+_LEAST_TIMEOUT = 0.001
 
 
 class ProtocolHandler:
@@ -78,6 +81,11 @@ class _CallbackHandler(ProtocolHandler):
 
 
 class _CallbackProtocol(asyncio.StreamReaderProtocol):
+    def unconsumed(self) -> int:
+        """Bytes that the callback has yet to take from its reader."""
+        reader: Any = self._stream_reader  # type: ignore[attr-defined] # asyncio tells it in no other way
+        return 0 if reader is None else len(reader._buffer)
+
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         # A reset has been told to the reader. Nobody need ask for it here; unasked, the garbage collector may log it.
@@ -91,10 +99,11 @@ def from_protocol(factory: Callable[[], asyncio.BaseProtocol]) -> ProtocolHandle
 
     For `serve()` the factory is called once for each connection, for `serve_datagrams()` once for each address.
     The protocol's callbacks and its transport's methods are asyncio's. When the server drains, a connection between
-    two messages gets `eof_received()`; unless that returns true, it is closed. A peer that ends TLS without
-    close_notify may have been cut off: `eof_received()` is not called, and `connection_lost()` gets a
-    ConnectionAbortedError. What a callback raises closes the connection and is logged as any handler's error. On
-    uvloop, `loop.start_tls()` refuses the transport: it takes uvloop's own only.
+    two messages gets `eof_received()`; unless that returns true, it is closed. Half a message that the protocol keeps
+    since before its last answer is not seen, and does not count. A peer that ends TLS without close_notify may have
+    been cut off: `eof_received()` is not called, and `connection_lost()` gets a ConnectionAbortedError. What a callback
+    raises closes the connection and is logged as any handler's error. On uvloop, `loop.start_tls()` refuses the
+    transport: it takes uvloop's own only.
 
     Args:
         factory: called without arguments, returns the protocol.
@@ -172,15 +181,34 @@ class ProtocolConnection:
         self._failure: BaseException | None = None
         self._answered = 0
         self._closing = closing
-        self._owed: int | None = None  # while draining: bytes to answer before we may end it
+        self._owed: int | None = None  # while draining: bytes_received that must be answered before we may end it
         self._ended: bool | None = None  # once eof_received() was called: whether the protocol stays open
 
     async def _take_proxy_header(self) -> ProxyHeader:
+        with self._before_transport() as plain:
+            return await plain._take_proxy_header()
+
+    @contextlib.contextmanager
+    def _before_transport(self) -> Iterator[Connection]:
+        """The socket, before the loop's transport gets it, for what the peer has to say first."""
         self._plain = plain = Connection(self._poller, self._sock, self.peer_address)
-        header = await plain._take_proxy_header()
+        if self._closing.is_set():
+            plain._end_if_unheard_soon()
+        yield plain
         plain._unwatch()
         self._plain = None
-        return header
+
+    async def _hear(self, timeout: float) -> float:
+        """Wait for the peer's first byte, so that a drain can tell whom to wait for; returns the time that is left."""
+        begun = self.loop.time()
+        with self._before_transport() as plain:
+            try:
+                async with asyncio.timeout(timeout):
+                    await plain._hear()
+            except (TimeoutError, anyio.BrokenResourceError, anyio.ClosedResourceError) as exc:
+                plain._close()
+                raise Refused from exc
+        return max(_LEAST_TIMEOUT, timeout - (self.loop.time() - begun))
 
     async def run(self, handler: ProtocolHandler, context: ssl.SSLContext | None, timeout: float) -> None:
         """Serve the connection until it is lost; raises what the protocol raised."""
@@ -192,10 +220,15 @@ class ProtocolConnection:
                 await asyncio.wait([self.task])
         finally:
             await self._give_up()
-        if self._failure is not None:
-            raise self._failure
+        try:
+            if self._failure is not None:
+                raise self._failure
+        finally:
+            self._failure = None  # its traceback holds this frame, and so us: a cycle
 
     async def _connect(self, context: ssl.SSLContext | None, timeout: float) -> None:
+        if context is not None:
+            timeout = await self._hear(timeout)
         try:
             await self.loop.connect_accepted_socket(
                 lambda: relay(self, self.protocol),
@@ -236,9 +269,9 @@ class ProtocolConnection:
         self._transport = transport
         if self._closing.is_set():
             self._begin_drain()
-            if transport.get_extra_info("sslcontext") is not None:
-                # Who came through a handshake while we drain has its question still before it.
-                self._owed = max(1, self._unread())
+            if transport.get_extra_info("sslcontext") is not None or self.proxy_header is not None:
+                # Who came through a handshake or a header while we drain has its question still before it.
+                self._owed = self.bytes_received + max(1, self._unread())
 
     def lost(self) -> None:
         if not self._lost.done():
@@ -276,7 +309,7 @@ class ProtocolConnection:
     def count_received(self, nbytes: int) -> None:
         self.bytes_received += nbytes
         if self._owed is not None:
-            self._owed = min(self._owed - nbytes, self._unread())
+            self._owed = min(self._owed, self.bytes_received + self._unread())
 
     def count_sent(self, nbytes: int) -> None:
         self.bytes_sent += nbytes
@@ -288,6 +321,8 @@ class ProtocolConnection:
 
     def _begin_drain(self) -> None:
         if self._transport is None or self._owed is not None:
+            if self._plain is not None:
+                self._plain._end_if_unheard_soon()
             return  # not there yet: made() will come by here
         self._await_first_words()
 
@@ -295,8 +330,9 @@ class ProtocolConnection:
         """Owe what is here; if nothing has ever come, what may be on its way, for as long as that can take."""
         if waited and (self.bytes_received or self.bytes_sent):
             return
-        self._owed = self._unread()
-        silent = not (self._owed or self.bytes_received or self.bytes_sent)
+        unread = self._unread()
+        self._owed = self.bytes_received + unread
+        silent = not (unread or self.bytes_received or self.bytes_sent)
         if silent and (due := self._first_words_due(waited)):
             self._owed = 1
             self.loop.call_later(due, self._await_first_words, waited + due)
@@ -307,19 +343,21 @@ class ProtocolConnection:
 
     def _end_between_messages(self) -> None:
         transport = self._transport
-        between = self._answered == self.bytes_received and (self._owed or 0) <= 0
+        # Where the message under way begins, as in ServedConnection._receive_owed.
+        begun = self.bytes_received - self._unconsumed()
+        between = self._answered == self.bytes_received and begun >= (self._owed or 0)
         if not between or self.ended or transport is None or transport.is_closing():
             return
         if not self.end():
             transport.close()
 
+    def _unconsumed(self) -> int:
+        """What a `(reader, writer)` callback has before it. Of other protocols nobody knows."""
+        return self.protocol.unconsumed() if isinstance(self.protocol, _CallbackProtocol) else 0
+
     def _unread(self) -> int:
         fd = self._sock.fileno()  # not the transport's: a closed one of asyncio's TLS has forgotten even that
-        if fd < 0:
-            return 0
-        size = bytearray(4)
-        fcntl.ioctl(fd, termios.FIONREAD, size)
-        return int.from_bytes(size, sys.byteorder)
+        return unread(fd) if fd >= 0 else 0
 
     def _expire(self) -> None:
         if self._transport is None:

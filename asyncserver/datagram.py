@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import anyio
 
-from ._log import logger as _logger
+from ._logger import logger as _logger
 from .reports import url_of
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ _RECEIVE_BUFFER = 1 << 20
 # Seconds between attempts to send to a Unix peer whose queue is full: poll(2) looks at our own socket and says
 # writable, sendto(2) says EAGAIN. The first, and the longest.
 _UNIX_RETRY = (0.001, 0.05)
+# Seconds until such a peer is given up: it does not read, and its answers would keep all handlers there may be.
+_UNIX_PATIENCE = 5.0
 
 # linux/if_... in asm-generic/socket.h and linux/in.h; Python has no names for them before 3.14.
 _SO_MEMINFO = 55
@@ -96,7 +98,8 @@ class Datagram:
 
         Raises:
             OSError: the system refuses; with errno EMSGSIZE the data is too large for one datagram.
-            anyio.BrokenResourceError: the sender has no address, or (a Unix socket) is gone.
+            anyio.BrokenResourceError: the sender has no address, or (a Unix socket) is gone or has read nothing for
+                5 seconds.
         """
         self.endpoint.catch_up()
         await self.endpoint.send(data, self.address, self.control)
@@ -276,6 +279,8 @@ class Endpoint:
             nowhere = OSError(errno.EDESTADDRREQ, os.strerror(errno.EDESTADDRREQ))
             raise anyio.BrokenResourceError("the sender has no address: it cannot be answered") from nowhere
         except OSError as exc:
+            if isinstance(address, tuple) and not address[1]:  # anybody can forge port 0: no error of the handler's
+                raise anyio.BrokenResourceError(f"the sender {address!r} has no port: it cannot be answered") from exc
             if exc.errno == errno.ENOBUFS:  # the interface's queue is full: udp(7)
                 return False
             if self._unix and (not address or exc.errno in {errno.ECONNREFUSED, errno.ENOENT}):
@@ -287,8 +292,12 @@ class Endpoint:
     async def send(self, data: Buffer, address: Address, control: _Control | None) -> None:
         """Send as soon as there is room. Raises as `Datagram.reply()`."""
         delay, longest = _UNIX_RETRY
+        give_up = self._loop.time() + _UNIX_PATIENCE
         while not self.try_send(data, address, control):
             if self._unix:
+                if self._loop.time() >= give_up:
+                    full = BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+                    raise anyio.BrokenResourceError(f"the sender {address!r} does not read its answers") from full
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, longest)
             else:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from ._log import logger as _logger
+from ._logger import logger as _logger
 from ._receiver import Receiver
 from ._transports import EndpointTransport
 from .adapters import ProtocolHandler

@@ -13,7 +13,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
-from ._log import logger as _logger
+from ._logger import logger as _logger
 from .reports import url_of
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Listener:
         """
         self.pause()
         if not self._bound.handed_over:
-            if not self._bound.adopted:
+            if not self._bound.given:
                 _ignore_newcomers(self.sock)
             self._accept(_LONGEST_QUEUE)
         self._cancel_retry()

@@ -139,7 +139,7 @@ class View:
     def __init__(self, url: str) -> None:
         self.url = url
         self.rows: dict[Place, Row] = {}
-        self.error = ""
+        self.error: str = ""
         self._updated = -math.inf
 
     def update(self, text: str, now: float) -> None:

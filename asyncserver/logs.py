@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from ._log import ContainedLogger
+from ._logger import ContainedLogger
 from .binding import _shown
 from .reports import outcome_of
 
@@ -50,7 +50,8 @@ def shown(address: Address) -> str:
     """Write an address as people do; a nameless peer of a Unix socket is "unix"."""
     if isinstance(address, tuple):
         return _shown(address)
-    return (address.decode(errors="replace") if isinstance(address, bytes) else address) or "unix"
+    name = address.decode(errors="replace") if isinstance(address, bytes) else address
+    return (name if name.isprintable() else repr(name)) or "unix"  # the peer has chosen it: it must not forge lines
 
 
 def with_lines(server: Server, run: Callable[[Any], Coroutine[Any, Any, object]]) -> Any:

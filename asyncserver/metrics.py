@@ -12,7 +12,7 @@ import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ._log import logger as _logger
+from ._logger import logger as _logger
 from .reports import Durations, add, measure_durations, places_of, read
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ A new option is one row in OPTIONS; `read()` returns its value under its name, a
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import shlex
 from dataclasses import dataclass
@@ -29,13 +30,19 @@ examples:
   python -m asyncserver app:handler --unix /run/app.sock --unix-mode 660
 
 A handler of --tcp and --unix is `async def handler(stream)`, one of --udp `async def handler(datagram)`; given both
-kinds of address it gets both. What asyncserver.from_protocol() and from_callback() return will do as well.
+kinds of address it gets both. What asyncserver.from_protocol() and from_callback() return will do as well, and so
+will a subclass of socketserver.BaseRequestHandler, which runs in threads, or of asyncio.Protocol.
 
 Each option can be set in the environment: --max-connections as ASYNCSERVER_MAX_CONNECTIONS, MODULE:HANDLER as
 ASYNCSERVER_HANDLER. Several values are separated by spaces, and quoted as in a shell. What is typed wins.
 
-exit status: 0 served and drained, 1 an address could not be had or a worker not started, 2 wrong arguments
+exit status:
+  0  served until told to stop; --check: could be served
+  1  an address could not be had, a worker not started, or the handler's module raised
+  2  wrong arguments, or an environment variable, or a file with certificates
 """
+
+_SYSTEMD = "systemd:"
 
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
@@ -83,10 +90,12 @@ def mode(text: str) -> int:
 
 
 def address(text: str) -> dict[str, Any]:
-    """HOST:PORT or fd:N, as keyword arguments of serve() and serve_datagrams()."""
+    """HOST:PORT or fd:N, as keyword arguments of serve() and serve_datagrams(); or systemd:NAME, for cli.py."""
+    if text.startswith(_SYSTEMD):
+        return {"systemd": text.removeprefix(_SYSTEMD)}
     host, colon, port = text.rpartition(":")
     if not colon or not port.isascii() or not port.isdigit():
-        raise _wrong("HOST:PORT, such as 127.0.0.1:8080, [::1]:8080 or :8080, or fd:N", text)
+        raise _wrong("HOST:PORT, such as 127.0.0.1:8080, [::1]:8080 or :8080, fd:N or systemd:NAME", text)
     if host == "fd":
         return {"fd": int(port)}
     if int(port) > 65535:
@@ -106,7 +115,9 @@ def place(text: str) -> str:
 
 
 def path(text: str) -> dict[str, Any]:
-    """A Unix socket's path, as keyword arguments of serve() and serve_datagrams()."""
+    """A Unix socket's path, as keyword arguments of serve() and serve_datagrams(); or systemd:NAME, for cli.py."""
+    if text.startswith(_SYSTEMD):
+        return {"systemd": text.removeprefix(_SYSTEMD)}
     if not text:
         raise _wrong("a path", text)
     return {"path": text}
@@ -167,6 +178,8 @@ class Option:
     @property
     def summary(self) -> str:
         """The help, with the default where there is one to tell."""
+        if self.several:
+            return f"{self.help} (can be repeated)"
         told = self.default not in (None, False) and "(default" not in self.help
         shown = f"{self.default:g}" if isinstance(self.default, float) else self.default
         return f"{self.help} (default: {shown})" if told else self.help
@@ -183,7 +196,7 @@ class Option:
         return self.convert(text) if self.metavar else on_or_off(text)
 
 
-_WHERE = "where to serve (each may be given several times)"
+_WHERE = "where to serve"
 _LIMITS = "limits"
 _PROXY = "behind a proxy, for --tcp and --unix"
 _TLS = "TLS for --tcp and --unix"
@@ -193,7 +206,7 @@ _LOG = "log"
 
 OPTIONS: tuple[Option, ...] = (
     Option("", "handler", "MODULE:HANDLER", "what to serve; upper-casing echo if left out", name),
-    Option(_WHERE, "--tcp", "HOST:PORT", "an empty HOST is every interface; fd:N is an inherited socket",
+    Option(_WHERE, "--tcp", "HOST:PORT", "an empty HOST is every interface; fd:N is inherited, systemd:NAME of a unit",
            address, several=True),
     Option(_WHERE, "--udp", "HOST:PORT", "the same for datagrams", address, several=True),
     Option(_WHERE, "--unix", "PATH", "a Unix stream socket", path, several=True),
@@ -211,7 +224,7 @@ OPTIONS: tuple[Option, ...] = (
            default=False),
     Option(_PROXY, "--trusted-proxies", "NETWORK[,...]",
            "who may send it, such as 10.0.0.0/8 or unix (default: this host)", several=True),
-    Option(_TLS, "--certfile", "FILE", "certificate chain, PEM; several: clients get the one for the name they ask for",
+    Option(_TLS, "--certfile", "FILE", "certificate chain, PEM; of several, clients get that for the name they ask for",
            several=True),
     Option(_TLS, "--keyfile", "FILE", "private key, PEM, unless it is in the certificate's file; one for each",
            several=True),
@@ -287,6 +300,8 @@ def read(
     Returns:
         an attribute for each option.
     """
+    if "_ARGCOMPLETE" in environment:  # a shell asks what could come next
+        importlib.import_module("argcomplete").autocomplete(parser)
     values: dict[str, Any] = {option.name: [] if option.several else option.default for option in OPTIONS}
     typed = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     for option in OPTIONS:

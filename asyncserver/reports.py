@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
 
-from ._log import logger as _logger
+from ._logger import logger as _logger
 from .exceptions import IdleTimeout, Refused
 
 if TYPE_CHECKING:

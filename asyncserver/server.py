@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
-from ._log import logger as _logger
+from ._logger import logger as _logger
 from ._tasks import Progress, start_task
 from .logs import about
 from .reports import DrainReport, ServerStats, outcome_of, places_of
@@ -194,8 +194,6 @@ class Server:
             if self._cleaner is not None:  # else the program's end has cancelled the drain before its first step
                 await self._outlast(self._cleaner)
 
-    # -- for what brings the work in
-
     def _apply_pause(self) -> None:
         for intake in self._intakes:
             if self._paused or self._full:
@@ -250,6 +248,7 @@ class Server:
             self._judge(task, source)
         else:
             self._keep(task, source)
+        del task  # holds its error, whose traceback may come to hold this frame (f_back): a cycle
 
     def _keep(self, task: asyncio.Task[Any], source: Any) -> None:
         """See a handler that waits to its end."""
@@ -300,7 +299,7 @@ class Server:
         if exc is None or isinstance(exc, SystemExit | KeyboardInterrupt):  # those end the loop, and tell by that
             return
         _logger.error(
-            "handler of %s failed", source.peer_address, exc_info=exc, extra=about(self, source, outcome="failed")
+            "handler of %r failed", source.peer_address, exc_info=exc, extra=about(self, source, outcome="failed")
         )
         if self._on_error is not None:
             try:
@@ -325,12 +324,14 @@ class Server:
                 with anyio.CancelScope(shield=shield):
                     await asyncio.wait([task])
             except asyncio.CancelledError as exc:
-                cancelled = exc
-                shield = True
+                cancelled, shield = exc, True
                 self._hasten(self._loop.time())
-        if cancelled is not None:
-            raise cancelled
-        return task.result()
+        try:
+            if cancelled is not None:
+                raise cancelled
+            return task.result()
+        finally:
+            del cancelled  # its traceback holds this frame: a cycle
 
     def _hasten(self, deadline: float) -> None:
         self._deadline = min(self._deadline, deadline)
@@ -363,8 +364,7 @@ class Server:
         for source in tuple(self._finishing.values()):
             source.abort()
         self._drop_waiting()
-        end = self._loop.time() + _CANCEL_GRACE
-        ending = list(left)
+        end, ending = self._loop.time() + _CANCEL_GRACE, list(left)
 
         def ended() -> bool:  # looks at each task about once, however many there are
             while ending and ending[-1] not in self._live:
@@ -374,7 +374,7 @@ class Server:
         await self._until(ended, lambda: end)
         given_up = {task: source for task, source in left.items() if task in self._live}
         for task, source in given_up.items():
-            _logger.warning("handler of %s ignored its cancellation", source.peer_address, extra=about(self, source))
+            _logger.warning("handler of %r ignored its cancellation", source.peer_address, extra=about(self, source))
             source.abort()
             del self._live[task]
             self._count["cancelled"] += 1

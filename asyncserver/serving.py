@@ -197,8 +197,8 @@ def serve(
         ssl: a context for the server side, such as `tls_context()` makes; None serves without TLS.
         ssl_handshake_timeout: seconds for the handshake; who takes longer is closed and counted as refused.
         max_connections: when so many are open, accepting pauses and the kernel's queue holds the rest.
-        max_connections_per_host: when so many are open from one address, more from it are closed at once and counted
-            as refused.
+        max_connections_per_host: when so many are open from one address (of IPv6: one /64 network), more from it are
+            closed at once and counted as refused.
         idle_timeout: seconds without a byte in either direction after which the pending or next `receive()` (and a
             pending `send()`) raises IdleTimeout, up to an eighth later. Uncaught it closes the connection, without
             an error in the log.

@@ -92,6 +92,8 @@ class Stream(ServedConnection, ByteStream):
             anyio.BusyResourceError: another task is receiving.
             IdleTimeout: nothing went either way for the server's `idle_timeout`. The stream can still be used.
         """
+        if max_bytes < 1:
+            raise ValueError(f"max_bytes must be at least 1, got {max_bytes}")
         return await self._chunk(max_bytes, anyio.EndOfStream)
 
     async def receive_exactly(self, nbytes: int) -> bytes:
@@ -148,7 +150,7 @@ class Stream(ServedConnection, ByteStream):
         if self._buffer and not more and self._spun():
             yield None
         if self._buffer and not more:
-            return self._take(max_bytes)
+            return self._cut(self._buffered(), max_bytes)
         waiter = self._reading
         while True:
             if waiter.busy:
@@ -163,7 +165,7 @@ class Stream(ServedConnection, ByteStream):
                     raise
                 waiter.busy = False
             elif self._spun():
-                yield None
+                yield from self._pause_reading(waiter)
             try:
                 data = self._recv(max_bytes)
             except _WOULD_BLOCK:
@@ -178,7 +180,8 @@ class Stream(ServedConnection, ByteStream):
             if data:
                 self.bytes_received += len(data)
                 return data
-            self._ended(max_bytes)
+            self._unwatch()  # a descriptor at its end is readable for ever
+            self._recv = at_end
             raise end
 
     # Receive the next chunk; the iteration stops at the end of the stream.
@@ -192,11 +195,14 @@ class Stream(ServedConnection, ByteStream):
         self._spins = 0
         return True
 
-    def _ended(self, max_bytes: int) -> None:
-        if max_bytes < 1:
-            raise ValueError(f"max_bytes must be at least 1, got {max_bytes}")
-        self._unwatch()  # a descriptor at its end is readable for ever
-        self._recv = at_end
+    @staticmethod
+    def _pause_reading(waiter: Waiter) -> Generator[None, None, None]:
+        """Let others run, but none of them receive: what the buffer holds has been looked at already."""
+        waiter.busy = True
+        try:
+            yield
+        finally:
+            waiter.busy = False
 
     def _buffered(self) -> bytearray:
         if self._reading.busy:
@@ -207,13 +213,8 @@ class Stream(ServedConnection, ByteStream):
             self._buffer = bytearray()
         return self._buffer
 
-    def _take(self, max_bytes: int) -> bytes:
-        if max_bytes < 1:
-            raise ValueError(f"max_bytes must be at least 1, got {max_bytes}")
-        return self._cut(self._buffered(), max_bytes)
-
-    @staticmethod
-    def _cut(buffer: bytearray, nbytes: int) -> bytes:
+    def _cut(self, buffer: bytearray, nbytes: int) -> bytes:
+        self._begin_message()
         with memoryview(buffer) as view:
             data = bytes(view[:nbytes])
         del buffer[:nbytes]
@@ -329,7 +330,8 @@ class Stream(ServedConnection, ByteStream):
         """
         if self._recv is refuse_closed:
             return
-        notify = self._send not in {refuse_torn, refuse_after_eof, refuse_busy}
+        broken = isinstance(self._send, functools.partial)
+        notify = not broken and self._send not in {refuse_torn, refuse_after_eof, refuse_busy}
         self._recv = self._send = refuse_closed
         self._watching = False
         self._set_events(0)
@@ -337,7 +339,7 @@ class Stream(ServedConnection, ByteStream):
         self._reading, self._writing = Waiter(self._poller.loop, "closing"), None
         try:
             async with asyncio.timeout(_CLOSE_TIMEOUT):
-                await self._finish(notify=notify)
+                await self._finish(notify=notify, broken=broken)
         except (OSError, TimeoutError):
             pass  # broken, or too slow: nothing more can be done for this peer
         finally:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl as ssl_
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from ._log import logger as _logger
+from ._logger import logger as _logger
 from ._poller import Poller
 from .adapters import ProtocolConnection, ProtocolHandler
 from .exceptions import Refused
@@ -22,7 +23,6 @@ from .stream import Stream
 from .tls import TLSContext
 
 if TYPE_CHECKING:
-    import socket
     import ssl
     from collections.abc import Coroutine
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 _IDLE_LOOKS = 16
 # Seconds for a PROXY header: the specification asks for 3 at least, a retransmission's time, and for few.
 _PROXY_TIMEOUT = 5.0
+# An IPv4 address in an IPv6 one (RFC 4291, 2.5.5.2), as sockets for both, made by somebody else, show them.
+_MAPPED = bytes(10) + b"\xff\xff"
 # Seconds between two warnings about connections refused for the lack of one.
 _WARN_EVERY = 60.0
 
@@ -120,7 +122,7 @@ class StreamServer(Server):
                 await stream.start_tls(self._ssl)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError, TimeoutError) as exc:
             extra = about(self, stream, outcome="refused")
-            _logger.debug("TLS handshake with %s failed: %s", stream.peer_address, exc, extra=extra)
+            _logger.debug("TLS handshake with %r failed: %s", stream.peer_address, exc, extra=extra)
             raise Refused from exc
         result: object = await self._handler(stream)
         return result
@@ -140,7 +142,8 @@ class StreamServer(Server):
         except HeaderError as exc:
             self._refuse_proxied("proxy_invalid", connection.peer_address, str(exc))
             raise Refused from exc
-        except (anyio.EndOfStream, anyio.BrokenResourceError) as exc:  # such as a health check that only connects
+        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError) as exc:
+            # Such as a health check that only connects, or has connected only when the server drains.
             self._count["proxy_invalid"] += 1
             raise Refused from exc
         finally:
@@ -165,7 +168,7 @@ class StreamServer(Server):
         if now - self._warned >= _WARN_EVERY:
             self._warned, level = now, logging.WARNING
         extra = about(self, peer=shown(address), outcome="refused")
-        _logger.log(level, "refused a connection from %s: %s", address, reason, extra=extra)
+        _logger.log(level, "refused a connection from %r: %s", address, reason, extra=extra)
 
     def _accept_failed(self) -> None:
         self._count["accept_errors"] += 1
@@ -283,5 +286,13 @@ def can_reload(server: Server) -> bool:
 
 
 def _host(address: Address) -> str:
-    """Whom a limit per host counts: an address without its port; all Unix peers are one."""
-    return str(address[0]) if isinstance(address, tuple) else ""
+    """Whom a limit per host counts: an IPv4 address, an IPv6 network of 64 bits; all Unix peers are one."""
+    if not isinstance(address, tuple):
+        return ""
+    host = str(address[0])
+    if ":" not in host or host.startswith("fe80:"):  # on a link all share the network, and nobody has more of it
+        return host
+    packed = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+    if packed.startswith(_MAPPED):
+        return socket.inet_ntop(socket.AF_INET, packed[12:])
+    return socket.inet_ntop(socket.AF_INET6, packed[:8] + bytes(8))  # what one site has at least: RFC 6177

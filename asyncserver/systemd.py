@@ -18,7 +18,7 @@ import stat
 import time
 from typing import TYPE_CHECKING, Self
 
-from ._log import logger as _logger
+from ._logger import logger as _logger
 from .exceptions import BindError
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ import select
 import socket
 import ssl
 import threading
+import time
 import traceback
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +33,12 @@ __all__ = ["HostedHandler", "HostedServer", "hosted"]
 # The same bound as a threading server's: below the tasks that systemd grants a service by default.
 MAX_THREADS = 4096
 
-# Seconds that a handler's `sendto` waits for room in the socket's buffer. The descriptor is the event loop's and so
-# non-blocking; with a timeout the socket object waits by itself, and nobody waits a day for a local buffer.
-_SEND_PATIENCE = 86400.0
+# Seconds that a handler's `sendto` waits for room. The network makes it in milliseconds; a Unix peer that does not read
+# never does, and would keep all threads.
+_SEND_PATIENCE = 5.0
+# Seconds between its attempts, the first and the longest. For a Unix peer's queue poll(2) is no help: it looks at our
+# own socket only, and Python's waiting for it would spin.
+_SEND_RETRY = (0.001, 0.05)
 
 
 class HostedServer:
@@ -152,8 +156,9 @@ class HostedHandler:
     def _handle_stream(self, request: socket.socket, client_address: Any, facade: HostedServer) -> None:
         try:
             self._handle(request, client_address, facade)
-        except ConnectionError as exc:
-            if not _peer_is_gone(request):  # an error of the handler's, which has other connections
+        except (ConnectionError, ssl.SSLError) as exc:
+            # Otherwise an error of the handler's, which has other connections.
+            if not (_comes_from(request, exc) if isinstance(exc, ssl.SSLError) else _peer_is_gone(request)):
                 raise
             # The peer left; asyncserver does not call that an error.
             raise anyio.BrokenResourceError(f"the connection with {client_address!r} broke: {exc}") from exc
@@ -174,7 +179,12 @@ class HostedHandler:
         self, request: tuple[bytes, _AnsweringSocket], client_address: Any, facade: HostedServer
     ) -> int:
         request[1].sent.count = 0
-        self._handle(request, client_address, facade)
+        try:
+            self._handle(request, client_address, facade)
+        except TimeoutError as exc:
+            if not _comes_from(request[1], exc):
+                raise
+            raise anyio.BrokenResourceError(f"the sender {client_address!r} does not read its answers") from exc
         sent: int = request[1].sent.count
         return sent
 
@@ -188,13 +198,23 @@ class _AnsweringSocket(socket.socket):
 
     def __init__(self, original: socket.socket) -> None:
         super().__init__(original.family, original.type, original.proto, fileno=os.dup(original.fileno()))
-        self.settimeout(_SEND_PATIENCE)
+        self.setblocking(False)  # as the event loop's descriptor is
         self.sent = threading.local()
 
     def sendto(self, *args: Any) -> int:
-        sent = super().sendto(*args)
-        self.sent.count = getattr(self.sent, "count", 0) + 1
-        return sent
+        delay, longest = _SEND_RETRY
+        give_up = time.monotonic() + _SEND_PATIENCE
+        while True:
+            try:
+                sent = super().sendto(*args)
+            except BlockingIOError as exc:
+                if time.monotonic() >= give_up:
+                    raise TimeoutError(f"no room to send in {_SEND_PATIENCE:g} s") from exc
+                time.sleep(delay)
+                delay = min(2 * delay, longest)
+            else:
+                self.sent.count = getattr(self.sent, "count", 0) + 1
+                return sent
 
 
 class _TimedSocket(socket.socket):

@@ -240,6 +240,7 @@ class Program:
             [sys.executable, *arguments],
             cwd=folder,
             env={**inherited, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **environment},
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -285,7 +286,7 @@ class Program:
         self.process.wait()
         for thread in self._threads:
             thread.join(PATIENCE)
-        for pipe in (self.process.stdout, self.process.stderr):
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
             assert pipe is not None
             pipe.close()
 

@@ -185,14 +185,18 @@ def test_the_loader_is_the_one_that_found_the_program(packed: bool, tmp_path: Pa
 BLOCKED = """
 import socketserver, sys, threading, time
 
+begun = threading.Event()
+
 class Blocked(socketserver.BaseRequestHandler):
     def handle(self):
+        begun.set()
         self.request.sendall(b"here")
         self.request.recv(1) if sys.argv[1] == "receiving" else time.sleep(1000)
 
 server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Blocked)
 print("port", server.server_address[1], flush=True)
 threading.Thread(target=server.serve_forever).start()
+begun.wait()  # Python 3.12 starts no threads once the main thread has ended
 """
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import asyncserver
-from asyncserver import _connection
-from asyncserver._connection import first_words_due
+from asyncserver import _kernel
+from asyncserver._kernel import first_words_due
 from tests.serverkit import KINDS, PATIENCE, Wire, until, upper
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ async def test_who_says_nothing_is_waited_for_no_longer_than_a_moment(
     kind: str, handler: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A silent connection ends by itself, far from the deadline."""
-    monkeypatch.setattr(_connection, "_FIRST_WORDS", 0.05)
+    monkeypatch.setattr(_kernel, "_FIRST_WORDS", 0.05)
     wire = Wire(kind, tmp_path)
     async with wire.serve(handler) as server, wire.connect(server) as client:
         await until(lambda: server.connections)
@@ -107,7 +107,7 @@ async def test_who_has_been_silent_for_long_is_not_waited_for(
 
 async def test_who_was_greeted_is_between_two_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the server speaks first, its greeting is a message: the next one is the client's to send elsewhere."""
-    monkeypatch.setattr(_connection, "_FIRST_WORDS", PATIENCE)
+    monkeypatch.setattr(_kernel, "_FIRST_WORDS", PATIENCE)
 
     async def greeting(stream: asyncserver.Stream) -> None:
         await stream.send(b"hello\n")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import inspect
 import itertools
+import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +163,34 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         read(make_parser(f"asyncserver {asyncserver.__version__}"), ["--version"], {})
     assert caught.value.code == 0
     assert capsys.readouterr().out == f"asyncserver {asyncserver.__version__}\n"
+
+
+# -- completion
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("python -m asyncserver --max-c", {"--max-connections", "--max-connections-per-host"}),
+        ("python -m asyncserver app:handler --loop ", {"auto", "uvloop", "asyncio"}),
+        ("python -m asyncserver app:handler --unix a --certf", {"--certfile"}),
+    ],
+)
+def test_shells_can_complete(line: str, words: set[str], tmp_path: Path) -> None:
+    """What argcomplete's shell function asks, as it asks it; and it finds the module to be one that answers."""
+    pytest.importorskip("argcomplete")
+    root = Path(__file__).parent.parent
+    asked = {"COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "9", "_ARGCOMPLETE": "3"}
+    environment = {
+        **os.environ,
+        **asked,
+        "PYTHONPATH": str(root),
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "out"),
+    }
+    subprocess.run([sys.executable, "-m", "asyncserver"], env=environment, cwd=tmp_path, check=True, timeout=60)
+    assert set((tmp_path / "out").read_text().replace("\v", " ").split()) == words
+    finding = [sys.executable, "-m", "argcomplete._check_module", "asyncserver"]
+    subprocess.run(finding, env={**os.environ, "PYTHONPATH": str(root)}, cwd=tmp_path, check=True, timeout=60)
 
 
 # -- addresses

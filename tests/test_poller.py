@@ -95,3 +95,23 @@ async def test_copy_of_a_descriptor_does_not_keep_it_ready() -> None:
                 await asyncio.sleep(0)
         assert server._poller._epoll.poll(0) == []  # type: ignore[attr-defined]
     os.close(copies[0])
+
+
+async def test_number_of_a_descriptor_closed_elsewhere_belongs_to_the_next() -> None:
+    """A connection whose descriptor was closed behind its back leaves alone the one that has got the number since."""
+    poller, first, second = Poller(asyncio.get_running_loop()), Recorder(), Recorder()
+    pairs = [socket.socketpair() for _ in range(2)]
+    fd = pairs[0][0].fileno()
+    poller.watch(first, fd, 0, READ)  # type: ignore[arg-type]
+    os.dup2(pairs[1][0].fileno(), fd)  # closes it, and gives its number to another
+    poller.watch(second, fd, 0, READ)  # type: ignore[arg-type]
+    poller.watch(first, fd, READ, 0)  # type: ignore[arg-type]
+    second.then = lambda: poller.watch(second, fd, READ, 0)  # type: ignore[arg-type]
+    pairs[1][1].send(b"x")
+    async with asyncio.timeout(10):
+        await second.event.wait()
+    assert (first.told, second.told) == ([], ["readable"])
+    for ours, theirs in pairs:
+        ours.close()
+        theirs.close()
+    poller.close()

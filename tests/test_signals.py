@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import asyncserver
-from tests.serverkit import LOOPS, PATIENCE, Program, authority, client_context, upper
+from asyncserver import _worker, running
+from tests.serverkit import LOOPS, PATIENCE, ROOT, Program, authority, client_context, upper
 
 if TYPE_CHECKING:
     import ssl
@@ -32,6 +34,18 @@ async def upper(stream):
 def program(folder: Path, source: str, *arguments: str) -> Program:
     (folder / "program.py").write_text(HEAD + source)
     return Program(["-W", "error", "program.py", *arguments], folder)
+
+
+def test_readme_tells_of_each_signal() -> None:
+    """Its table has a row for each signal that is handled, by one process and by the supervisor of several."""
+    readme = (ROOT / "README.md").read_text()
+    table = re.search(r"\| signal \|.*\n\|---.*\n((?:\|.*\n)+)", readme)
+    assert table is not None
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[1].splitlines()]
+    by_one = {name for names, one, _ in rows for name in re.findall("SIG[A-Z0-9]+", names) if one != "not handled"}
+    by_supervisor = {name for names, _, _ in rows for name in re.findall("SIG[A-Z0-9]+", names)}
+    assert by_one == {number.name for number in running._SIGNALS} | {"SIGKILL"}
+    assert by_supervisor == {number.name for number in _worker.SIGNALS} | {"SIGKILL"}
 
 
 # -- before it serves
