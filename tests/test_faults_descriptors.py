@@ -108,7 +108,7 @@ def idle_and_busy(loop: str, *, idle: int, busy: int, rounds: int) -> None:
         loop,
         f"{right} of {busy * rounds} answers, {memory:.0f} bytes for each idle one, 99th percentile x "
         f"{beside / alone:.1f}, descriptors {before['descriptors']} before, {after['descriptors']} after",
-        "all; 4000 bytes; x 5; the same",
+        "all; 4000 bytes; x 5, or 5 ms; the same",
     )
     assert right == busy * rounds
     assert memory < 4000
