@@ -190,13 +190,16 @@ def test_a_silent_tls_client_is_cut_off_although_children_have_copies_of_its_soc
 ) -> None:
     """A process forked meanwhile, for somebody else, must not keep the connection."""
     (tmp_path / "script.py").write_text(FORKED_TLS)
-    with Program(["-m", "compat", "script.py", str(certfile)], tmp_path) as running, connected(running) as silent:
-        with client_context.wrap_socket(connected(running), server_hostname="localhost") as client:
-            client.sendall(b"abc")
-            assert client.recv(10) == b"abc"
-            assert silent.recv(1) == b""
-            client.sendall(b"def")
-            assert client.recv(10) == b"def"
+    with (
+        Program(["-m", "compat", "script.py", str(certfile)], tmp_path) as running,
+        connected(running) as silent,
+        client_context.wrap_socket(connected(running), server_hostname="localhost") as client,
+    ):
+        client.sendall(b"abc")
+        assert client.recv(10) == b"abc"
+        assert silent.recv(1) == b""
+        client.sendall(b"def")
+        assert client.recv(10) == b"def"
 
 
 def connected(running: Program) -> socket.socket:
