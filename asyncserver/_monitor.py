@@ -7,13 +7,13 @@
 
 from __future__ import annotations
 
-import logging
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
 
 from . import _http, metrics
+from ._logger import logger as _logger
 from .reports import measure_durations, places_of, read
 from .serving import serve
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from .server import Server
     from .serving import Serving
     from .stream import Stream
-
-_logger = logging.getLogger("asyncserver")
 
 # Seconds for a whole exchange: a scraper that is slower is cut off. Prometheus gives up after 10 by default.
 PATIENCE = 10.0

@@ -82,7 +82,7 @@ class Receiver:
                         raise
                     server._starting = None
                     server._settle(datagram, exc, None)
-                    if not isinstance(exc, Exception | asyncio.CancelledError):
+                    if isinstance(exc, SystemExit | KeyboardInterrupt):  # others have been told of
                         raise
                     return None
                 if server._starting is not datagram:

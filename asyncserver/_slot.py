@@ -37,6 +37,7 @@ class Worker:
         self.serving = False
         self.leaving = False
         self.kill_at = NEVER
+        self.silent_at = NEVER  # when it will have said nothing for so long that its loop counts as stuck
         self.readings: list[Reading] = []
 
     def tell(self, message: bytes) -> None:

@@ -55,7 +55,7 @@ class Tally:
         """Ask all workers, and call `then` when they have answered; without those that do not within a second."""
         self._then.append(then)
         if len(self._then) > 1:
-            return  # those who have asked before are answered at the same time, and as freshly
+            return  # they have been asked less than a second ago: one answer does for both
         self._asked = {worker for worker in self._workers if worker.serving}
         self.due = time.monotonic() + _PATIENCE
         for worker in self._asked:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import anyio
+
+from ._logger import logger as _logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from ._types import Address
     from .adapters import ProtocolConnection, ProtocolHandler
     from .datagram import Datagram, Endpoint
-
-_logger = logging.getLogger("asyncserver")
 
 # What is read at a time of what nobody wants any more.
 _DISCARDED = 4096

@@ -20,6 +20,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ._logger import logger
 from .reports import measure_durations, read
 from .stream_server import can_reload
 
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from .binding import BoundSocket
     from .server import Server
     from .serving import Serving
-
-logger = logging.getLogger("asyncserver")
 
 READY, LEAVE, STOP, FORCE, STATS = b"ready", b"leave", b"stop", b"force", b"stats"
 LONGEST_MESSAGE = 1 << 17  # readings of some 130 servers; a socket pair holds about as much

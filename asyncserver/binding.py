@@ -269,7 +269,6 @@ class Binding:
             if not address or (sock.family != socket.AF_UNIX and address[1] == 0):
                 raise BindError(errno.EINVAL, f"{sock!r} is not bound to an address: bind() it first")
             bound = self._ready(kind, sock)
-            bound.adopted = True
             on_error.pop_all()
         return bound
 
@@ -284,21 +283,21 @@ class Binding:
             if not (kept and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)):
                 sock.listen(self.backlog)
         sock.setblocking(False)
-        return BoundSocket(sock, path, kept=kept)
+        return BoundSocket(sock, path, kept=kept, given=self.sock is not None or self.fd is not None)
 
 
 class BoundSocket:
     """A bound socket, and the file that goes with it if it is a Unix socket that we made.
 
     Attributes:
+        given: we have it from somebody who may go on with it.
         shared: another process has it open too and may go on with it.
         handed_over: another process does go on with it: what is queued there is not ours to take when we close.
-        adopted: given to us, by somebody who may go on with it.
     """
 
-    def __init__(self, sock: socket.socket, path: str | None = None, *, kept: bool = False) -> None:
+    def __init__(self, sock: socket.socket, path: str | None = None, kept: bool = False, given: bool = False) -> None:
+        self.given: bool = given
         self.sock: socket.socket = sock
-        self.adopted: bool = False
         self._path = path
         self._identity = identity(path) if path is not None else None
         self._kept = kept  # by systemd, which starts us again for what is queued

@@ -15,6 +15,7 @@ from .logs import set_up
 from .options import address, make_parser, read
 from .running import give_up, run_program
 from .serving import Serving, serve, serve_datagrams
+from .systemd import named_sockets, systemd_sockets
 from .tls import TLSContext, tls_context
 
 if TYPE_CHECKING:
@@ -25,6 +26,15 @@ if TYPE_CHECKING:
     from .stream import Stream
 
 _DEFAULT_ADDRESS = "127.0.0.1:8080"
+
+# What each option takes of the sockets that systemd:NAME names: those of one unit have one name, of whatever kind.
+_INTERNET = (socket.AF_INET, socket.AF_INET6)
+_TAKES: dict[str, tuple[socket.SocketKind, Sequence[int]]] = {
+    "tcp": (socket.SOCK_STREAM, _INTERNET),
+    "udp": (socket.SOCK_DGRAM, _INTERNET),
+    "unix": (socket.SOCK_STREAM, (socket.AF_UNIX,)),
+    "unix_datagram": (socket.SOCK_DGRAM, (socket.AF_UNIX,)),
+}
 
 
 async def upper(source: Stream | Datagram) -> bytes | None:
@@ -62,11 +72,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _complete(options: argparse.Namespace) -> Callable[[], object]:
     """Put the default address where no other is given; returns what is to be called once it is bound."""
     if options.tcp or options.udp or options.unix or options.unix_datagram:
+        for name in _TAKES:
+            setattr(options, name, [one for place in getattr(options, name) for one in _of_systemd(name, place)])
         return lambda: None
     if options.handler is not None:
         raise ValueError(f"say where to serve {options.handler}: --tcp HOST:PORT, --udp HOST:PORT or --unix PATH")
     options.tcp = options.udp = [address(_DEFAULT_ADDRESS)]
     return _greet
+
+
+def _of_systemd(option: str, place: dict[str, Any]) -> list[dict[str, Any]]:
+    """Put systemd's sockets where their name stands; leave other places as they are."""
+    if "systemd" not in place:
+        return [place]
+    kind, families = _TAKES[option]
+    found = [one for one in systemd_sockets(place["systemd"]) if one.type == kind and one.family in families]
+    if not found:
+        passed = ", ".join(f"{name!r} ({one.type.name} {one.getsockname()!r})" for name, one in named_sockets())
+        raise ValueError(
+            f"--{option.replace('_', '-')} systemd:{place['systemd']}: systemd has opened no such socket for this "
+            f"process; it has opened {passed or 'none: start this program by its socket unit'}"
+        )
+    return [{"sock": one} for one in found]
 
 
 def _servings(options: argparse.Namespace, handler: Any = None) -> list[Serving]:
@@ -90,7 +117,8 @@ def _servings(options: argparse.Namespace, handler: Any = None) -> list[Serving]
         "on_error": None if options.on_error is None else load(options.on_error),
     }
     for place in (*options.unix, *options.unix_datagram):
-        place["path_mode"] = options.unix_mode
+        if "path" in place:  # else one of systemd's, whose unit says SocketMode=
+            place["path_mode"] = options.unix_mode
     servings: list[Serving] = []
     try:
         servings.extend(serve(handler, **place, **streams, **common) for place in (*options.tcp, *options.unix))

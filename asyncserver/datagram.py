@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import os
 import socket
 import struct
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import anyio
 
+from ._logger import logger as _logger
 from .reports import url_of
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from .binding import BoundSocket
 
 __all__ = ["Datagram"]
-
-_logger = logging.getLogger("asyncserver")
 
 # Datagrams taken in one wake-up: long enough to save trips through the loop, and with quick handlers a fifth of a
 # millisecond for everybody else.

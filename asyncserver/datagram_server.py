@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from ._logger import logger as _logger
 from ._receiver import Receiver
 from ._transports import EndpointTransport
 from .adapters import ProtocolHandler
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from ._types import DatagramHandler, ErrorHandler
     from .binding import BoundSocket
-
-_logger = logging.getLogger("asyncserver")
 
 
 class DatagramServer(Server):

@@ -9,11 +9,11 @@ from __future__ import annotations
 import array
 import contextlib
 import errno
-import logging
 import socket
 import struct
 from typing import TYPE_CHECKING
 
+from ._logger import logger as _logger
 from .reports import url_of
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from ._types import Address
     from .binding import BoundSocket
-
-_logger = logging.getLogger("asyncserver")
 
 # Connections accepted in one wake-up. Each starts a handler at once, so this bounds what others wait: about a
 # millisecond.
@@ -115,7 +113,7 @@ class Listener:
         """
         self.pause()
         if not self._bound.handed_over:
-            if not self._bound.adopted:
+            if not self._bound.given:
                 _ignore_newcomers(self.sock)
             self._accept(_LONGEST_QUEUE)
         self._cancel_retry()

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from ._logger import ContainedLogger
 from .binding import _shown
 from .reports import outcome_of
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from .server import Server
 
 # A line for each connection that has ended: at DEBUG, or, once somebody has given this logger a level, at INFO.
-_connections = logging.getLogger("asyncserver.connection")
+_connections = ContainedLogger(logging.getLogger("asyncserver.connection"))
 
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 _OWN = {*vars(logging.makeLogRecord({})), "message", "asctime"}  # what every record has
@@ -55,7 +56,7 @@ def shown(address: Address) -> str:
 
 def with_lines(server: Server, run: Callable[[Any], Coroutine[Any, Any, object]]) -> Any:
     """Make what a server starts for each connection log it when it has ended, if that is asked for at this time."""
-    level = logging.INFO if _connections.level else logging.DEBUG
+    level = logging.INFO if _connections.logger.level else logging.DEBUG
     if not _connections.isEnabledFor(level):
         return run
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import itertools
-import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ._logger import logger as _logger
 from .reports import Durations, add, measure_durations, places_of, read
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from .server import Server
 
 __all__ = ["ServerCollector"]
-
-_logger = logging.getLogger("asyncserver")
 
 ADVICE = "metrics need prometheus-client: pip install 'asyncserver[metrics]'"
 

@@ -42,6 +42,8 @@ exit status:
   2  wrong arguments, or an environment variable, or a file with certificates
 """
 
+_SYSTEMD = "systemd:"
+
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
@@ -88,10 +90,12 @@ def mode(text: str) -> int:
 
 
 def address(text: str) -> dict[str, Any]:
-    """HOST:PORT or fd:N, as keyword arguments of serve() and serve_datagrams()."""
+    """HOST:PORT or fd:N, as keyword arguments of serve() and serve_datagrams(); or systemd:NAME, for cli.py."""
+    if text.startswith(_SYSTEMD):
+        return {"systemd": text.removeprefix(_SYSTEMD)}
     host, colon, port = text.rpartition(":")
     if not colon or not port.isascii() or not port.isdigit():
-        raise _wrong("HOST:PORT, such as 127.0.0.1:8080, [::1]:8080 or :8080, or fd:N", text)
+        raise _wrong("HOST:PORT, such as 127.0.0.1:8080, [::1]:8080 or :8080, fd:N or systemd:NAME", text)
     if host == "fd":
         return {"fd": int(port)}
     if int(port) > 65535:
@@ -111,7 +115,9 @@ def place(text: str) -> str:
 
 
 def path(text: str) -> dict[str, Any]:
-    """A Unix socket's path, as keyword arguments of serve() and serve_datagrams()."""
+    """A Unix socket's path, as keyword arguments of serve() and serve_datagrams(); or systemd:NAME, for cli.py."""
+    if text.startswith(_SYSTEMD):
+        return {"systemd": text.removeprefix(_SYSTEMD)}
     if not text:
         raise _wrong("a path", text)
     return {"path": text}
@@ -172,6 +178,8 @@ class Option:
     @property
     def summary(self) -> str:
         """The help, with the default where there is one to tell."""
+        if self.several:
+            return f"{self.help} (can be repeated)"
         told = self.default not in (None, False) and "(default" not in self.help
         shown = f"{self.default:g}" if isinstance(self.default, float) else self.default
         return f"{self.help} (default: {shown})" if told else self.help
@@ -198,11 +206,11 @@ _LOG = "log"
 
 OPTIONS: tuple[Option, ...] = (
     Option("", "handler", "MODULE:HANDLER", "what to serve; upper-casing echo if left out", name),
-    Option(_WHERE, "--tcp", "HOST:PORT", "an empty HOST is every interface, fd:N an inherited socket; may be repeated",
+    Option(_WHERE, "--tcp", "HOST:PORT", "an empty HOST is every interface; fd:N is inherited, systemd:NAME of a unit",
            address, several=True),
     Option(_WHERE, "--udp", "HOST:PORT", "the same for datagrams", address, several=True),
-    Option(_WHERE, "--unix", "PATH", "a Unix stream socket; likewise", path, several=True),
-    Option(_WHERE, "--unix-datagram", "PATH", "a Unix datagram socket; likewise", path, several=True),
+    Option(_WHERE, "--unix", "PATH", "a Unix stream socket", path, several=True),
+    Option(_WHERE, "--unix-datagram", "PATH", "a Unix datagram socket", path, several=True),
     Option(_WHERE, "--unix-mode", "MODE", "permissions of the Unix sockets' files, octal, such as 660", mode),
     Option(_WHERE, "--backlog", "N", "connections that the kernel queues while none is accepted", count(0), 1024),
     Option(_WHERE, "--reuse-port", "", "let other processes of this user serve on the same ports", default=False),
@@ -216,7 +224,7 @@ OPTIONS: tuple[Option, ...] = (
            default=False),
     Option(_PROXY, "--trusted-proxies", "NETWORK[,...]",
            "who may send it, such as 10.0.0.0/8 or unix (default: this host)", several=True),
-    Option(_TLS, "--certfile", "FILE", "certificate chain, PEM; several: clients get the one for the name they ask for",
+    Option(_TLS, "--certfile", "FILE", "certificate chain, PEM; of several, clients get that for the name they ask for",
            several=True),
     Option(_TLS, "--keyfile", "FILE", "private key, PEM, unless it is in the certificate's file; one for each",
            several=True),

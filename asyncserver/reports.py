@@ -7,7 +7,6 @@ supervisor; readings of several workers are added up name by name.
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 from bisect import bisect_left
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
 
+from ._logger import logger as _logger
 from .exceptions import IdleTimeout, Refused
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from .server import Server
 
 __all__ = ["DrainReport", "Durations", "ServerStats"]
-
-_logger = logging.getLogger("asyncserver")
 
 Reading: TypeAlias = dict[str, float]
 

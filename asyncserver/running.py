@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
+import math
 import os
 import signal
 import threading
 from typing import TYPE_CHECKING, Literal
 
+from ._logger import logger as _logger
 from ._monitor import Monitor, tell_where
 from .logs import about
 from .serving import Serving, check_seconds
 from .stream_server import can_reload
+from .systemd import NotifySocket
 from .workers import Supervisor
 
 if TYPE_CHECKING:
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from .server import Server
 
 __all__ = ["run"]
-
-_logger = logging.getLogger("asyncserver")
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SIGNALS = (*_STOP_SIGNALS, signal.SIGHUP)
@@ -104,16 +104,33 @@ def run_program(
         if metrics is not None:
             monitoring = monitor.serving(metrics)
         factory = _loop_factory(loop)
-        if workers > 1:
-            _check_process()
-            Supervisor(
-                servings, load, factory, workers, started=started, monitor=monitoring, drain_delay=drain_delay
-            ).run()
-            return
-        if asyncio._get_running_loop() is not None:
-            raise RuntimeError("run() makes a loop of its own, and here one runs already: write `await serve(...)`")
-        with asyncio.Runner(loop_factory=factory) as runner:
-            runner.run(_run(servings, started, monitor, monitoring, drain_delay))
+        with NotifySocket.from_environment() as notify:
+            if workers > 1:
+                _check_process()
+                Supervisor(
+                    servings,
+                    load,
+                    factory,
+                    workers,
+                    started=started,
+                    monitor=monitoring,
+                    drain_delay=drain_delay,
+                    notify=notify,
+                ).run()
+                return
+            if asyncio._get_running_loop() is not None:
+                raise RuntimeError("run() makes a loop of its own, and here one runs already: write `await serve(...)`")
+            with asyncio.Runner(loop_factory=factory) as runner:
+                runner.run(
+                    _run(
+                        servings,
+                        started,
+                        monitor=monitor,
+                        monitoring=monitoring,
+                        drain_delay=drain_delay,
+                        notify=notify,
+                    )
+                )
     finally:
         give_up((*servings, monitoring))
 
@@ -161,11 +178,13 @@ def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
 async def _run(
     servings: Sequence[Serving],
     started: Callable[[], object],
+    *,
     monitor: Monitor,
     monitoring: Serving | None,
     drain_delay: float,
+    notify: NotifySocket,
 ) -> None:
-    signals = _Signals(monitor, drain_delay)
+    signals = _Signals(monitor, notify, drain_delay)
     try:
         with signals.handled():
             async with contextlib.AsyncExitStack() as stack:
@@ -177,10 +196,33 @@ async def _run(
                 started()
                 for server in servers:
                     _logger.info("%r", server, extra=about(server))
-                await asyncio.wait([asyncio.ensure_future(server.wait_closed()) for server in servers])
+                with _telling(notify, servers):
+                    await asyncio.wait([asyncio.ensure_future(server.wait_closed()) for server in servers])
     except asyncio.CancelledError:
         if not signals.given_up:
             raise
+
+
+@contextlib.contextmanager
+def _telling(notify: NotifySocket, servers: Sequence[Server]) -> Iterator[None]:
+    """Tell systemd that all serve, and how that goes: from the loop, so that one that is stuck is noticed."""
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle | None = None
+
+    def pulse() -> None:
+        nonlocal timer
+        notify.pulse([server.stats() for server in servers])
+        timer = loop.call_later(notify.pulse_every, pulse)
+
+    notify.ready()
+    if notify.pulse_every < math.inf:
+        pulse()
+    try:
+        yield
+    finally:
+        if timer is not None:
+            timer.cancel()
+        notify.stopping()
 
 
 class _Signals:
@@ -190,9 +232,10 @@ class _Signals:
         given_up: whether one has ended the start.
     """
 
-    def __init__(self, monitor: Monitor, drain_delay: float) -> None:
+    def __init__(self, monitor: Monitor, notify: NotifySocket, drain_delay: float) -> None:
         self.given_up = False
         self._monitor = monitor
+        self._notify = notify
         self._drain_delay = drain_delay
         self._delay: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -225,6 +268,7 @@ class _Signals:
 
     def _stop(self, number: signal.Signals) -> None:
         """Close the servers, perhaps after a delay; a second time at once."""
+        self._notify.stopping()
         if self._starting is not None:
             _logger.info("%s: not all servers had started; those that had are closed", number.name)
             self.given_up = True
@@ -255,8 +299,10 @@ class _Signals:
             self._terminals = []
             self._stop(signal.SIGHUP)  # the terminal has been closed, and nobody could press Ctrl-C any more
             return
-        if self._closing or self._delay is not None:
+        if self._closing or self._delay is not None or self._starting is not None:
             return
+        self._notify.reloading()
+        note = ""
         reloadable = [server for server in self._servers if can_reload(server)]
         if not reloadable:
             _logger.info("SIGHUP: no server has certificates to be read again")
@@ -265,5 +311,7 @@ class _Signals:
                 server.reload_tls()
             except (OSError, ValueError) as exc:
                 _logger.error("SIGHUP: %r keeps its certificates: %s", server, exc, extra=about(server))
+                note = ", but new certificates could not be read (see the log)"
             else:
                 _logger.info("SIGHUP: %r has read its certificates again", server, extra=about(server))
+        self._notify.ready(note)

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import logging
 import math
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
+from ._logger import logger as _logger
 from ._tasks import Progress, start_task
 from .logs import about
 from .reports import DrainReport, ServerStats, outcome_of, places_of
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from ._types import Address, ErrorHandler
     from .binding import BoundSocket
     from .reports import Durations
-
-_logger = logging.getLogger("asyncserver")
 
 # Seconds between cancelling a handler and taking its connection away.
 _CANCEL_GRACE = 1.0
@@ -306,7 +304,7 @@ class Server:
         if self._on_error is not None:
             try:
                 self._on_error(exc, source)
-            except Exception:
+            except (Exception, asyncio.CancelledError):  # the latter of a future that it looked at: nobody cancels it
                 _logger.exception("on_error failed", extra=about(self, source))
 
     # -- closing

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from ._logger import logger as _logger
 from ._poller import Poller
 from .adapters import ProtocolConnection, ProtocolHandler
 from .exceptions import Refused
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from ._types import Address, ErrorHandler, StreamHandler
     from .binding import BoundSocket
     from .proxy_protocol import ProxyHeader, TrustedProxies
-
-_logger = logging.getLogger("asyncserver")
 
 # Looks at the connections in each idle_timeout: one closes at most an eighth later than it should.
 _IDLE_LOOKS = 16

@@ -18,6 +18,7 @@ import stat
 import time
 from typing import TYPE_CHECKING, Self
 
+from ._logger import logger as _logger
 from .exceptions import BindError
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from .reports import ServerStats
 
 __all__ = ["systemd_sockets"]
-
-_logger = logging.getLogger("asyncserver")
 
 _LISTEN = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
 _NOTIFY = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")

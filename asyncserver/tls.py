@@ -40,8 +40,8 @@ class TLSContext(ssl.SSLContext):
     Its sockets (`ssl.SSLSocket`, `ssl.SSLObject`) have an attribute `server_name`, the name that the client asked for.
     """
 
-    sslsocket_class = _Socket
-    sslobject_class = _Object
+    sslsocket_class: type[ssl.SSLSocket] = _Socket
+    sslobject_class: type[ssl.SSLObject] = _Object
     _arguments: dict[str, Any]
 
     def reload(self) -> TLSContext:

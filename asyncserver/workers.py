@@ -22,9 +22,11 @@ import time
 from typing import TYPE_CHECKING
 
 from ._exchanges import Exchanges
+from ._logger import logger as _logger
 from ._monitor import tell_where
 from ._slot import NEVER, Slot, Worker, open_slots
 from ._tally import Tally
+from ._watchdog import Watchdog
 from ._worker import FORCE, LEAVE, READY, SIGNALS, STOP, pass_over, work
 
 if TYPE_CHECKING:
@@ -34,8 +36,7 @@ if TYPE_CHECKING:
     from .binding import BoundSocket
     from .reports import ServerStats
     from .serving import Serving
-
-_logger = logging.getLogger("asyncserver")
+    from .systemd import NotifySocket
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -55,6 +56,7 @@ class Supervisor:
         started: called when everything is bound.
         monitor: where to tell metrics and readiness over HTTP, if at all.
         drain_delay: seconds between the first signal to stop, when it is ready no more, and the drain.
+        notify: where to tell systemd.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Supervisor:
         started: Callable[[], object],
         monitor: Serving | None,
         drain_delay: float,
+        notify: NotifySocket,
     ) -> None:
         self._load = load
         self._loop_factory = loop_factory
@@ -76,6 +79,7 @@ class Supervisor:
         self._monitor = monitor
         self._drain_delay = drain_delay
         self._drain_at = NEVER
+        self._notify = notify
         self._exchanges: Exchanges | None = None
         self._slots: list[Slot] = []
         self._bound: list[BoundSocket] = []
@@ -115,6 +119,7 @@ class Supervisor:
         self._bound = [one for slot in self._slots for sockets in slot.sockets for one in sockets]
         self._places = [", ".join(str(one.address) for one in group) for group in self._slots[0].sockets]
         self._tally = Tally(self._slots, self._workers, self._is_ready)
+        self._watchdog = Watchdog(self._notify, self._slots, self._workers, self.stats)
         if self._monitor is not None:
             bound = self._monitor.open_slots(1)[0]
             self._exchanges = Exchanges(self._selector, bound, self._tally.respond)
@@ -144,10 +149,12 @@ class Supervisor:
     def _turn(self) -> None:
         due = [worker.kill_at for worker in self._workers] + [slot.restart_at for slot in self._slots]
         due += [self._exchanges.due] if self._exchanges is not None else []
-        seconds = min(self._tally.due, self._drain_at, *due) - time.monotonic()
+        watch_at = self._watchdog.due
+        seconds = min(self._tally.due, self._drain_at, watch_at, *due) - time.monotonic()
         for key, _ in self._selector.select(None if seconds == NEVER else max(0.0, seconds)):
             key.data()
         now = time.monotonic()
+        self._watchdog.expire(watch_at)
         self._kill([worker for worker in self._workers if worker.kill_at <= now])
         for slot in self._slots:
             if slot.restart_at <= now:
@@ -174,6 +181,7 @@ class Supervisor:
 
     def _on_stop(self, name: str) -> None:
         if self._drain_delay and self._complete and not self._ending:
+            self._watchdog.stop()
             _logger.info("%s: not ready any more; in %g s, or when told again, the drain", name, self._drain_delay)
             self._drain_at = time.monotonic() + self._drain_delay
             return
@@ -190,6 +198,7 @@ class Supervisor:
 
     def _stop(self) -> None:
         self._stops = max(self._stops, 1)
+        self._watchdog.stop()
         for slot in self._slots:
             if slot.worker is None and self._complete:
                 self._fill(slot)  # for those in its queue, which would be reset
@@ -199,9 +208,11 @@ class Supervisor:
 
     def _on_reload(self) -> None:
         self._reloads += 1
+        self._watchdog.reload()
         _logger.info("SIGHUP: starting new workers; those that serve go on until these do")
         for slot in self._slots:
             self._renew(slot)
+        self._watchdog.settle()
 
     def _on_message(self, worker: Worker) -> None:
         message = worker.hear() if worker in self._workers else None  # it may have been buried in this turn
@@ -211,6 +222,7 @@ class Supervisor:
             self._selector.unregister(worker.channel)
 
     def _on_words(self, worker: Worker, message: bytes) -> None:
+        self._watchdog.hear(worker)
         if message == READY:
             self._on_ready(worker)
         elif message == LEAVE:
@@ -230,6 +242,7 @@ class Supervisor:
             self._complete = True
             if not self._stops:
                 _logger.info("%d workers serve on %s", len(self._slots), ", ".join(self._places))
+        self._watchdog.settle()
 
     def _on_death(self, worker: Worker) -> None:
         """Bury a worker, and see to its successor."""
@@ -253,6 +266,7 @@ class Supervisor:
         slot = worker.slot
         if worker is slot.successor:
             slot.successor = None
+            self._watchdog.fail()
             _logger.error("%s before it served: the one that serves stays", how)
         elif slot.successor is not None:
             slot.worker, slot.successor = slot.successor, None
@@ -264,6 +278,7 @@ class Supervisor:
             slot.worker = None
             delay = slot.back_off(time.monotonic() - worker.started)
             _logger.error("%s, and its connections with it; the next one starts in %g s", how, delay)
+        self._watchdog.settle()
 
     # -- starting and ending workers
 
@@ -286,6 +301,7 @@ class Supervisor:
             slot.successor = self._fork(slot)
         except OSError as exc:
             slot.successor = None
+            self._watchdog.fail()
             _logger.error("no new worker could be started (%s): the one that serves stays", exc)
 
     def _retire(self, worker: Worker) -> None:
@@ -342,6 +358,7 @@ class Supervisor:
         """In a worker: close what it has inherited of others, so that their ends are noticed."""
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._selector.close()
+        self._watchdog.close()
         for end in (*self._wakeup, other_end):
             end.close()
         for worker in self._workers:

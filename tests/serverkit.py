@@ -271,13 +271,6 @@ class Program:
             found = self._news.wait_for(lambda: text in self.output + self.errors, PATIENCE)
         assert found, f"no {text!r} in {self.output!r}, {self.errors!r}"
 
-    def wait_until(self, reached: Callable[[], object]) -> None:
-        """Wait for what it does besides printing."""
-        deadline = time.monotonic() + PATIENCE
-        while not reached():
-            assert time.monotonic() < deadline and self.process.poll() is None, f"{self.output!r}, {self.errors!r}"
-            time.sleep(0.005)
-
     def wait(self) -> int:
         """Wait for its end and for all that it has said; returns its exit status."""
         status = self.process.wait(PATIENCE)

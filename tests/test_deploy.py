@@ -6,17 +6,20 @@ Only addresses are replaced, so what is true of a recipe here is true elsewhere.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import re
 import signal
-from typing import TYPE_CHECKING
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.proxykit import connectable, find, nginx_command, running
-from tests.serverkit import ROOT
+from tests.serverkit import PATIENCE, ROOT
 from tests.traffic import Load, Traffic
-from tests.workerkit import Program
+from tests.workerkit import Client, Program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +36,7 @@ EACH = [pytest.param(2_000, 1, id="short"), pytest.param(22_000, 10, id="long", 
 
 def here(text: str) -> str:
     """Replace a recipe's addresses by ours."""
-    text = text.replace("--trusted-proxies 10.0.0.10", "--trusted-proxies 127.0.0.1")  # our load balancers' address
+    text = text.replace("--trusted-proxies 10.0.0.10", "--trusted-proxies 127.0.0.1")  # our load balancers'
     return text.replace("10.0.0.", NETWORK)
 
 
@@ -95,7 +98,7 @@ def traffic(both: list[Instance], datagrams: int = 0) -> Iterator[Traffic]:
     with Traffic(FRONT, datagrams=datagrams) as load:
         yield load
     load.check(line for instance in both for line in instance.program.received())
-    print(dict(load.count))
+    print(dict(load.count))  # shown by pytest -rP
 
 
 def rolling_deploy(both: list[Instance], load: Load, requests: int, rolls: int) -> None:
@@ -114,12 +117,14 @@ def test_haproxy(requests: int, rolls: int, tmp_path: Path) -> None:
     conf = recipe("haproxy.cfg", tmp_path, "bind :7000")
     haproxy = [find("haproxy"), "-db", "-f", str(conf)]
     with (
-        instances(tmp_path, "--tcp") as both,
+        instances(tmp_path, "--drain-delay") as both,
         running(haproxy, tmp_path / "haproxy.log", up=lambda: connectable(FRONT)),
         traffic(both) as load,
     ):
         rolling_deploy(both, load, requests, rolls)
     assert load.count["answered"] >= requests
+    # It was told before each of them stopped.
+    assert (tmp_path / "haproxy.log").read_text().count("is DOWN, reason: Layer7 wrong status, code: 503") == 2
 
 
 @pytest.mark.timeout(300)
@@ -150,3 +155,68 @@ def test_nginx_for_datagrams(requests: int, rolls: int, tmp_path: Path) -> None:
             instance.roll()
             load.wait_for("datagrams", requests // rolls // 2)
     assert load.count["datagrams"] >= requests
+
+
+def manifests() -> list[Any]:
+    """Parse what Kubernetes is given."""
+    yaml = pytest.importorskip("yaml")
+    return list(yaml.safe_load_all((DOCS / "deploy" / "kubernetes.yaml").read_text()))
+
+
+def seconds(container: Any, option: str) -> float:
+    (value,) = (one.removeprefix(option + "=") for one in container["args"] if one.startswith(option + "="))
+    return float(value)
+
+
+def probe(place: tuple[str, int], path: str) -> int:
+    """Ask as kubelet does; returns the status."""
+    connection = http.client.HTTPConnection(*place, timeout=PATIENCE)
+    with contextlib.closing(connection):
+        connection.request("GET", path)
+        return connection.getresponse().status
+
+
+def test_kubernetes_files_agree_with_themselves() -> None:
+    """Ports, labels and times of the Deployment and the Service fit together."""
+    deployment, service = manifests()
+    pod = deployment["spec"]["template"]
+    (container,) = pod["spec"]["containers"]
+    labels = deployment["spec"]["selector"]["matchLabels"]
+    assert labels == pod["metadata"]["labels"] == service["spec"]["selector"]
+    ports = {one["name"]: one["containerPort"] for one in container["ports"]}
+    assert {f"--tcp=:{ports['app']}", f"--metrics=:{ports['metrics']}"} <= set(container["args"])
+    assert [one["targetPort"] for one in service["spec"]["ports"]] == ["app"]
+    assert {container[f"{kind}Probe"]["httpGet"]["port"] for kind in ("readiness", "liveness")} == {"metrics"}
+    needed = seconds(container, "--drain-delay") + seconds(container, "--drain-timeout") + 6
+    assert pod["spec"]["terminationGracePeriodSeconds"] > needed
+    readiness = container["readinessProbe"]
+    assert seconds(container, "--drain-delay") > 2 * readiness["periodSeconds"] * readiness["failureThreshold"]
+
+
+def test_kubernetes_pod_ends_as_its_probes_expect(tmp_path: Path) -> None:
+    """The pod's own command: ready, then told to stop: not ready, alive, and accepting; then it ends with status 0."""
+    (container,) = manifests()[0]["spec"]["template"]["spec"]["containers"]
+    arguments = [*container["command"][1:], *container["args"]]
+    arguments = [one.replace("=:", f"={FRONT[0]}:").replace("delay=5", "delay=1") for one in arguments]
+    monitor = (FRONT[0], 9100)
+    ready, live = (container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("readiness", "liveness"))
+    program = Program(tmp_path, arguments)
+    with contextlib.closing(program):
+        program.serving()
+        assert (probe(monitor, ready), probe(monitor, live)) == (200, 200)
+        program.tell(signal.SIGTERM)
+        program.expect("not ready any more")
+        assert (probe(monitor, ready), probe(monitor, live)) == (503, 200)
+        with Client(FRONT) as client:
+            client.ask()
+        assert program.process.wait(PATIENCE) == 0
+
+
+def test_commands_are_those_of_this_program() -> None:
+    """Every option that the recipes use is in --help."""
+    asked = [sys.executable, "-m", "asyncserver", "--help"]
+    told = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout
+    (container,) = manifests()[0]["spec"]["template"]["spec"]["containers"]
+    used = {*re.findall(r"--[a-z][a-z-]+", (DOCS / "deploy.md").read_text())}
+    used |= {one.partition("=")[0] for one in container["args"] if one.startswith("--")}
+    assert {one for one in used if not re.search(rf"{one}\b", told)} == set()

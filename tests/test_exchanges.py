@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import selectors
 import socket
+import struct
 import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -117,6 +118,32 @@ def test_oldest_exchange_gives_way(turning: Turning) -> None:
         assert idle[0].recv(1) == b""
         idle[1].sendall(b"GET /y HTTP/1.1\r\n\r\n")
         assert turning.receive_all(idle[1]).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /x HTTP/1.1\r\n", b"GET /x HTTP/1.1\r\n\r\n"])
+@pytest.mark.parametrize("reset", [False, True])
+def test_client_that_leaves_is_forgotten(turning: Turning, sent: bytes, reset: bool) -> None:
+    """Before it has asked, in the middle, or with its answer under way; closed or reset."""
+    client = turning.connect()
+    client.sendall(sent)
+    turning.turn()
+    if reset:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+    turning.turn()
+    assert turning.exchanges.due == float("inf")
+
+
+def test_exchange_dropped_in_this_turn_is_not_touched_again(turning: Turning) -> None:
+    """Its event may have come together with that of the client it had to give way to."""
+    with turning.connect(), contextlib.ExitStack() as stack:
+        oldest = next(iter(turning.selector.get_map().values()))
+        keys = [key for key in turning.selector.get_map().values() if key is not oldest]
+        for _ in range(_monitor.MOST_CLIENTS):
+            stack.enter_context(turning.connect())
+        for key in keys:
+            key.data()
+        assert len(turning.selector.get_map()) == _monitor.MOST_CLIENTS + 1
 
 
 def test_answer_that_comes_when_the_client_has_gone_goes_nowhere(turning: Turning) -> None:

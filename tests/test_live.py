@@ -124,6 +124,7 @@ def test_what_grows_and_should_not_is_red() -> None:
                 ('handlers_ended_total{outcome="failed",', TCP, "1"): failed,
                 ("pool_threads", TCP, "1"): 4.0,
                 ("pool_waiting", TCP, "1"): waiting,
+                ("pool_starved", TCP, "1"): waiting / 2,
             }
         )
 
@@ -131,7 +132,7 @@ def test_what_grows_and_should_not_is_red() -> None:
     assert "\x1b[31m" not in calm
     bad = view(told(7, 0), told(8, 2)).lines(160, colour=True)[-1]
     assert "\x1b[31m     8\x1b[0m" in bad
-    assert "\x1b[31m4 +2 wait\x1b[0m" in bad
+    assert "\x1b[31m4 +2 wait starved\x1b[0m" in bad
 
 
 @pytest.mark.parametrize("width", [40, 80, 100, 160, 300])

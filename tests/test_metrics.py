@@ -221,6 +221,22 @@ async def test_server_whose_loop_does_not_answer_is_left_out(
     assert "no metrics of <StreamServer" in errors_in(caplog)[0].getMessage()
 
 
+async def test_what_goes_wrong_in_the_loop_is_told_where_it_was_asked(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scrape goes on without that server; its loop hears nothing of it."""
+    async with asyncserver.serve(upper, "127.0.0.1", 0) as server:
+
+        def fail(_: Server) -> None:
+            raise LookupError("no reading")
+
+        monkeypatch.setattr("asyncserver.metrics.read", fail)
+        collector = asyncserver.ServerCollector(server)
+        found = await within(asyncio.to_thread(lambda: list(collector.collect())))
+    assert not [sample for family in found for sample in family.samples]
+    assert "no reading" in str(errors_in(caplog)[0].exc_info)
+
+
 async def test_labels_are_places_or_names_and_never_the_same() -> None:
     """TCP and UDP on one port differ; a name may be given; a second server cannot take it."""
     async with (

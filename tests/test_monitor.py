@@ -239,6 +239,7 @@ async def handler(stream):
     asked.inc()
     await stream.send(await stream.receive())
 
+prometheus_client.REGISTRY.register(asyncserver.ServerCollector())  # told once all the same
 prometheus_client.REGISTRY.register(Raising())
 asyncserver.run(asyncserver.serve(handler, "127.0.0.1", 0), loop=sys.argv[1], metrics="127.0.0.1:0")
 """
