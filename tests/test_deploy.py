@@ -6,6 +6,7 @@ Only addresses are replaced, so what is true of a recipe here is true elsewhere.
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import os
 import re
@@ -17,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.proxykit import connectable, find, nginx_command, running
+from tests.proxykit import connectable, find, nginx_command, running, wait_for
 from tests.serverkit import PATIENCE, ROOT
 from tests.traffic import Load, Traffic
 from tests.workerkit import Client, Program
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 DOCS = ROOT / "docs"
@@ -78,7 +79,6 @@ class Instance:
     def __init__(self, number: int, folder: Path, option: str) -> None:
         self.folder = folder / f"instance-{number}"
         self.folder.mkdir()
-        self.place = f"{NETWORK}{10 + number}:7000"
         self._arguments = [one.replace(NETWORK + "11", f"{NETWORK}{10 + number}") for one in command(option)]
         self.start()
 
@@ -123,10 +123,17 @@ def traffic(both: list[Instance], datagrams: int = 0) -> Iterator[Traffic]:
     print(dict(load.count))  # shown by pytest -rP
 
 
-def rolling_deploy(both: list[Instance], load: Load, requests: int, rolls: int) -> None:
-    """Restart each instance in turn, and roll it so many times, under so many requests at least."""
-    for instance in both:
+def rolling_deploy(
+    both: list[Instance], load: Load, requests: int, rolls: int, until: Callable[[int], object] | None = None
+) -> None:
+    """Restart each instance in turn, and roll it so many times, under so many requests at least.
+
+    `until` is asked, with the number of restarts so far, whether the load balancer knows that the instance is back.
+    """
+    for number, instance in enumerate(both, 1):
         instance.restart()
+        if until is not None:
+            wait_for(functools.partial(until, number))
         for _ in range(rolls):
             instance.roll()
             load.wait_for("answered", requests // rolls // 2)
@@ -137,16 +144,16 @@ def rolling_deploy(both: list[Instance], load: Load, requests: int, rolls: int) 
 def test_haproxy(requests: int, rolls: int, tmp_path: Path) -> None:
     """Two instances behind HAProxy are restarted and rolled in turn: no request fails, no answer is cut off."""
     conf = recipe("haproxy.cfg", tmp_path, "bind :7000")
-    haproxy = [find("haproxy"), "-db", "-f", str(conf)]
+    haproxy, log = [find("haproxy"), "-db", "-f", str(conf)], tmp_path / "haproxy.log"
     with (
         instances(tmp_path, "--drain-delay") as both,
-        running(haproxy, tmp_path / "haproxy.log", up=lambda: connectable(FRONT)),
+        running(haproxy, log, up=lambda: connectable(FRONT)),
         traffic(both) as load,
     ):
-        rolling_deploy(both, load, requests, rolls)
+        rolling_deploy(both, load, requests, rolls, lambda number: log.read_text().count("is UP") == number)
     assert load.count["answered"] >= requests
     # It was told before each of them stopped.
-    assert (tmp_path / "haproxy.log").read_text().count("is DOWN, reason: Layer7 wrong status, code: 503") == 2
+    assert log.read_text().count("is DOWN, reason: Layer7 wrong status, code: 503") == 2
 
 
 @pytest.mark.soak
