@@ -103,7 +103,7 @@ class ProtocolTransport(asyncio.Transport):
         super().__init__()
         self._connection = connection
         self._transport = transport
-        self.closed_here = False
+        self.closed_here: bool = False
 
     def __repr__(self) -> str:
         """Tell the loop's transport."""
