@@ -134,7 +134,7 @@ class ProtocolTransport(asyncio.Transport):
         return self._transport.get_extra_info(name, default)
 
     def is_closing(self) -> bool:
-        return self._transport.is_closing()
+        return self._connection.is_lost or self._transport.is_closing()
 
     def close(self) -> None:
         self.closed_here = True

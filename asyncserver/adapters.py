@@ -246,6 +246,7 @@ class ProtocolConnection:
             self.task.cancel()
             await asyncio.wait([self.task])
         self.abort()
+        self.lost()  # which uvloop does not tell when we are cancelled before it has told of the connection
 
     def callback_ended(self, task: asyncio.Task[Any]) -> None:
         """A `(reader, writer)` callback has ended; without an error the connection may well go on."""
@@ -276,6 +277,11 @@ class ProtocolConnection:
     def lost(self) -> None:
         if not self._lost.done():
             self._lost.set_result(None)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether nothing is left of the connection."""
+        return self._lost.done()
 
     @property
     def ended(self) -> bool:
