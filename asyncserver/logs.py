@@ -50,7 +50,8 @@ def shown(address: Address | None) -> str:
     """Write an address as people do; a nameless peer of a Unix socket is "unix"."""
     if isinstance(address, tuple):
         return _shown(address)
-    name = (address.decode(errors="replace") if isinstance(address, bytes) else address or "").replace("\0", "@")
+    name = address.decode(errors="replace") if isinstance(address, bytes) else address or ""  # None, of a datagram
+    name = name.replace("\0", "@")
     return (name if name.isprintable() else repr(name)) or "unix"  # the peer has chosen it: it must not forge lines
 
 
