@@ -46,11 +46,12 @@ def about(server: Server, source: Any = None, **more: object) -> dict[str, objec
     return fields
 
 
-def shown(address: Address) -> str:
+def shown(address: Address | None) -> str:
     """Write an address as people do; a nameless peer of a Unix socket is "unix"."""
     if isinstance(address, tuple):
         return _shown(address)
-    name = (address.decode(errors="replace") if isinstance(address, bytes) else address).replace("\0", "@")
+    name = address.decode(errors="replace") if isinstance(address, bytes) else address or ""  # None, of a datagram
+    name = name.replace("\0", "@")
     return (name if name.isprintable() else repr(name)) or "unix"  # the peer has chosen it: it must not forge lines
 
 

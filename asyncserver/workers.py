@@ -207,6 +207,7 @@ class Supervisor:
             if slot.worker is None and self._complete:
                 self._fill(slot)  # for those in its queue, which would be reset
             slot.restart_at = NEVER
+        self._tally.leave_sockets()
         self._close_sockets()  # so that a worker that closes its own, emptied, closes the last
         self._tell_all(STOP, self._patience)
 
@@ -351,8 +352,8 @@ class Supervisor:
     # -- what it tells
 
     def _is_ready(self) -> bool:
-        """Whether every slot has a worker that serves, and no signal has come to end that."""
-        return not self._ending and all(slot.worker is not None and slot.worker.serving for slot in self._slots)
+        """Whether every slot has a worker that takes new work, and no signal has come to end that."""
+        return not self._ending and all(slot.worker is not None and slot.worker.taking for slot in self._slots)
 
     def _log_stats(self) -> None:
         for place, stats in zip(self._places, self.stats(), strict=True):

@@ -176,7 +176,7 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
         self._compat_unwarned = False
         _logger.warning(
             "%s on %s handles %d requests, which is its max_threads: no more are taken until one ends"
-            " (told once, counted in times_full). The oldest, from %s, has run for %.1f s and is here:\n%s",
+            " (told once, counted in times_full). The oldest, from %r, has run for %.1f s and is here:\n%s",
             type(self).__name__,
             getattr(self, "server_address", None),
             len(calls),

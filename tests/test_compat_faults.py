@@ -24,6 +24,7 @@ import pytest
 from tests.serverkit import LOOPS, Program
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterator, Sequence
 
 HOSTED = [f"hosted-{loop}" for loop in LOOPS]
@@ -314,7 +315,7 @@ def test_resets_at_every_point_leave_nothing(kind: str, count: int, tmp_path: Pa
     with Server(kind, tmp_path) as server:
         with server.connect() as client:
             latency(client)
-        before = server.until(lambda told: told["threads"] >= 2)
+        before, memory = server.until(lambda told: told["threads"] >= 2), server.memory()
         for number in range(count):
             with server.connect() as client:
                 if number % 3:
@@ -324,9 +325,34 @@ def test_resets_at_every_point_leave_nothing(kind: str, count: int, tmp_path: Pa
         with server.connect() as client:
             assert latency(client) < 20
         after = server.until(lambda told: told["descriptors"] <= before["descriptors"])
-        print(
-            f"{count} resets: descriptors {before['descriptors']} -> {after['descriptors']}, errors {after['errors']}"
-        )
+        grown = server.memory() - memory
+        print(f"{count} resets: descriptors {before['descriptors']} -> {after['descriptors']}, memory +{grown:.1f} MiB")
+        assert grown < 20
+        assert after["errors"] == 0
+        assert server.program.errors == ""
+
+
+@pytest.mark.parametrize("kind", ["TCPServer", "ThreadingTCPServer", *HOSTED])
+def test_resets_in_the_handshake_leave_nothing(
+    kind: str, tmp_path: Path, certfile: Path, client_context: ssl.SSLContext
+) -> None:
+    """Before, within and, with garbage, at the end of TLS's handshake; who does it properly is served."""
+
+    def ask() -> None:
+        with client_context.wrap_socket(server.connect(), server_hostname="localhost") as client:
+            client.sendall(b"abc")
+            assert client.recv(10) == b"ABC"
+
+    with Server(kind, tmp_path, tls=str(certfile)) as server:
+        ask()
+        before = server.ask()
+        for number in range(300):
+            with server.connect() as client:
+                client.sendall((b"", b"\x16\x03\x01\x02\0\x01", b"GET / HTTP/1.0\r\n")[number % 3])
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        ask()
+        after = server.until(lambda told: told["descriptors"] <= before["descriptors"])
+        print(f"300 resets: descriptors {before['descriptors']} -> {after['descriptors']}, {after['errors']} errors")
         assert after["errors"] == 0
         assert server.program.errors == ""
 
