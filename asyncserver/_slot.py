@@ -28,9 +28,9 @@ _BACKOFF, _LONGEST_BACKOFF = 0.1, 30.0
 class Worker:
     """A worker process, as the supervisor sees it."""
 
-    def __init__(self, pid: int, slot: Slot, channel: socket.socket) -> None:
+    def __init__(self, pid: int, pidfd: int, slot: Slot, channel: socket.socket) -> None:
         self.pid = pid
-        self.pidfd = os.pidfd_open(pid)
+        self.pidfd = pidfd
         self.slot = slot
         self.channel = channel
         self.started = time.monotonic()

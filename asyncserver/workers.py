@@ -342,8 +342,14 @@ class Supervisor:
                     work(self._load, slot.sockets, theirs, prepare, self._loop_factory, **how)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            try:
+                pidfd = os.pidfd_open(pid)
+            except OSError:  # left alone it would believe us gone, and close its slot's sockets to newcomers for good
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                raise
             ours.setblocking(False)
-            worker = Worker(pid, slot, socket.socket(fileno=ours.detach()))
+            worker = Worker(pid, pidfd, slot, socket.socket(fileno=ours.detach()))
         self._workers.add(worker)
         self._selector.register(worker.channel, selectors.EVENT_READ, functools.partial(self._on_message, worker))
         self._selector.register(worker.pidfd, selectors.EVENT_READ, functools.partial(self._on_death, worker))

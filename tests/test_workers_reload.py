@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -133,6 +135,26 @@ def test_reload_of_a_broken_handler_leaves_the_old_workers(start: Start) -> None
         program.serving()
         assert one.file.read(1) == other.file.read(1) == b""
     assert ask(tcp)[0] == 2
+    assert program.end() == 0
+
+
+def test_worker_that_cannot_be_watched_is_not_left_alone(start: Start) -> None:
+    """Out of descriptors between fork and pidfd_open: the new worker goes, and its slot's sockets serve as before."""
+    program = start()
+    tcp, _ = program.serving()
+    pid = program.process.pid
+    taken = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    free = itertools.islice((number for number in itertools.count() if number not in taken), 3)
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, ([*free][2], limits[1]))  # the pair of sockets is to be had, no more
+    program.tell(signal.SIGHUP)
+    for _ in range(2):
+        program.expect("no new worker could be started .*Too many open files.*the one that serves stays")
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    one, other = both_workers(tcp)
+    with one, other:
+        workers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        assert {int(worker) for worker in workers} == {one.ask()[1], other.ask()[1]}
     assert program.end() == 0
 
 
