@@ -84,6 +84,8 @@ class Exchanges:
             self._selector.register(bound.sock, selectors.EVENT_READ, functools.partial(self._on_client, bound.sock))
 
     def _on_client(self, listener: socket.socket) -> None:
+        if self._resume_at < NEVER:  # accepting on another listener has failed in this turn
+            return
         try:
             sock, _ = listener.accept()
         except (BlockingIOError, ConnectionAbortedError):

@@ -26,7 +26,7 @@ class Turning:
 
     def __init__(self) -> None:
         self.selector = selectors.DefaultSelector()
-        self.bound = Binding("127.0.0.1", 0).open_slots(socket.SOCK_STREAM, 1)[0]
+        self.bound = Binding(["127.0.0.1", "127.0.0.2"], 0).open_slots(socket.SOCK_STREAM, 1)[0]
         self.waiting: list[Callable[[_http.Response], object]] = []
         self.exchanges = Exchanges(self.selector, self.bound, self._answer)
         self.later = False
@@ -143,7 +143,7 @@ def test_exchange_dropped_in_this_turn_is_not_touched_again(turning: Turning) ->
             stack.enter_context(turning.connect())
         for key in keys:
             key.data()
-        assert len(turning.selector.get_map()) == _monitor.MOST_CLIENTS + 1
+        assert len(turning.selector.get_map()) == _monitor.MOST_CLIENTS + len(turning.bound)
 
 
 def test_answer_that_comes_when_the_client_has_gone_goes_nowhere(turning: Turning) -> None:
@@ -159,15 +159,16 @@ def test_answer_that_comes_when_the_client_has_gone_goes_nowhere(turning: Turnin
 
 
 def test_accepting_pauses_when_it_fails(turning: Turning, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Out of descriptors, the supervisor does not spin; a second later it tries again."""
+    """Out of descriptors, the supervisor does not spin, however many listeners find out in one turn; it tries again."""
 
     def fail(_: socket.socket) -> None:
         raise OSError(24, "Too many open files")
 
     with monkeypatch.context() as patch:
         patch.setattr(socket.socket, "accept", fail)
+        other = socket.create_connection(turning.bound[1].address, timeout=PATIENCE)
         client = turning.connect()
-    with client:
+    with client, other:
         assert not turning.selector.get_map()
         turning.exchanges.expire(turning.exchanges.due)
         client.sendall(b"GET /x HTTP/1.1\r\n\r\n")
