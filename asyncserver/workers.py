@@ -138,6 +138,8 @@ class Supervisor:
             writing.setblocking(False)
             self._wakeup = (reading, writing)
             before = {number: signal.signal(number, pass_over) for number in SIGNALS}
+            # Ignored, as whoever started us may have left it, the kernel would bury workers before we hear how they ended.
+            before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             descriptor = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
             self._selector.register(reading, selectors.EVENT_READ, self._on_signals)
             try:
@@ -145,7 +147,8 @@ class Supervisor:
             finally:
                 signal.set_wakeup_fd(descriptor)
                 for number, handler in before.items():
-                    signal.signal(number, handler)
+                    if handler is not None:  # one that is not Python's
+                        signal.signal(number, handler)
 
     def _turn(self) -> None:
         due = [worker.kill_at for worker in self._workers] + [slot.restart_at for slot in self._slots]

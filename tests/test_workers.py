@@ -133,6 +133,29 @@ def test_program_that_cannot_start_ends_with_its_reason(start: Start) -> None:
     program.expect("ended with status 1 before all workers served")
 
 
+CHILDREN_IGNORED = """
+import logging, signal, sys
+import asyncserver, app
+
+logging.basicConfig(level=logging.INFO)
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+asyncserver.run(asyncserver.serve(app.handler, "127.0.0.1", 0), loop=sys.argv[1], workers=2)
+assert signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN
+"""
+
+
+def test_dead_worker_is_replaced_where_sigchld_was_ignored(start: Start) -> None:
+    """As a program may be started; afterwards it is ignored again."""
+    program = start(script=CHILDREN_IGNORED)
+    (tcp,) = program.serving()
+    with Client(tcp) as client:
+        client.sock.sendall(b"die\n")
+        program.expect("status 3, .*starts in 0 s")
+    program.serving()
+    assert ask(tcp)
+    assert program.end() == 0
+
+
 async def handler(stream: asyncserver.Stream) -> None:
     """Is never called."""
 
