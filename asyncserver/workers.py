@@ -87,6 +87,7 @@ class Supervisor:
         self._workers: set[Worker] = set()
         self._selector = selectors.DefaultSelector()
         self._terminals = open_terminals()
+        self._ending = False  # told to end, perhaps after the delay
         self._stops = 0
         self._reloads = 0
         self._complete = False
@@ -182,15 +183,12 @@ class Supervisor:
             elif number == signal.SIGUSR1:
                 self._tally.ask(self._log_stats)
 
-    @property
-    def _ending(self) -> bool:
-        return self._stops > 0 or self._drain_at < NEVER
-
     def _on_stop(self, name: str) -> None:
         if self._drain_delay and self._complete and not self._ending:
             self._watchdog.stop()
             _logger.info("%s: not ready any more; in %g s, or when told again, the drain", name, self._drain_delay)
             self._drain_at = time.monotonic() + self._drain_delay
+            self._ending = True
             return
         self._drain_at = NEVER
         self._stops += 1
@@ -204,7 +202,7 @@ class Supervisor:
             self._kill(self._workers)
 
     def _stop(self) -> None:
-        self._stops = max(self._stops, 1)
+        self._ending, self._stops = True, max(self._stops, 1)
         self._watchdog.stop()
         for slot in self._slots:
             if slot.worker is None and self._complete:

@@ -332,6 +332,18 @@ def test_delay_ends_by_itself(start: Start, workers: str) -> None:
     assert program.process.wait(PATIENCE) == 0
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_delay_without_end_lasts_until_told_again(start: Start, workers: str) -> None:
+    """Whoever stops it decides when the drain begins."""
+    program = start("--tcp", "127.0.0.1:0", "--workers", workers, "--drain-delay", "inf")
+    serving(program, workers)
+    program.tell(signal.SIGTERM)
+    program.expect("not ready any more; in inf s")
+    program.tell(signal.SIGTERM)
+    program.expect("no new work")
+    assert program.process.wait(PATIENCE) == 0
+
+
 def test_place_that_is_taken_is_told_before_anything_is_served(start: Start) -> None:
     """As for every other address: status 1."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
