@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+import zlib
 from typing import TYPE_CHECKING
 
 from ._drops import drops_of
@@ -66,7 +67,7 @@ class Tally:
 
     def hear(self, worker: Worker, message: bytes) -> None:
         """Take a worker's report."""
-        worker.readings = json.loads(message.removeprefix(STATS))
+        worker.readings = json.loads(zlib.decompress(message.removeprefix(STATS)))
         if message.startswith(STATS):
             self._forget(worker)
 

@@ -2,7 +2,7 @@
 
 What the two say to each other, a message each, over a pair of sockets:
 
-    worker -> supervisor   ready; leave (I was told to end, replace me); readings, as JSON, after "stats" if asked for
+    worker -> supervisor   ready; leave (I was told to end, replace me); readings, after "stats" if asked for
     supervisor -> worker   leave (a successor has your queue); stop (nobody has: empty it); force; stats
 
 End of file from the supervisor means that it is gone: the worker stops as if it had been told to.
@@ -18,6 +18,7 @@ import os
 import signal
 import socket
 import sys
+import zlib
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ._logger import logger
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from .serving import Serving
 
 READY, LEAVE, STOP, FORCE, STATS = b"ready", b"leave", b"stop", b"force", b"stats"
-LONGEST_MESSAGE = 1 << 17  # readings of some 130 servers; a socket pair holds about as much
+LONGEST_MESSAGE = 1 << 17  # a socket pair holds about as much
+MOST_SERVERS = 300  # whose readings, JSON compressed by zlib, fit in, also when each number has twelve digits
 
 # What the supervisor handles. The terminal sends some of them to workers too, where they mean nothing.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -120,7 +122,8 @@ class _Orders:
 
     def report(self, beginning: bytes = b"") -> None:
         """Send the readings."""
-        _say(self._channel, beginning + json.dumps([read(server) for server in self._servers]).encode())
+        readings = json.dumps([read(server) for server in self._servers]).encode()
+        _say(self._channel, beginning + zlib.compress(readings, zlib.Z_BEST_SPEED))
 
     def _report_again(self) -> None:
         self.report()

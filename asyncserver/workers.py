@@ -27,7 +27,7 @@ from ._monitor import tell_where
 from ._slot import NEVER, Slot, Worker, open_slots
 from ._tally import Tally
 from ._watchdog import Watchdog
-from ._worker import FORCE, LEAVE, READY, SIGNALS, STOP, pass_over, work
+from ._worker import FORCE, LEAVE, MOST_SERVERS, READY, SIGNALS, STOP, pass_over, work
 
 if TYPE_CHECKING:
     import asyncio
@@ -71,6 +71,10 @@ class Supervisor:
         drain_delay: float,
         notify: NotifySocket,
     ) -> None:
+        if len(servings) > MOST_SERVERS:
+            raise ValueError(
+                f"workers serve at most {MOST_SERVERS} servers each, got {len(servings)}: run two programs"
+            )
         self._load = load
         self._loop_factory = loop_factory
         self._patience = max(serving.drain_timeout for serving in servings) + _GRACE
@@ -139,7 +143,7 @@ class Supervisor:
             writing.setblocking(False)
             self._wakeup = (reading, writing)
             before = {number: signal.signal(number, pass_over) for number in SIGNALS}
-            # Ignored, as whoever started us may have left it, the kernel would bury workers before we hear how they ended.
+            # Ignored, as whoever started us may have left it, the kernel would bury workers before we know how.
             before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             descriptor = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
             self._selector.register(reading, selectors.EVENT_READ, self._on_signals)

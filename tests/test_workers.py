@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
+import random
 import signal
 import socket
 import time
+import zlib
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import asyncserver
+from asyncserver import ServerStats, _worker
 from asyncserver.binding import Binding
 from tests.traffic import Load
 from tests.workerkit import Client, Start, ask, ask_udp, both_workers, ended, start
@@ -154,6 +158,43 @@ def test_dead_worker_is_replaced_where_sigchld_was_ignored(start: Start) -> None
     program.serving()
     assert ask(tcp)
     assert program.end() == 0
+
+
+MANY = """
+import logging, sys
+import asyncserver, app
+from asyncserver import _worker
+
+logging.basicConfig(level=logging.INFO)
+servings = [asyncserver.serve(app.handler, "127.0.0.1", 0) for _ in range(_worker.MOST_SERVERS)]
+asyncserver.run(*servings, loop=sys.argv[1], workers=2, metrics="127.0.0.1:0")
+"""
+
+
+def test_counters_of_many_servers_reach_the_supervisor(start: Start) -> None:
+    """As many as are promised."""
+    program = start(script=MANY)
+    ports = program.serving()
+    assert len(ports) == _worker.MOST_SERVERS
+    assert ask(ports[0])
+    assert ask(ports[-1])
+    assert program.end() == 0
+    assert sum("ServerStats(accepted=1, " in line for line in program.log) == 2
+
+
+def test_more_servers_than_workers_can_tell_of_are_refused() -> None:
+    """Before anything is bound."""
+    servings = [asyncserver.serve(handler, "127.0.0.1", 0) for _ in range(_worker.MOST_SERVERS + 1)]
+    with pytest.raises(ValueError, match="at most 300 servers each, got 301"):
+        asyncserver.run(*servings, workers=2)
+
+
+def test_readings_of_the_most_servers_fit_into_a_message() -> None:
+    """Whatever they have counted: random digits are what compresses least."""
+    numbers = random.Random(0)
+    names = [*ServerStats.__slots__[:13], *(f"duration_{number}" for number in range(25)), "duration_sum"]
+    readings = [{name: numbers.randrange(10**12) for name in names} for _ in range(_worker.MOST_SERVERS)]
+    assert len(zlib.compress(json.dumps(readings).encode(), zlib.Z_BEST_SPEED)) < _worker.LONGEST_MESSAGE
 
 
 async def handler(stream: asyncserver.Stream) -> None:
