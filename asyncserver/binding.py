@@ -81,6 +81,8 @@ class Binding:
             raise ValueError("path must not be empty: Linux would serve on a name of its own making")
         if mode is not None and (isinstance(mode, bool) or not isinstance(mode, int)):
             raise TypeError(f"path_mode must be a whole number, such as 0o660, got {mode!r}")
+        if mode is not None and not 0 <= mode <= 0o777:
+            raise ValueError(f"path_mode must be permissions from 0o000 to 0o777, got {mode:#o}")
         if mode is not None and path is None:
             raise TypeError(f"path_mode={mode:#o} is for a Unix socket: it needs path")
         if mode is not None and str(path).startswith("\0"):

@@ -508,6 +508,8 @@ async def test_connected_stream_socket_is_refused() -> None:
         ({"host": b"127.0.0.1", "port": 0}, TypeError, "host must be a name or address"),
         ({"port": 0, "path_mode": 0o600}, TypeError, "path_mode=0o600 is for a Unix socket: it needs path"),
         ({"path": 7}, TypeError, "path must be a str or a path, got 7"),
+        ({"path": "x", "path_mode": -1}, ValueError, "path_mode must be permissions from 0o000 to 0o777, got -0o1"),
+        ({"path": "x", "path_mode": 0o1660}, ValueError, "permissions from 0o000 to 0o777, got 0o1660"),
         ({"path": "x", "path_mode": "660"}, TypeError, "path_mode must be a whole number, such as 0o660, got '660'"),
         ({"sock": 3}, TypeError, "sock must be a socket.socket, got 3"),
         ({"fd": "3"}, TypeError, "fd must be a whole number, got '3'"),
