@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 PATIENCE = 10.0
 # Seconds for the scrapes that run when everything else has ended.
 _DRAIN_TIMEOUT = 1.0
-# Who is served at once: several Prometheus servers, probes and a live view or two.
+# Who is served at once: several Prometheus servers, probes and a live view or two. Of more the oldest gives way: a
+# probe that comes now is answered.
 MOST_CLIENTS = 32
 
 
@@ -102,12 +103,13 @@ class Monitor:
         self.stopping = False
         self._servers: Sequence[Server] = ()
         self._places: Sequence[str] = ()
+        self._asking: dict[Stream, None] = {}  # the oldest first
 
     def serving(self, place: str) -> Serving:
         """What serves it at HOST:PORT."""
         host, port = parse_place(place)
         warn_without_prometheus()
-        return serve(self, host, port, max_connections=MOST_CLIENTS, drain_timeout=_DRAIN_TIMEOUT)
+        return serve(self, host, port, drain_timeout=_DRAIN_TIMEOUT)
 
     def watch(self, servers: Sequence[Server], *, measure: bool) -> None:
         """Tell about these from now on; until then the program is not ready. `measure` how long handlers take?"""
@@ -134,6 +136,17 @@ class Monitor:
 
     async def __call__(self, stream: Stream) -> None:
         """Answer one request; who takes too long for it is cut off."""
+        if len(self._asking) >= MOST_CLIENTS:
+            oldest = next(iter(self._asking))
+            del self._asking[oldest]
+            oldest.abort()
+        self._asking[stream] = None
+        try:
+            await self._answer(stream)
+        finally:
+            self._asking.pop(stream, None)
+
+    async def _answer(self, stream: Stream) -> None:
         with anyio.move_on_after(PATIENCE) as scope:
             try:
                 request = _http.parse(await stream.receive_until(_http.END_OF_HEAD, _http.LONGEST_HEAD))

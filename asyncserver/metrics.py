@@ -231,7 +231,10 @@ def exposition(collected: Iterable[Any], accept: str) -> tuple[str, bytes]:
     """Encode metric families as a scraper accepts them; returns the content type and the text."""
     from prometheus_client.exposition import choose_encoder  # noqa: PLC0415 - an optional extra
 
-    encode, content_type = choose_encoder(accept)
+    try:
+        encode, content_type = choose_encoder(accept)
+    except Exception:  # it stumbles over a version that is no number: the peer's fault, and nothing to log
+        encode, content_type = choose_encoder("")
     return content_type, encode(_Collected(list(collected)))
 
 

@@ -141,6 +141,15 @@ def test_failure_inside_is_told_and_contained(
     assert "/metrics could not be answered" in errors_in(caplog)[0].getMessage()
 
 
+@pytest.mark.parametrize("accept", ["text/plain;version=\xff", "application/openmetrics-text;version=x", ";=,", ""])
+def test_no_header_makes_it_fail(accept: str, caplog: pytest.LogCaptureFixture) -> None:
+    """prometheus-client raises for some; whoever sends such a thing gets plain text, and nothing is logged."""
+    response = respond(Monitor(), _http.Request("/metrics", {}, accept, head_only=False))
+    assert response.status == 200
+    assert response.content_type.startswith("text/plain")
+    assert not errors_in(caplog)
+
+
 @pytest.mark.parametrize(
     ("text", "place"),
     [
@@ -207,6 +216,23 @@ async def test_slow_client_is_cut_off_without_a_word(
         client.close()
         await within(server.close())
         assert server.stats().completed == 1
+    assert not errors_in(caplog)
+
+
+async def test_oldest_client_gives_way(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """However many come and say nothing, a probe that comes now is answered, and at once."""
+    monkeypatch.setattr(_monitor, "PATIENCE", 1000)
+    async with Monitor().serving("127.0.0.1:0") as server:
+        silent = [await AsyncClient.connect(server.addresses[0]) for _ in range(_monitor.MOST_CLIENTS + 8)]
+        client = await AsyncClient.connect(server.addresses[0])
+        await client.send(b"GET /live HTTP/1.1\r\n\r\n")
+        assert (await within(client.receive_all())).startswith(b"HTTP/1.1 200 ")
+        with pytest.raises(ConnectionResetError):
+            await within(silent[0].receive_all())
+        await silent[-1].send(b"GET /live HTTP/1.1\r\n\r\n")
+        assert (await within(silent[-1].receive_all())).startswith(b"HTTP/1.1 200 ")
+        for one in (*silent, client):
+            one.close()
     assert not errors_in(caplog)
 
 
