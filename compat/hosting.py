@@ -132,7 +132,8 @@ class HostedHandler:
 
     async def _serve_stream(self, stream: Stream, facade: HostedServer, idle_timeout: float | None) -> None:
         request = stream.detach()
-        if idle_timeout is not None and type(request) is socket.socket:
+        timed = idle_timeout is not None or getattr(self._handler_class, "timeout", None) is not None
+        if timed and type(request) is socket.socket:
             request = _TimedSocket(request.family, request.type, request.proto, fileno=request.detach())
         request.settimeout(idle_timeout)  # None: blocking, as handlers expect it
         try:
@@ -163,7 +164,10 @@ class HostedHandler:
             # The peer left; asyncserver does not call that an error.
             raise anyio.BrokenResourceError(f"the connection with {client_address!r} broke: {exc}") from exc
         except TimeoutError as exc:
-            if not _comes_from(request, exc):  # the handler has other connections, which time out too
+            # The handler has other connections, which time out too. A plain socket's methods show in no traceback; who
+            # has given it a timeout of its own is taken to mean it.
+            plain = type(request) is socket.socket
+            if not (request.gettimeout() is not None if plain else _comes_from(request, exc)):
                 raise
             raise IdleTimeout(f"nothing received from or sent to {client_address!r} for the idle timeout") from exc
         finally:

@@ -273,3 +273,34 @@ async def test_only_the_timeouts_of_the_request_are_idleness(transport: Transpor
         client.close()
     assert getattr(server.stats(), ended) == 1
     assert [type(error) for error in errors] == ([TimeoutError] if ended == "failed" else [])
+
+
+class Patient(Asking):
+    """Sets its own limit, as the standard library lets a class do."""
+
+    timeout = 0.2
+
+
+class Setting(Asking):
+    """Sets its own limit when it runs."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.request.settimeout(0.2)
+
+
+@pytest.mark.parametrize("transport", ["tcp", "tls"], indirect=True)
+@pytest.mark.parametrize(
+    ("handler", "what", "ended"),
+    [(Patient, "readline", "timed_out"), (Setting, "readline", "timed_out"), (Patient, "upstream", "failed")],
+)
+async def test_own_timeout_of_a_handler_is_idleness_without_idle_timeout_too(
+    transport: Transport, handler: type[Asking], what: str, ended: str
+) -> None:
+    """A client that says nothing is counted, and no error; what the handler's other connections do still is."""
+    async with transport.serve(compat.hosted(handler)) as server:
+        client = await transport.connect(server)
+        await client.send(what.encode() + b"\n")
+        await eventually(lambda: not server.stats().active)
+        client.close()
+    assert getattr(server.stats(), ended) == 1
