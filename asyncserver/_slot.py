@@ -42,8 +42,8 @@ class Worker:
 
     @property
     def taking(self) -> bool:
-        """Whether it takes new work, as far as is known: it serves, and has not been found silent."""
-        return self.serving and self.silent_at < NEVER
+        """Whether it takes new work, as far as is known: it serves, is not to leave, and has not been found silent."""
+        return self.serving and not self.leaving and self.silent_at < NEVER
 
     def tell(self, message: bytes) -> None:
         """Send, unless it is dead or so stuck that it has not read hundreds before; then it will be killed."""

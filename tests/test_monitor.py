@@ -345,6 +345,20 @@ def test_second_signal_skips_the_delay_and_the_drain_is_seen(start: Start, worke
     assert program.process.wait(PATIENCE) == 0
 
 
+def test_worker_that_drains_is_not_counted_as_serving(start: Start) -> None:
+    """During a rolling restart there are as many workers as before, however long the old ones have to answer."""
+    program = start("--tcp", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
+    port = monitored(program)
+    (tcp,) = program.serving()
+    with Client(tcp) as client:
+        client.send(1000, 60)
+        client.head()
+        program.tell(signal.SIGHUP)
+        program.serving()
+        found = scrape(port)
+        assert (found["workers"], found["handlers_active"]) == (2, 1)
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_delay_ends_by_itself(start: Start, workers: str) -> None:
     """Then it drains, without another signal."""
