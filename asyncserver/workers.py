@@ -109,6 +109,9 @@ class Supervisor:
                 self._log_stats()
             finally:
                 self._kill(self._workers)  # nobody is left, unless this is an error
+                for worker in self._workers:
+                    os.waitpid(worker.pid, 0)
+                    worker.close()
                 self._close_sockets()
                 self._selector.close()
                 if self._exchanges is not None:

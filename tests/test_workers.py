@@ -19,6 +19,7 @@ import pytest
 import asyncserver
 from asyncserver import ServerStats, _worker
 from asyncserver.binding import Binding
+from tests.serverkit import PATIENCE
 from tests.traffic import Load
 from tests.workerkit import Client, Start, ask, ask_udp, both_workers, ended, start
 
@@ -135,6 +136,36 @@ def test_program_that_cannot_start_ends_with_its_reason(start: Start) -> None:
     assert program.process.wait(20) == 1
     program.expect("ValueError: module 'app' has no 'nosuch'")
     program.expect("ended with status 1 before all workers served")
+
+
+NO_SECOND_FORK = """
+import itertools, os, sys
+from pathlib import Path
+import asyncserver, app
+
+calls, fork = itertools.count(1), os.fork
+
+def fork_once():
+    if next(calls) > 1:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    return fork()
+
+os.fork = fork_once
+before = os.listdir("/proc/self/fd")
+try:
+    asyncserver.run(asyncserver.serve(app.handler, "127.0.0.1", 0), loop=sys.argv[1], workers=2)
+except BlockingIOError:
+    assert os.listdir("/proc/self/fd") == before
+    assert Path("/proc/self/task", str(os.getpid()), "children").read_text() == ""
+    print("nothing is left", file=sys.stderr)
+"""
+
+
+def test_start_that_fails_leaves_nothing(start: Start) -> None:
+    """No process, also no dead one, and no descriptor: the program may go on."""
+    program = start(script=NO_SECOND_FORK)
+    program.expect("nothing is left")
+    assert program.process.wait(PATIENCE) == 0
 
 
 CHILDREN_IGNORED = """
