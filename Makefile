@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 # Most tests wait for something: two at a time, and some of them start servers and clients of their own.
 PARALLEL := -n 2
 
-.PHONY: help serve test test-without-uvloop style types coverage bench bench-environment runtime dev clean
+.PHONY: help serve test test-without-uvloop soak style types coverage bench bench-environment runtime dev clean
 
 help:
-	@sed -n '1,4s/^# \{0,1\}//p' Makefile; echo "Further targets: bench, style, types, coverage, test-without-uvloop, clean"
+	@sed -n '1,4s/^# \{0,1\}//p' Makefile; echo "Further targets: bench, soak, style, types, coverage, test-without-uvloop, clean"
 
 serve: runtime
 	@$(BIN)/python -m asyncserver
@@ -23,6 +23,10 @@ test-without-uvloop:
 	@$(MAKE) --no-print-directory VENV=$(VENV)-without-uvloop dev
 	@$(VENV)-without-uvloop/bin/python -m pip uninstall --quiet --yes uvloop
 	@$(VENV)-without-uvloop/bin/python -m pytest $(PARALLEL) $(ARGS)
+
+# Faults and floods at full length; SOAK_MINUTES=30 for the mixed load. ARGS="--markdown FILE" keeps the figures.
+soak: dev
+	@$(BIN)/python -m tests.soak $(ARGS)
 
 style: dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

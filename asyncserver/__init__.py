@@ -8,8 +8,8 @@
 
 Reading order of the package, from what you call to what it stands on: `serving` (serve, serve_datagrams), `server`
 with `stream_server` and `datagram_server` (handlers, limits, drain), `stream` and `datagram` (what a handler gets),
-`adapters` (existing protocols and callbacks), `listener` and `binding` (sockets), `tls`, `proxy_protocol`,
-`running` (the program).
+`adapters` (existing protocols and callbacks), `listener` and `binding` (sockets), `tls`, `proxy_protocol`, `systemd`,
+`running` (the program), `metrics` (what Prometheus is told).
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from ._types import Address, DatagramHandler, ErrorHandler, StreamHandler
 from .adapters import ProtocolHandler, from_callback, from_protocol
 from .datagram import Datagram
 from .exceptions import BindError, IdleTimeout
+from .metrics import ServerCollector
 from .proxy_protocol import ProxyHeader
-from .reports import DrainReport, ServerStats
+from .reports import DrainReport, Durations, ServerStats
 from .running import run
 from .server import Server
 from .serving import Serving, serve, serve_datagrams
 from .stream import Stream
-from .tls import TLSContext, tls_context
+from .systemd import systemd_sockets
+from .tls import SNIAttribute, TLSContext, tls_context
 
 __all__ = [
     "Address",
@@ -32,11 +34,14 @@ __all__ = [
     "Datagram",
     "DatagramHandler",
     "DrainReport",
+    "Durations",
     "ErrorHandler",
     "IdleTimeout",
     "ProtocolHandler",
     "ProxyHeader",
+    "SNIAttribute",
     "Server",
+    "ServerCollector",
     "ServerStats",
     "Serving",
     "Stream",
@@ -47,5 +52,8 @@ __all__ = [
     "run",
     "serve",
     "serve_datagrams",
+    "systemd_sockets",
     "tls_context",
 ]
+
+__version__ = "0.1.0"

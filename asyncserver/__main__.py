@@ -1,4 +1,4 @@
-"""`python -m asyncserver`."""
+"""`python -m asyncserver`. PYTHON_ARGCOMPLETE_OK: shells may ask it what could be typed next."""
 
 import sys
 

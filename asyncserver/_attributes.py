@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from anyio.abc import SocketAttribute
 from anyio.streams.tls import TLSAttribute
 
+from .tls import SNIAttribute
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -39,7 +41,7 @@ def _tls_attributes(sock: ssl.SSLSocket) -> dict[Any, Callable[[], Any]]:
             return sock.get_channel_binding("tls-unique")
         return None
 
-    return {
+    attributes: dict[Any, Callable[[], Any]] = {
         TLSAttribute.alpn_protocol: sock.selected_alpn_protocol,
         TLSAttribute.channel_binding_tls_unique: unique,
         TLSAttribute.cipher: sock.cipher,
@@ -51,3 +53,6 @@ def _tls_attributes(sock: ssl.SSLSocket) -> dict[Any, Callable[[], Any]]:
         TLSAttribute.standard_compatible: lambda: True,
         TLSAttribute.tls_version: sock.version,
     }
+    if hasattr(sock, "server_name"):  # a context of tls_context()'s
+        attributes[SNIAttribute.server_name] = lambda: sock.server_name
+    return attributes

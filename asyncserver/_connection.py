@@ -9,18 +9,16 @@ the reason. The hot path looks at nothing else, and a state that is swapped in c
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import os
 import socket
 import ssl
 import struct
-import sys
-import termios
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import anyio
 
+from ._kernel import first_words_due, unread
 from ._poller import READ, WRITE
 from ._waiter import Waiter
 from .proxy_protocol import HeaderParser
@@ -35,9 +33,6 @@ if TYPE_CHECKING:
 CHUNK = 65536  # what one receive takes at most unless told otherwise; anyio's default, and a pipe's capacity
 _RECORD = 16384  # the payload of a TLS record at most (RFC 8446, 5.1)
 
-# Seconds that a peer which has to speak first has for its first byte, once the server drains. That byte follows the
-# connection at once, so a retransmission (RFC 6298 starts at 1 s) is what may hold it up.
-_FIRST_BYTE_TIMEOUT = 1.0
 # Chunks that are thrown away at most where nobody is waited for.
 _LEFTOVERS = 16
 
@@ -72,13 +67,6 @@ def refuse_unheard(_: object) -> NoReturn:
 def at_end(_: int) -> bytes:
     """Be a stream whose peer has ended."""
     return b""
-
-
-def unread(fd: int) -> int:
-    """Bytes in the kernel that nobody has received."""
-    size = bytearray(4)
-    fcntl.ioctl(fd, termios.FIONREAD, size)
-    return int.from_bytes(size, sys.byteorder)
 
 
 class Connection:
@@ -217,7 +205,7 @@ class Connection:
 
     def _end_if_unheard_soon(self) -> None:
         """The server drains: a peer that has yet to say its first byte is between two messages, but may be about to."""
-        self._poller.loop.call_later(_FIRST_BYTE_TIMEOUT, self._end_if_unheard)
+        self._poller.loop.call_later(first_words_due(self._sock, 0.0), self._end_if_unheard)
 
     def _end_if_unheard(self) -> None:
         if self._recv is refuse_unheard and not self._unread():

@@ -1,7 +1,8 @@
 """ServedConnection: a connection in a server's hands: counted, told to come to an end, timed out when idle.
 
-between two messages   our last act was to send, or the peer has said nothing yet: the drain may end it here
+between two messages   our last act was to send: the drain may end it here
 owed                   bytes that had reached this host when the drain began: answered before it ends
+first words            of who has just connected and said nothing yet: they are on their way, and waited for a moment
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import ssl
 from typing import TYPE_CHECKING
 
 from ._connection import Connection, at_end, refuse_closed, refuse_unheard
+from ._kernel import first_words_due
 from .exceptions import IdleTimeout
 
 if TYPE_CHECKING:
@@ -84,15 +86,27 @@ class ServedConnection(Connection):
     async def _take_proxy_header(self) -> ProxyHeader:
         header = await super()._take_proxy_header()
         if self._closing.is_set():
-            self._owe(max(1, self._unread()))  # as in start_tls(): its question is still before it
+            self._await_first_words()
         return header
 
     def _begin_drain(self) -> None:
         """End at the next message boundary, but answer what had reached this host by now."""
         if self._recv is refuse_unheard:
             self._end_if_unheard_soon()
-        elif self._recv is self._read and self._fd >= 0:  # otherwise at its end, or in its handshake
-            self._owe(self._unread())
+        elif self._recv is self._read and self._fd >= 0:  # otherwise at its end
+            self._await_first_words()
+
+    def _await_first_words(self, waited: float = 0.0) -> None:
+        """Owe what is here; if nothing has ever come, what may be on its way, for as long as that can take."""
+        if self._fd < 0 or (waited and (self.bytes_received or self.bytes_sent or self._recv != self._receive_owed)):
+            return  # they have come, or it has ended, or is in its handshake
+        unread = self._unread()
+        silent = not (unread or self.bytes_received or self.bytes_sent)
+        if silent and (due := first_words_due(self._sock, waited)):
+            self._owe(1)
+            self._poller.loop.call_later(due, self._await_first_words, waited + due)
+        else:
+            self._owe(unread)
 
     def _close_if_quiet(self) -> bool:
         """Close now, if that cannot cost the peer anything: no TLS to end, nothing unread."""

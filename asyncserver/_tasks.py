@@ -1,4 +1,4 @@
-"""start_task: how handlers start."""
+"""start_task: how handlers start. Progress: how one task waits for what they bring about."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
     from contextvars import Context
 
 _Result = TypeVar("_Result")
@@ -33,3 +33,23 @@ else:
     ) -> asyncio.Task[_Result]:
         """Start a task in a copy of a context."""
         return context.copy().run(loop.create_task, coroutine)  # a copy: it may be entered just now
+
+
+class Progress:
+    """Lets one task wait for a condition that changes now and then."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._changed: asyncio.Future[None] | None = None
+
+    def tell(self) -> None:
+        """Say that the condition may have changed."""
+        if self._changed is not None and not self._changed.done():
+            self._changed.set_result(None)
+
+    async def until(self, reached: Callable[[], bool], deadline: Callable[[], float]) -> None:
+        """Wait for the condition, or for the deadline, which may move; that is told, too."""
+        while not reached() and (seconds := deadline() - self._loop.time()) > 0:
+            self._changed = self._loop.create_future()
+            await asyncio.wait([self._changed], timeout=seconds)
+        self._changed = None

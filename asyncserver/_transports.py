@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import anyio
+
+from ._logger import logger as _logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from ._types import Address
     from .adapters import ProtocolConnection, ProtocolHandler
     from .datagram import Datagram, Endpoint
-
-_logger = logging.getLogger("asyncserver")
 
 # What is read at a time of what nobody wants any more.
 _DISCARDED = 4096
@@ -44,10 +43,13 @@ class _RelayBase(asyncio.BaseProtocol):
             return None
 
     def connection_made(self, transport: Any) -> None:
-        self._connection.made(transport)
-        self._call("connection_made", ProtocolTransport(self._connection, transport))
+        counted = ProtocolTransport(self._connection, transport)
+        self._connection.made(counted)
+        self._call("connection_made", counted)
 
     def eof_received(self) -> bool:
+        if self._connection.cut_off:
+            return False  # asyncio tells it as an end; connection_lost() will tell what it is
         return self._connection.end()
 
     def pause_writing(self) -> None:
@@ -57,6 +59,8 @@ class _RelayBase(asyncio.BaseProtocol):
         self._call("resume_writing")
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if exc is None and self._connection.cut_off:
+            exc = ConnectionAbortedError("TLS ended without close_notify: data may be missing (RFC 8446, 6.1)")
         self._call("connection_lost", exc)
         self._connection.lost()
 
@@ -99,6 +103,7 @@ class ProtocolTransport(asyncio.Transport):
         super().__init__()
         self._connection = connection
         self._transport = transport
+        self.closed_here: bool = False
 
     def __repr__(self) -> str:
         """Tell the loop's transport."""
@@ -132,9 +137,11 @@ class ProtocolTransport(asyncio.Transport):
         return self._connection.is_lost or self._transport.is_closing()
 
     def close(self) -> None:
+        self.closed_here = True
         self._transport.close()
 
     def abort(self) -> None:
+        self.closed_here = True
         self._transport.abort()
 
     def pause_reading(self) -> None:

@@ -2,7 +2,7 @@
 
 What the two say to each other, a message each, over a pair of sockets:
 
-    worker -> supervisor   ready; leave (I was told to end, replace me); counters, as JSON
+    worker -> supervisor   ready; leave (I was told to end, replace me); readings, as JSON, after "stats" if asked for
     supervisor -> worker   leave (a successor has your queue); stop (nobody has: empty it); force; stats
 
 End of file from the supervisor means that it is gone: the worker stops as if it had been told to.
@@ -20,9 +20,9 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .reports import ServerStats
-from .stream_server import StreamServer
-from .tls import TLSContext
+from ._logger import logger
+from .reports import measure_durations, read
+from .stream_server import can_reload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,10 +31,8 @@ if TYPE_CHECKING:
     from .server import Server
     from .serving import Serving
 
-logger = logging.getLogger("asyncserver")
-
 READY, LEAVE, STOP, FORCE, STATS = b"ready", b"leave", b"stop", b"force", b"stats"
-LONGEST_MESSAGE = 1 << 17  # counters of some 200 servers; a socket pair holds about as much
+LONGEST_MESSAGE = 1 << 17  # readings of some 130 servers; a socket pair holds about as much
 
 # What the supervisor handles. The terminal sends some of them to workers too, where they mean nothing.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -51,6 +49,7 @@ def work(
     loop_factory: Callable[[], asyncio.AbstractEventLoop],
     *,
     reload_tls: bool,
+    measure: bool,
 ) -> NoReturn:
     """Serve in a process just forked, with SIGNALS blocked, and end it: what the program has left is its parent's.
 
@@ -61,6 +60,7 @@ def work(
         prepare: called first, once signals have handlers of this process; unblocks them.
         loop_factory: makes the event loop.
         reload_tls: whether to read certificates again.
+        measure: whether to measure how long handlers take.
     """
     status = 1
     try:
@@ -73,7 +73,7 @@ def work(
         for serving, bound in zip(servings, sockets, strict=True):
             serving.take(bound)
         with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.run(_serve(servings, sockets, channel, reload_tls))
+            runner.run(_serve(servings, sockets, channel, reload_tls, measure))
         status = 0
     except SystemExit as exc:  # argparse's way to say no, and it has said why
         status = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
@@ -84,14 +84,21 @@ def work(
 
 
 async def _serve(
-    servings: Sequence[Serving], sockets: list[list[BoundSocket]], channel: socket.socket, reload_tls: bool
+    servings: Sequence[Serving],
+    sockets: list[list[BoundSocket]],
+    channel: socket.socket,
+    reload_tls: bool,
+    measure: bool,
 ) -> None:
     """Serve as the supervisor says."""
     async with contextlib.AsyncExitStack() as stack:
         servers = [await stack.enter_async_context(serving) for serving in servings]
+        if measure:
+            for server in servers:
+                measure_durations(server)
         if reload_tls:  # nothing has been accepted yet: the loop has not run since
             for server in servers:
-                if isinstance(server, StreamServer) and isinstance(server._ssl, TLSContext):
+                if can_reload(server):
                     server.reload_tls()
         orders = _Orders(servers, [bound for group in sockets for bound in group], channel)
         _say(channel, READY)
@@ -111,10 +118,9 @@ class _Orders:
         self._loop.add_reader(channel.fileno(), self._on_readable)
         self._report_again()
 
-    def report(self) -> None:
-        """Send the counters."""
-        stats = [{name: getattr(one.stats(), name) for name in ServerStats.__slots__} for one in self._servers]
-        _say(self._channel, json.dumps(stats).encode())
+    def report(self, beginning: bytes = b"") -> None:
+        """Send the readings."""
+        _say(self._channel, beginning + json.dumps([read(server) for server in self._servers]).encode())
 
     def _report_again(self) -> None:
         self.report()
@@ -126,7 +132,7 @@ class _Orders:
         except ConnectionResetError:  # it left without reading what we had sent
             message = b""
         if message == STATS:
-            self.report()
+            self.report(STATS)
         elif message == FORCE:
             self._close(0.0)
         elif message == LEAVE:
@@ -136,7 +142,7 @@ class _Orders:
                 self._loop.remove_reader(self._channel.fileno())
                 logger.error("worker %d: the supervisor is gone; no new work, waiting for what runs", os.getpid())
             for bound in self._bound:
-                bound.handed_over = False
+                bound.take_back()
             self._close(None)
 
     def _close(self, timeout: float | None) -> None:

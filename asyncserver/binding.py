@@ -13,17 +13,20 @@ import errno
 import ipaddress
 import os
 import socket
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from . import _socket_file
+from ._socket_file import identity
 from .exceptions import BindError
+from .systemd import is_kept
 
 if TYPE_CHECKING:
     from ._types import Address
 
 _KINDS = {socket.SOCK_STREAM: "stream", socket.SOCK_DGRAM: "datagram"}
+_TCP = {0, socket.IPPROTO_TCP, socket.IPPROTO_MPTCP}
 
 # How often a free port is drawn again when it is free for one address of several only.
 _PORT_DRAWS = 20
@@ -80,6 +83,8 @@ class Binding:
             raise TypeError(f"path_mode must be a whole number, such as 0o660, got {mode!r}")
         if mode is not None and path is None:
             raise TypeError(f"path_mode={mode:#o} is for a Unix socket: it needs path")
+        if mode is not None and str(path).startswith("\0"):
+            raise ValueError(f"path_mode={mode:#o} cannot protect {path!r}: an abstract name has no file; give a path")
         if sock is not None and not isinstance(sock, socket.socket):
             raise TypeError(f"sock must be a socket.socket, got {sock!r}")
         if fd is not None and (isinstance(fd, bool) or not isinstance(fd, int)):
@@ -219,9 +224,6 @@ class Binding:
                 if kind == socket.SOCK_STREAM:
                     # Bind while connections of an earlier server are in TIME_WAIT. On UDP it would share the port.
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    # Inherited by accepted sockets: a reply goes out when it is sent, not when the peer has
-                    # acknowledged the one before (RFC 896 against delayed acknowledgements).
-                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if self.reuse_port:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 sock.bind(address)
@@ -237,21 +239,23 @@ class Binding:
                 if path.startswith("\0"):  # Linux's abstract names (unix(7)): no file
                     sock.bind(path)
                     return self._ready(kind, sock)
-                _remove_stale(path, kind)
-                sock.bind(path)
+                _socket_file.bind(sock, path, self.path_mode)
+                mine = identity(path)
                 try:
-                    if self.path_mode is not None:
-                        os.chmod(path, self.path_mode)  # nobody can connect before listen()
-                    return self._ready(kind, sock, path)
+                    bound = self._ready(kind, sock, path)
                 except BaseException:
                     os.unlink(path)
                     raise
+                if identity(path) != mine:  # before listen() we looked dead to whoever else was starting there
+                    raise BindError(errno.EADDRINUSE, f"{path!r} was taken by another server just now: stop one")
+                return bound
 
     def _adopt(self, kind: socket.SocketKind) -> BoundSocket:
         sock = self.sock
         if sock is None:
             with _explained(f"file descriptor {self.fd}"):
                 sock = socket.socket(fileno=self.fd)
+                sock.set_inheritable(False)  # it was, or we would not have it; our own children are to have it not
         with _explained(f"{sock!r}"), contextlib.ExitStack() as on_error:
             if self.sock is None:
                 on_error.callback(sock.detach)  # refused: whoever gave the number still owns it
@@ -269,79 +273,58 @@ class Binding:
         return bound
 
     def _ready(self, kind: socket.SocketKind, sock: socket.socket, path: str | None = None) -> BoundSocket:
+        kept = is_kept(sock)
         if kind == socket.SOCK_STREAM:
-            sock.listen(self.backlog)
+            if sock.family != socket.AF_UNIX and sock.proto in _TCP:
+                # Inherited by accepted sockets: a reply goes out when it is sent, not when the peer has acknowledged
+                # the one before (RFC 896 against delayed acknowledgements).
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # systemd's listens already, and how long its queue may be is said in its unit: Backlog=.
+            if not (kept and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)):
+                sock.listen(self.backlog)
         sock.setblocking(False)
-        return BoundSocket(sock, path)
+        return BoundSocket(sock, path, kept=kept, given=self.sock is not None or self.fd is not None)
 
 
 class BoundSocket:
     """A bound socket, and the file that goes with it if it is a Unix socket that we made.
 
     Attributes:
+        given: we have it from somebody who may go on with it.
         shared: another process has it open too and may go on with it.
-        handed_over: another process does go on with it: what is queued there is no longer ours to take.
+        handed_over: another process does go on with it: what is queued there is not ours to take when we close.
     """
 
-    def __init__(self, sock: socket.socket, path: str | None = None) -> None:
+    def __init__(self, sock: socket.socket, path: str | None = None, kept: bool = False, given: bool = False) -> None:
+        self.given: bool = given
         self.sock: socket.socket = sock
         self._path = path
-        self._identity = _identity(path) if path is not None else None
-        self.shared: bool = False
-        self.handed_over: bool = False
+        self._identity = identity(path) if path is not None else None
+        self._kept = kept  # by systemd, which starts us again for what is queued
+        self.shared: bool = kept
+        self.handed_over: bool = kept
 
     @property
     def address(self) -> Address:
         """Where clients reach it."""
-        address: Address = self.sock.getsockname()
-        return address
+        return cast("Address", self.sock.getsockname())
 
     def close(self) -> None:
         """Close the socket; remove its file unless it has become another's. May be called twice."""
-        if self._path is not None and _identity(self._path) == self._identity:
+        if self._path is not None and identity(self._path) == self._identity:
             with contextlib.suppress(OSError):  # the folder may have become read-only: nothing depends on the file
                 os.unlink(self._path)
         self._path = None
         self.sock.close()
 
     def share(self) -> None:
-        """In a process that has inherited it: file and queue are another's, until `handed_over` is taken back."""
+        """In a process that has inherited it: file and queue are another's, until they are taken back."""
         self._path = None
         self.shared = self.handed_over = True
 
-
-def _identity(path: str) -> tuple[int, int] | None:
-    try:
-        status = os.lstat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _remove_stale(path: str, kind: socket.SocketKind) -> None:
-    """Remove the socket file that a dead server left behind; leave a live one, and any other file, alone."""
-    try:
-        status = os.lstat(path)
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(status.st_mode):
-        raise BindError(errno.EEXIST, f"{path!r} exists and is not a socket: choose another path, or remove it")
-    with socket.socket(socket.AF_UNIX, kind) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:  # nobody has it open: unix(7)
-            if _identity(path) == (status.st_dev, status.st_ino):
-                os.unlink(path)
-            return
-        except FileNotFoundError:
-            return
-        except BlockingIOError:
-            pass  # alive, and its backlog is full
-        except OSError as exc:
-            if exc.errno != errno.EPROTOTYPE:  # alive, but of the other kind
-                raise
-    raise BindError(errno.EADDRINUSE, f"{path!r} belongs to a running server: stop it, or choose another path")
+    def take_back(self) -> None:
+        """The process that had it open too is gone: what is queued is ours, unless systemd keeps it."""
+        self.handed_over = self._kept
 
 
 def _distinct(infos: list[Any]) -> list[tuple[int, tuple[Any, ...]]]:

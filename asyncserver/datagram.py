@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import os
 import socket
 import struct
 from typing import TYPE_CHECKING, TypeAlias
 
 import anyio
+
+from ._logger import logger as _logger
+from .reports import url_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Datagram"]
 
-_logger = logging.getLogger("asyncserver")
-
 # Datagrams taken in one wake-up: long enough to save trips through the loop, and with quick handlers a fifth of a
 # millisecond for everybody else.
 _BATCH = 32
@@ -35,6 +35,8 @@ _RECEIVE_BUFFER = 1 << 20
 # Seconds between attempts to send to a Unix peer whose queue is full: poll(2) looks at our own socket and says
 # writable, sendto(2) says EAGAIN. The first, and the longest.
 _UNIX_RETRY = (0.001, 0.05)
+# Seconds until such a peer is given up: it does not read, and its answers would keep all handlers there may be.
+_UNIX_PATIENCE = 5.0
 
 # linux/if_... in asm-generic/socket.h and linux/in.h; Python has no names for them before 3.14.
 _SO_MEMINFO = 55
@@ -96,8 +98,10 @@ class Datagram:
 
         Raises:
             OSError: the system refuses; with errno EMSGSIZE the data is too large for one datagram.
-            anyio.BrokenResourceError: the sender has no address, or (a Unix socket) is gone.
+            anyio.BrokenResourceError: the sender has no address, or (a Unix socket) is gone or has read nothing for
+                5 seconds.
         """
+        self.endpoint.catch_up()
         await self.endpoint.send(data, self.address, self.control)
         self.replied = True
 
@@ -116,7 +120,7 @@ class Endpoint:
     Args:
         loop: the loop that watches it.
         bound: the socket. The endpoint closes it.
-        received: called with each Datagram; may call `pause()`.
+        ready: called with the endpoint when it is readable; takes datagrams with `take()`, and may call `pause()`.
         drained: called when nothing is left to read after `drain()`.
         max_datagram_size: bytes of a datagram that are kept.
     """
@@ -125,13 +129,13 @@ class Endpoint:
         self,
         loop: asyncio.AbstractEventLoop,
         bound: BoundSocket,
-        received: Callable[[Datagram], object],
+        ready: Callable[[Endpoint], object],
         drained: Callable[[], object],
         max_datagram_size: int,
     ) -> None:
         self._loop = loop
         self._bound = bound
-        self._received = received
+        self._ready = ready
         self._drained = drained
         self.sock: socket.socket = bound.sock
         sock = self.sock
@@ -141,10 +145,15 @@ class Endpoint:
         self._unix = sock.family == socket.AF_UNIX
         self._watching = False
         self._closed = False
+        self.left: int = 0  # to take in this batch
         self._room: asyncio.Future[None] | None = None
         self._owed: int | None = None  # while draining: how many datagrams to read at most
+        # Sends what the handlers before have returned and the server still holds; what comes later goes out later.
+        self.catch_up: Callable[[], object] = bool
+        self.received: int = 0
         self.sent: int = 0
         # The kernel has counted since the socket was bound, which may have been in another process.
+        self._left = False  # to another process, which counts what the kernel drops from then on
         self._dropped = -self._meminfo()[_MEMINFO_DROPS]
         # On one address the kernel answers from that address by itself. On every interface it would choose one by the
         # route back, so there each datagram tells where it was sent to: recvmsg instead of recvfrom, about 1 us more.
@@ -168,36 +177,43 @@ class Endpoint:
             self._watching = False
 
     def _on_readable(self) -> None:
-        if not self._watching:
-            return
-        for _ in range(_BATCH):
+        if self._watching:
+            self.left = _BATCH
+            self._ready(self)
+            if self._owed == 0:
+                self.pause()
+                self._drained()
+            elif self._owed is not None:  # if that was the last one, no event would tell
+                self._loop.call_soon(self._on_readable)
+
+    def take(self) -> Datagram | None:
+        """Receive a datagram; None if there is none, or the batch is over, or the endpoint pauses."""
+        while self.left and self._watching and self._owed != 0:
+            self.left -= 1
             try:
                 datagram = self._receive()
             except BlockingIOError:
+                self.left = 0
                 if self._owed is not None:
                     self._owed = 0
-                break
             except OSError as exc:  # an ICMP error for something we sent; the next call goes on
-                _logger.debug("receiving on %s: %s", self._bound.address, exc)
-                continue
-            if self._owed is not None:
-                self._owed -= 1
-            self._received(datagram)
-            if self._owed == 0 or not self._watching:  # the server may have paused us
-                break
-        if self._owed == 0:
-            self.pause()
-            self._drained()
+                _logger.debug("receiving on %s: %s", self._bound.address, exc, extra={"server": url_of(self._bound)})
+            else:
+                self.received += 1
+                if self._owed is not None:
+                    self._owed -= 1
+                return datagram
+        return None
 
     def _receive_one(self) -> Datagram:
         # With MSG_TRUNC the size is the datagram's own, recv(2). `recvfrom` would then return memory that was never
         # written, so it has to be the buffer of ours.
         size, address = self.sock.recvfrom_into(self._buffer, 0, socket.MSG_TRUNC)
-        return Datagram(self, bytes(self._buffer[:size]), address, None, size > self._size)
+        return Datagram(self, self._buffer[:size].tobytes(), address, None, size > self._size)
 
     def _receive_any(self) -> Datagram:
         size, control, _, address = self.sock.recvmsg_into([self._buffer], 64, socket.MSG_TRUNC)
-        data = bytes(self._buffer[:size])
+        data = self._buffer[:size].tobytes()
         return Datagram(self, data, address, _answering(control), size > self._size)
 
     def _wildcard(self) -> bool:
@@ -234,17 +250,16 @@ class Endpoint:
                 self._bound.address,
                 granted,
                 _RECEIVE_BUFFER,
+                extra={"server": url_of(self._bound)},
             )
 
     @property
     def dropped(self) -> int:
         """Datagrams that reached this host for this socket and were given to nobody."""
-        return self._dropped + self._meminfo()[_MEMINFO_DROPS]
+        return self._dropped + (0 if self._left else self._meminfo()[_MEMINFO_DROPS])
 
     def _meminfo(self) -> tuple[int, ...]:
-        if self._unix or self._closed:
-            return (0,) * 9
-        return _MEMINFO.unpack(self.sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))
+        return (0,) * 9 if self._closed else _meminfo(self.sock)
 
     # -- sending
 
@@ -263,6 +278,8 @@ class Endpoint:
             nowhere = OSError(errno.EDESTADDRREQ, os.strerror(errno.EDESTADDRREQ))
             raise anyio.BrokenResourceError("the sender has no address: it cannot be answered") from nowhere
         except OSError as exc:
+            if isinstance(address, tuple) and not address[1]:  # anybody can forge port 0: no error of the handler's
+                raise anyio.BrokenResourceError(f"the sender {address!r} has no port: it cannot be answered") from exc
             if exc.errno == errno.ENOBUFS:  # the interface's queue is full: udp(7)
                 return False
             if self._unix and (not address or exc.errno in {errno.ECONNREFUSED, errno.ENOENT}):
@@ -274,8 +291,12 @@ class Endpoint:
     async def send(self, data: Buffer, address: Address, control: _Control | None) -> None:
         """Send as soon as there is room. Raises as `Datagram.reply()`."""
         delay, longest = _UNIX_RETRY
+        give_up = self._loop.time() + _UNIX_PATIENCE
         while not self.try_send(data, address, control):
             if self._unix:
+                if self._loop.time() >= give_up:
+                    full = BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+                    raise anyio.BrokenResourceError(f"the sender {address!r} does not read its answers") from full
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, longest)
             else:
@@ -308,6 +329,7 @@ class Endpoint:
         self.pause()
         if self._bound.handed_over:
             self._owed = 0
+            self._dropped, self._left = self.dropped, True
             return
         queued = self._meminfo()[_MEMINFO_QUEUED]
         self._owed = _UNIX_QUEUE if self._unix else queued // _LEAST_QUEUED + 1
@@ -328,6 +350,17 @@ class Endpoint:
         self._dropped = self.dropped
         self._closed = True
         self._bound.close()
+
+
+def kernel_drops(sock: socket.socket) -> int:
+    """Datagrams that the kernel has dropped since it made this socket, for want of room."""
+    return _meminfo(sock)[_MEMINFO_DROPS]
+
+
+def _meminfo(sock: socket.socket) -> tuple[int, ...]:
+    if sock.family == socket.AF_UNIX:  # has no such thing
+        return (0,) * 9
+    return _MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))
 
 
 def _answering(control: _Control) -> _Control | None:

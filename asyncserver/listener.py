@@ -6,10 +6,15 @@ of lines (asyncio) when descriptors run out, and cannot hand an accepted socket 
 
 from __future__ import annotations
 
+import array
+import contextlib
 import errno
-import logging
 import socket
+import struct
 from typing import TYPE_CHECKING
+
+from ._logger import logger as _logger
+from .reports import url_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -17,8 +22,6 @@ if TYPE_CHECKING:
 
     from ._types import Address
     from .binding import BoundSocket
-
-_logger = logging.getLogger("asyncserver")
 
 # Connections accepted in one wake-up. Each starts a handler at once, so this bounds what others wait: about a
 # millisecond.
@@ -30,6 +33,14 @@ _LONGEST_QUEUE = 4096
 _BACKOFF = 0.05
 # Seconds between two warnings about that.
 _WARN_EVERY = 60.0
+
+# A filter of packets to a listening socket (linux/filter.h: code, jumps, operand): what has TCP's SYN flag, the second
+# bit of byte 13 (RFC 9293, 3.1), is dropped, all else passes.
+_NO_NEWCOMERS = b"".join(
+    struct.pack("=HBBI", *instruction)
+    for instruction in ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
+)
+_SO_ATTACH_FILTER = 26  # asm-generic/socket.h, on most architectures; on the others it is refused, which does no harm
 
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 # accept(2) reports errors of the new connection itself, and of the firewall; the next one may be fine.
@@ -102,6 +113,8 @@ class Listener:
         """
         self.pause()
         if not self._bound.handed_over:
+            if not self._bound.given:
+                _ignore_newcomers(self.sock)
             self._accept(_LONGEST_QUEUE)
         self._cancel_retry()
         self._bound.close()
@@ -150,4 +163,19 @@ class Listener:
                 reason,
                 exc,
                 _BACKOFF,
+                extra={"server": url_of(self._bound)},
+            )
+
+
+def _ignore_newcomers(sock: socket.socket) -> None:
+    """Let the kernel ignore who wants to connect from now on: they try again, as if their packet had been lost.
+
+    Otherwise who connects between the last accept and the close would be reset. Irrevocable for every process that has
+    the socket.
+    """
+    program = array.array("B", _NO_NEWCOMERS)
+    if sock.family in {socket.AF_INET, socket.AF_INET6}:
+        with contextlib.suppress(OSError):  # not allowed here: then as without it
+            sock.setsockopt(
+                socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program) // 8, program.buffer_info()[0])
             )

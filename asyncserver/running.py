@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
+import math
 import signal
 import threading
 from typing import TYPE_CHECKING, Literal
 
-from .serving import Serving
-from .workers import Supervisor
+from ._logger import logger as _logger
+from ._monitor import Monitor, tell_where
+from .logs import about
+from .serving import Serving, check_seconds
+from .stream_server import can_reload
+from .systemd import NotifySocket
+from .workers import Supervisor, open_terminals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,16 +24,24 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
-_logger = logging.getLogger("asyncserver")
-
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (*_STOP_SIGNALS, signal.SIGHUP)
 
 
-def run(*servings: Serving, loop: Literal["auto", "uvloop", "asyncio"] = "auto", workers: int = 1) -> None:
+def run(
+    *servings: Serving,
+    loop: Literal["auto", "uvloop", "asyncio"] = "auto",
+    workers: int = 1,
+    metrics: str | None = None,
+    drain_delay: float = 0.0,
+) -> None:
     """Serve until SIGINT or SIGTERM, or until every server has been closed; then drain and return.
 
-    The first signal drains, a second one cancels what is left at once. If a server cannot start, those that did are
-    closed and the error is raised. Outside the main thread no signals are handled, since Python delivers them there.
+    The first of them drains, a second one cancels what is left at once. SIGHUP reads certificates again from the
+    files given to `tls_context()`, for new connections; when that fails, the old ones stay, and the log says why.
+    When it comes because the terminal has been closed, it drains instead. If a server cannot start, those that did
+    are closed and the error is raised. Outside the main thread no signals are handled, since Python delivers them
+    there.
 
     With several workers this process serves nothing itself. It supervises the workers, which are forked from it:
 
@@ -40,6 +53,8 @@ def run(*servings: Serving, loop: Literal["auto", "uvloop", "asyncio"] = "auto",
     * SIGUSR1 logs the counters of all workers together. SIGTERM sent to a worker replaces it.
     * If this process is killed, the workers drain and leave.
 
+    Under systemd (NOTIFY_SOCKET, WATCHDOG_USEC) it tells when it is ready, reloads and stops, and that it lives.
+
     Call it in the main thread, before the program starts threads: fork does not take them along. What follows
     `run()`, and `atexit`, is for this process only.
 
@@ -47,6 +62,11 @@ def run(*servings: Serving, loop: Literal["auto", "uvloop", "asyncio"] = "auto",
         servings: what `serve()` and `serve_datagrams()` return, one or several.
         loop: "uvloop", the standard library's "asyncio", or "auto" for uvloop where it is installed.
         workers: processes that serve; 1 is this one.
+        metrics: "HOST:PORT" where to tell over HTTP: /metrics for Prometheus, the sum of all workers, with
+            `?by=worker` each of them; /ready, 200 while every server takes new work, else 503; /live. Whoever can
+            reach it can read it. /metrics needs prometheus-client, `pip install asyncserver[metrics]`.
+        drain_delay: seconds between the first signal, from which on /ready says no, and the drain: time for a load
+            balancer to notice, and to send no more. A second signal ends it early.
 
     Raises:
         BindError: an address could not be had.
@@ -54,18 +74,67 @@ def run(*servings: Serving, loop: Literal["auto", "uvloop", "asyncio"] = "auto",
         ModuleNotFoundError: uvloop was asked for and is not installed.
         RuntimeError: called where an event loop runs already, or for several workers outside the main thread.
     """
+    run_program(servings, lambda: servings, loop, workers, metrics=metrics, drain_delay=drain_delay)
+
+
+def run_program(
+    servings: Sequence[Serving],
+    load: Callable[[], Sequence[Serving]],
+    loop: str,
+    workers: int,
+    started: Callable[[], object] = lambda: None,
+    *,
+    metrics: str | None = None,
+    drain_delay: float = 0.0,
+) -> None:
+    """Run as `run()` does; see there, also for what is raised.
+
+    Args:
+        servings: what to serve; with several workers the places only.
+        load: called in each of several workers for what to serve at those places.
+        loop: as for `run()`.
+        workers: as for `run()`.
+        started: called once all addresses are bound.
+        metrics: as for `run()`.
+        drain_delay: as for `run()`.
+    """
+    monitoring: Serving | None = None
     try:
         _check(servings, workers)
-        if workers > 1:
-            run_workers(servings, lambda: servings, loop, workers)
-            return
+        check_seconds("drain_delay", drain_delay, zero=True)
+        monitor = Monitor()
+        if metrics is not None:
+            monitoring = monitor.serving(metrics)
         factory = _loop_factory(loop)
-        if asyncio._get_running_loop() is not None:
-            raise RuntimeError("run() makes a loop of its own, and here one runs already: write `await serve(...)`")
-        with asyncio.Runner(loop_factory=factory) as runner:
-            runner.run(_run(servings))
+        with NotifySocket.from_environment() as notify:
+            if workers > 1:
+                _check_process()
+                Supervisor(
+                    servings,
+                    load,
+                    factory,
+                    workers,
+                    started=started,
+                    monitor=monitoring,
+                    drain_delay=drain_delay,
+                    notify=notify,
+                ).run()
+                return
+            if asyncio._get_running_loop() is not None:
+                raise RuntimeError("run() makes a loop of its own, and here one runs already: write `await serve(...)`")
+            with asyncio.Runner(loop_factory=factory) as runner:
+                runner.run(
+                    _run(
+                        servings,
+                        started,
+                        monitor=monitor,
+                        monitoring=monitoring,
+                        drain_delay=drain_delay,
+                        notify=notify,
+                    )
+                )
     finally:
-        give_up(servings)
+        give_up((*servings, monitoring))
 
 
 def give_up(servings: Iterable[object]) -> None:
@@ -87,16 +156,11 @@ def _check(servings: Sequence[Serving], workers: int) -> None:
         raise ValueError(f"workers must be at least 1, got {workers}")
 
 
-def run_workers(servings: Sequence[Serving], load: Callable[[], Sequence[Serving]], loop: str, workers: int) -> None:
-    """Run with worker processes, each of which calls `load` for what to serve at the places of `servings`.
-
-    See `run()`, also for what is raised.
-    """
+def _check_process() -> None:
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("run(workers=...) handles signals: call it in the main thread")
     if asyncio._get_running_loop() is not None:
         raise RuntimeError("run(workers=...) forks: call it where no event loop runs")
-    Supervisor(servings, load, _loop_factory(loop), workers).run()
 
 
 def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
@@ -113,36 +177,143 @@ def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
     return asyncio.new_event_loop
 
 
-async def _run(servings: Sequence[Serving]) -> None:
-    async with contextlib.AsyncExitStack() as stack:
-        servers = [await stack.enter_async_context(serving) for serving in servings]
-        for server in servers:
-            _logger.info("%r", server)
-        with _stopping(servers):
-            await asyncio.wait([asyncio.ensure_future(server.wait_closed()) for server in servers])
+async def _run(
+    servings: Sequence[Serving],
+    started: Callable[[], object],
+    *,
+    monitor: Monitor,
+    monitoring: Serving | None,
+    drain_delay: float,
+    notify: NotifySocket,
+) -> None:
+    signals = _Signals(monitor, notify, drain_delay)
+    try:
+        with signals.handled():
+            async with contextlib.AsyncExitStack() as stack:
+                if monitoring is not None:  # first, so that it can say "not ready" before and after
+                    tell_where((await stack.enter_async_context(monitoring))._bound)
+                servers = [await stack.enter_async_context(serving) for serving in servings]
+                signals.concern(servers)
+                monitor.watch(servers, measure=monitoring is not None)
+                started()
+                for server in servers:
+                    _logger.info("%r", server, extra=about(server))
+                with _telling(notify, servers):
+                    await asyncio.wait([asyncio.ensure_future(server.wait_closed()) for server in servers])
+    except asyncio.CancelledError:
+        if not signals.given_up:
+            raise
 
 
 @contextlib.contextmanager
-def _stopping(servers: Sequence[Server]) -> Iterator[None]:
-    """Close the servers when a signal asks for it."""
+def _telling(notify: NotifySocket, servers: Sequence[Server]) -> Iterator[None]:
+    """Tell systemd that all serve, and how that goes: from the loop, so that one that is stuck is noticed."""
     loop = asyncio.get_running_loop()
-    closing: list[asyncio.Task[object]] = []
+    timer: asyncio.TimerHandle | None = None
 
-    def stop(number: signal.Signals) -> None:
-        if closing:
-            _logger.warning("%s again: cancelling what still runs", number.name)
-        else:
-            _logger.info("%s: no new work, waiting for what runs; once more to end it now", number.name)
-        timeout = 0.0 if closing else None
-        closing.extend([loop.create_task(server.close(timeout)) for server in servers])
+    def pulse() -> None:
+        nonlocal timer
+        notify.pulse([server.stats() for server in servers])
+        timer = loop.call_later(notify.pulse_every, pulse)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    for number in _STOP_SIGNALS:
-        loop.add_signal_handler(number, stop, number)
+    notify.ready()
+    if notify.pulse_every < math.inf:
+        pulse()
     try:
         yield
     finally:
+        if timer is not None:
+            timer.cancel()
+        notify.stopping()
+
+
+class _Signals:
+    """What signals do to the servers of this process, from before the first of them is bound.
+
+    Attributes:
+        given_up: whether one has ended the start.
+    """
+
+    def __init__(self, monitor: Monitor, notify: NotifySocket, drain_delay: float) -> None:
+        self.given_up = False
+        self._monitor = monitor
+        self._notify = notify
+        self._drain_delay = drain_delay
+        self._delay: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._starting = asyncio.current_task()
+        self._servers: Sequence[Server] = ()
+        self._closing: list[asyncio.Task[object]] = []
+        self._terminals = open_terminals()
+
+    def concern(self, servers: Sequence[Server]) -> None:
+        """Say which servers have started."""
+        self._servers, self._starting = servers, None
+
+    @contextlib.contextmanager
+    def handled(self) -> Iterator[None]:
+        """Handle them, in the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in _SIGNALS}
         for number in _STOP_SIGNALS:
-            loop.remove_signal_handler(number)
+            self._loop.add_signal_handler(number, self._stop, number)
+        self._loop.add_signal_handler(signal.SIGHUP, self._reload)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                self._loop.remove_signal_handler(number)
+                if handler is not None:  # one that is not Python's
+                    signal.signal(number, handler)
+
+    def _stop(self, number: signal.Signals) -> None:
+        """Close the servers, perhaps after a delay; a second time at once."""
+        self._notify.stopping()
+        if self._starting is not None:
+            _logger.info("%s: not all servers had started; those that had are closed", number.name)
+            self.given_up = True
+            self._starting.cancel()
+            return
+        if self._drain_delay and self._delay is None:
+            _logger.info(
+                "%s: not ready any more; in %g s, or when told again, the drain", number.name, self._drain_delay
+            )
+            self._monitor.stopping = True
+            self._delay = self._loop.call_later(self._drain_delay, self._drain, number)
+        else:
+            self._drain(number)
+
+    def _drain(self, number: signal.Signals) -> None:
+        if self._delay is not None:
+            self._delay.cancel()
+        if self._closing:
+            _logger.warning("%s again: cancelling what still runs", number.name)
+        else:
+            _logger.info("%s: no new work, waiting for what runs; once more to end it now", number.name)
+        timeout = 0.0 if self._closing else None
+        self._closing.extend([self._loop.create_task(server.close(timeout)) for server in self._servers])
+
+    def _reload(self) -> None:
+        """Read the certificates again."""
+        if open_terminals() != self._terminals:
+            self._terminals = open_terminals()
+            self._stop(signal.SIGHUP)
+            return
+        if self._closing or self._delay is not None or self._starting is not None:
+            return
+        self._notify.reloading()
+        note = ""
+        reloadable = [server for server in self._servers if can_reload(server)]
+        if not reloadable:
+            _logger.info("SIGHUP: no server has certificates to be read again")
+        for server in reloadable:
+            try:
+                server.reload_tls()
+            except (OSError, ValueError) as exc:
+                _logger.error("SIGHUP: %r keeps its certificates: %s", server, exc, extra=about(server))
+                note = ", but new certificates could not be read (see the log)"
+            else:
+                _logger.info("SIGHUP: %r has read its certificates again", server, extra=about(server))
+        self._notify.ready(note)

@@ -11,24 +11,24 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import logging
 import math
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
-from ._tasks import start_task
-from .reports import DrainReport, ServerStats, outcome_of
+from ._logger import logger as _logger
+from ._tasks import Progress, start_task
+from .logs import about
+from .reports import DrainReport, ServerStats, outcome_of, places_of
 
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Mapping
 
     from ._types import Address, ErrorHandler
     from .binding import BoundSocket
-
-_logger = logging.getLogger("asyncserver")
+    from .reports import Durations
 
 # Seconds between cancelling a handler and taking its connection away.
 _CANCEL_GRACE = 1.0
@@ -41,8 +41,12 @@ class Server:
 
     Attributes:
         addresses: where clients reach it, an address for each socket.
+        label: the same as a text, as metrics and log records have it: "tcp://127.0.0.1:8080".
         idle_timeout: seconds of silence that a connection may keep, or None.
+        durations: how long handlers took, while the server's metrics are asked for; else None.
     """
+
+    _run: Any  # what is started for each connection or datagram: the handler, or what leads to it
 
     def __init__(
         self,
@@ -54,7 +58,9 @@ class Server:
         self._loop = loop
         self._bound = bound
         self.addresses: tuple[Address, ...] = tuple(one.address for one in bound)
+        self.label: str = places_of([bound])[0]
         self.idle_timeout: float | None = None
+        self.durations: Durations | None = None
         self._drain_timeout = drain_timeout
         self._on_error = on_error
         self._count = dict.fromkeys(ServerStats.__slots__, 0)
@@ -71,10 +77,10 @@ class Server:
         self._close_callbacks: list[Callable[[], object]] = []
         self._callers: set[asyncio.Task[Any] | None] = set()
         self._deadline = 0.0
-        self._changed: asyncio.Future[None] | None = None
+        progress = Progress(loop)
+        self._tell_change, self._until = progress.tell, progress.until
         # One of each for all handlers: a bound method and a context for every one would be memory.
-        self._done_callback = self._done
-        self._context = contextvars.copy_context()
+        self._done_callback, self._context = self._done, contextvars.copy_context()
 
     def __repr__(self) -> str:
         """Tell where it listens and whether it does."""
@@ -84,11 +90,7 @@ class Server:
     # -- for the caller
 
     def add_close_callback(self, callback: Callable[[], object]) -> None:
-        """Call a function when the last handler has ended and the sockets are being closed.
-
-        Args:
-            callback: called without arguments, in the loop's thread; what it raises is logged.
-        """
+        """Call `callback()` when the last handler has ended and the sockets are being closed; its errors are logged."""
         self._close_callbacks.append(callback)
 
     @property
@@ -104,8 +106,7 @@ class Server:
 
     def stats(self) -> ServerStats:
         """Count what has happened so far."""
-        active = len(self._live) + (self._starting is not None)  # what finishes is counted by how it ended
-        return ServerStats(**{**self._count, **self._measured(), "active": active})
+        return ServerStats(**{**self._count, **self._measured()})
 
     def pause(self) -> None:
         """Take nothing new; the kernel queues connections and datagrams, until its limits. Handlers go on.
@@ -147,7 +148,7 @@ class Server:
 
         * Nothing new is taken. Connections and datagrams that the kernel holds already are still served.
         * Every handler is told (`stream.closing`). A connection that is between two messages comes to its end of
-          stream; one in the middle of a message goes on until it has answered.
+          stream, one that has just begun half a second later; one in a message goes on until it has answered.
         * Handlers that still run after `drain_timeout` seconds are cancelled, and a second later aborted.
 
         Called again, it waits for the same end, sooner if the new timeout says so. Called from inside a handler it
@@ -193,8 +194,6 @@ class Server:
             if self._cleaner is not None:  # else the program's end has cancelled the drain before its first step
                 await self._outlast(self._cleaner)
 
-    # -- for what brings the work in
-
     def _apply_pause(self) -> None:
         for intake in self._intakes:
             if self._paused or self._full:
@@ -213,7 +212,7 @@ class Server:
 
     def _measured(self) -> dict[str, int]:
         """Counters that are read from elsewhere."""
-        return {}
+        return {"active": len(self._live) + (self._starting is not None)}  # what finishes is counted by how it ended
 
     def _released(self, source: Any) -> None:
         """A handler has ended, and what it handled is closed."""
@@ -224,30 +223,37 @@ class Server:
     # -- handlers
 
     def _for_this_server(self, handler: Any) -> Any:
-        """The function to call: a handler that needs to know its server has a method `for_server(server)`."""
+        """The function to call: a handler that needs to know its server has a method `for_server(server)`.
+
+        One that runs in threads may have `pool_stats()`, which counts them by "threads", "waiting" and "starved".
+        """
+        self._pool_stats: Callable[[], Mapping[str, int]] | None = getattr(handler, "pool_stats", None)
         make = getattr(handler, "for_server", None)
         return handler if make is None else make(self)
 
-    def _start(self, handler: Callable[[Any], Coroutine[Any, Any, Any]], source: Any) -> bool:
-        """Run a handler in a task of its own, up to its first wait at once; true if it still runs."""
+    def _start(self, handler: Callable[[Any], Coroutine[Any, Any, Any]], source: Any) -> None:
+        """Run a handler in a task of its own, up to its first wait at once."""
         self._starting = source
         try:
             task = start_task(handler(source), self._loop, self._context)
         except Exception as exc:  # not even a coroutine: a wrong signature, most likely
             self._settle(source, exc, None)
-            return False
+            return
         except BaseException:  # SystemExit, KeyboardInterrupt: the program ends
             source.abort()
             raise
         finally:
             self._starting = None
-        if done := task.done():
+        if task.done():
             self._judge(task, source)
         else:
-            self._live[task] = source
-            task.add_done_callback(self._done_callback, context=self._context)
+            self._keep(task, source)
         del task  # holds its error, whose traceback may come to hold this frame (f_back): a cycle
-        return not done
+
+    def _keep(self, task: asyncio.Task[Any], source: Any) -> None:
+        """See a handler that waits to its end."""
+        self._live[task] = source
+        task.add_done_callback(self._done_callback, context=self._context)
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         source = self._live.pop(task, None)
@@ -292,12 +298,14 @@ class Server:
         """Log a handler's error once, and pass it to `on_error`, whose own errors do no harm."""
         if exc is None or isinstance(exc, SystemExit | KeyboardInterrupt):  # those end the loop, and tell by that
             return
-        _logger.error("handler of %s failed", source.peer_address, exc_info=exc)
+        _logger.error(
+            "handler of %r failed", source.peer_address, exc_info=exc, extra=about(self, source, outcome="failed")
+        )
         if self._on_error is not None:
             try:
                 self._on_error(exc, source)
-            except Exception:
-                _logger.exception("on_error failed")
+            except (Exception, asyncio.CancelledError):  # the latter of a future that it looked at: nobody cancels it
+                _logger.exception("on_error failed", extra=about(self, source))
 
     # -- closing
 
@@ -328,17 +336,6 @@ class Server:
     def _hasten(self, deadline: float) -> None:
         self._deadline = min(self._deadline, deadline)
         self._tell_change()
-
-    def _tell_change(self) -> None:
-        if self._changed is not None and not self._changed.done():
-            self._changed.set_result(None)
-
-    async def _until(self, reached: Callable[[], bool], deadline: Callable[[], float]) -> None:
-        """Wait for a condition that `_tell_change` may have changed, or for the deadline, which may move."""
-        while not reached() and (seconds := deadline() - self._loop.time()) > 0:
-            self._changed = self._loop.create_future()
-            await asyncio.wait([self._changed], timeout=seconds)
-        self._changed = None
 
     def _ended(self) -> int:
         return sum(self._count[outcome] for outcome in ("completed", "failed", "cancelled", "timed_out"))
@@ -377,7 +374,7 @@ class Server:
         await self._until(ended, lambda: end)
         given_up = {task: source for task, source in left.items() if task in self._live}
         for task, source in given_up.items():
-            _logger.warning("handler of %s ignored its cancellation: connection aborted", source.peer_address)
+            _logger.warning("handler of %r ignored its cancellation", source.peer_address, extra=about(self, source))
             source.abort()
             del self._live[task]
             self._count["cancelled"] += 1
@@ -396,5 +393,5 @@ class Server:
                 try:
                     callback()
                 except Exception:
-                    _logger.exception("%r failed as the server closed", callback)
+                    _logger.exception("%r failed as the server closed", callback, extra=about(self))
             self._closed.set()

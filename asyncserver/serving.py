@@ -197,8 +197,8 @@ def serve(
         ssl: a context for the server side, such as `tls_context()` makes; None serves without TLS.
         ssl_handshake_timeout: seconds for the handshake; who takes longer is closed and counted as refused.
         max_connections: when so many are open, accepting pauses and the kernel's queue holds the rest.
-        max_connections_per_host: when so many are open from one address, more from it are closed at once and counted
-            as refused.
+        max_connections_per_host: when so many are open from one address (of IPv6: one /64 network), more from it are
+            closed at once and counted as refused.
         idle_timeout: seconds without a byte in either direction after which the pending or next `receive()` (and a
             pending `send()`) raises IdleTimeout, up to an eighth later. Uncaught it closes the connection, without
             an error in the log.
@@ -221,9 +221,9 @@ def serve(
     _check_count("backlog", backlog, 0)
     _check_count("max_connections", max_connections, none=True)
     _check_count("max_connections_per_host", max_connections_per_host, none=True)
-    _check_seconds("ssl_handshake_timeout", ssl_handshake_timeout)
-    _check_seconds("idle_timeout", idle_timeout, none=True)
-    _check_seconds("drain_timeout", drain_timeout, zero=True)
+    check_seconds("ssl_handshake_timeout", ssl_handshake_timeout)
+    check_seconds("idle_timeout", idle_timeout, none=True)
+    check_seconds("drain_timeout", drain_timeout, zero=True)
     _check_context(ssl)
     proxies = _trusted_proxies(trusted_proxies, proxy_protocol)
     binding = Binding(host, port, path, path_mode, sock, fd, backlog, reuse_port)
@@ -291,7 +291,7 @@ def serve_datagrams(
     _check_handler(handler, "serve_datagrams", "datagram")
     _check_count("max_datagram_size", max_datagram_size)
     _check_count("max_pending", max_pending)
-    _check_seconds("drain_timeout", drain_timeout, zero=True)
+    check_seconds("drain_timeout", drain_timeout, zero=True)
     binding = Binding(host, port, path, path_mode, sock, fd, 0, reuse_port)
 
     def start(bound: list[BoundSocket]) -> Server:
@@ -343,7 +343,8 @@ def _check_count(name: str, value: object, least: int = 1, *, none: bool = False
         raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
-def _check_seconds(name: str, value: object, *, zero: bool = False, none: bool = False) -> None:
+def check_seconds(name: str, value: object, *, zero: bool = False, none: bool = False) -> None:
+    """Raise TypeError or ValueError, unless the value is a time, more than 0, or 0 or None where those are allowed."""
     if value is None and none:
         return
     if isinstance(value, bool) or not isinstance(value, int | float):

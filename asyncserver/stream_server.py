@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl as ssl_
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from ._logger import logger as _logger
 from ._poller import Poller
 from .adapters import ProtocolConnection, ProtocolHandler
 from .exceptions import Refused
 from .listener import Listener
+from .logs import about, shown, with_lines
 from .proxy_protocol import HeaderError
 from .server import Server
 from .stream import Stream
 from .tls import TLSContext
 
 if TYPE_CHECKING:
-    import socket
     import ssl
     from collections.abc import Coroutine
 
@@ -28,12 +30,12 @@ if TYPE_CHECKING:
     from .binding import BoundSocket
     from .proxy_protocol import ProxyHeader, TrustedProxies
 
-_logger = logging.getLogger("asyncserver")
-
 # Looks at the connections in each idle_timeout: one closes at most an eighth later than it should.
 _IDLE_LOOKS = 16
 # Seconds for a PROXY header: the specification asks for 3 at least, a retransmission's time, and for few.
 _PROXY_TIMEOUT = 5.0
+# An IPv4 address in an IPv6 one (RFC 4291, 2.5.5.2), as sockets for both, made by somebody else, show them.
+_MAPPED = bytes(10) + b"\xff\xff"
 # Seconds between two warnings about connections refused for the lack of one.
 _WARN_EVERY = 60.0
 
@@ -65,7 +67,7 @@ class StreamServer(Server):
         self._max_per_host = max_connections_per_host
         self._per_host: Counter[str] = Counter()
         self._connect: type[Stream | ProtocolConnection] = Stream
-        self._run: Any = handler if ssl is None else self._run_tls
+        self._run = handler if ssl is None else self._run_tls
         if isinstance(handler, ProtocolHandler):
             self._connect, self._run = ProtocolConnection, self._run_protocol
         self._proxies = proxies
@@ -73,6 +75,7 @@ class StreamServer(Server):
         self._warned = -_WARN_EVERY
         if proxies is not None:
             self._run_named, self._run = self._run, self._run_proxied
+        self._run = with_lines(self, self._run)
         self._poller = Poller(loop)
         self._waiting: deque[tuple[socket.socket, Address]] = deque()
         self._intakes = [Listener(loop, one, self._accepted, self._accept_failed) for one in bound]
@@ -118,7 +121,8 @@ class StreamServer(Server):
             async with asyncio.timeout(self._ssl_handshake_timeout):
                 await stream.start_tls(self._ssl)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError, TimeoutError) as exc:
-            _logger.debug("TLS handshake with %s failed: %s", stream.peer_address, exc)
+            extra = about(self, stream, outcome="refused")
+            _logger.debug("TLS handshake with %r failed: %s", stream.peer_address, exc, extra=extra)
             raise Refused from exc
         result: object = await self._handler(stream)
         return result
@@ -163,7 +167,8 @@ class StreamServer(Server):
         level = logging.DEBUG
         if now - self._warned >= _WARN_EVERY:
             self._warned, level = now, logging.WARNING
-        _logger.log(level, "refused a connection from %s: %s", address, reason)
+        extra = about(self, peer=shown(address), outcome="refused")
+        _logger.log(level, "refused a connection from %r: %s", address, reason, extra=extra)
 
     def _accept_failed(self) -> None:
         self._count["accept_errors"] += 1
@@ -232,6 +237,7 @@ class StreamServer(Server):
     def _measured(self) -> dict[str, int]:
         open_now = (*self.connections, *self._finishing.values())
         return {
+            **super()._measured(),
             "bytes_received": self._count["bytes_received"] + sum(one.bytes_received for one in open_now),
             "bytes_sent": self._count["bytes_sent"] + sum(one.bytes_sent for one in open_now),
         }
@@ -274,6 +280,19 @@ class StreamServer(Server):
         self._ssl = context
 
 
+def can_reload(server: Server) -> bool:
+    """Whether `reload_tls()` has files to read."""
+    return isinstance(server, StreamServer) and isinstance(server._ssl, TLSContext)
+
+
 def _host(address: Address) -> str:
-    """Whom a limit per host counts: an address without its port; all Unix peers are one."""
-    return str(address[0]) if isinstance(address, tuple) else ""
+    """Whom a limit per host counts: an IPv4 address, an IPv6 network of 64 bits; all Unix peers are one."""
+    if not isinstance(address, tuple):
+        return ""
+    host = str(address[0])
+    if ":" not in host or host.startswith("fe80:"):  # on a link all share the network, and nobody has more of it
+        return host
+    packed = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+    if packed.startswith(_MAPPED):
+        return socket.inet_ntop(socket.AF_INET, packed[12:])
+    return socket.inet_ntop(socket.AF_INET6, packed[:8] + bytes(8))  # what one site has at least: RFC 6177

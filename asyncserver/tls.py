@@ -2,21 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import ssl
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from anyio import TypedAttributeSet, typed_attribute
+
+from ._certificate import read_certificate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["TLSContext", "tls_context"]
+__all__ = ["SNIAttribute", "TLSContext", "tls_context"]
 
 _Path: TypeAlias = str | os.PathLike[str]
 
 
-class TLSContext(ssl.SSLContext):
-    """An `ssl.SSLContext` that remembers what it was made from."""
+class SNIAttribute(TypedAttributeSet):
+    """What `stream.extra()` tells under a context of `tls_context()`, besides anyio's TLSAttribute."""
 
+    #: the server's name that the client asked for, in lower case (RFC 6066); None if it asked for none
+    server_name: str | None = typed_attribute()
+
+
+class _Socket(ssl.SSLSocket):
+    server_name: str | None = None
+
+
+class _Object(ssl.SSLObject):  # what the loops' own transports use
+    server_name: str | None = None
+
+
+class TLSContext(ssl.SSLContext):
+    """An `ssl.SSLContext` that remembers what it was made from.
+
+    Its sockets (`ssl.SSLSocket`, `ssl.SSLObject`) have an attribute `server_name`, the name that the client asked for.
+    """
+
+    sslsocket_class: type[ssl.SSLSocket] = _Socket
+    sslobject_class: type[ssl.SSLObject] = _Object
     _arguments: dict[str, Any]
 
     def reload(self) -> TLSContext:
@@ -28,8 +53,10 @@ def tls_context(
     certfile: _Path,
     keyfile: _Path | None = None,
     *,
+    more_certificates: Sequence[tuple[_Path, _Path | None]] = (),
     password: str | None = None,
     client_ca: _Path | None = None,
+    client_cert: Literal["required", "optional"] = "required",
     alpn: Sequence[str] = (),
     minimum_version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_2,
 ) -> TLSContext:
@@ -38,44 +65,94 @@ def tls_context(
     Args:
         certfile: the certificate chain, PEM, the server's own first; it may hold the key as well.
         keyfile: the private key, PEM.
-        password: the key's.
+        more_certificates: further pairs of such files. A client gets the first certificate that is for the name it
+            asks for (SNI), else one for a wildcard (`*.example.org`) that covers it, else that of `certfile`.
+        password: that of the keys.
         client_ca: certificates of the authorities, PEM, one of which must have signed the client's certificate
             (mutual TLS); None asks clients for none.
+        client_cert: "optional" lets in clients without a certificate too; a handler finds out by
+            `stream.extra(TLSAttribute.peer_certificate)`.
         alpn: application protocols to offer, the preferred first (RFC 7301).
         minimum_version: TLS 1.2 unless told otherwise (RFC 8996 retired what came before).
 
     Raises:
         OSError: a file cannot be read; as ssl.SSLError it does not hold what it should. The message names the file.
+        ValueError: one of `more_certificates` is for no name; a key is encrypted and there is no password.
     """
-    context = TLSContext(ssl.PROTOCOL_TLS_SERVER)
-    context._arguments = {
-        "certfile": certfile,
-        "keyfile": keyfile,
+    if client_cert not in {"required", "optional"}:
+        raise ValueError(f'client_cert must be "required" or "optional", got {client_cert!r}')
+    common: dict[str, Any] = {
         "password": password,
         "client_ca": client_ca,
+        "client_cert": client_cert,
         "alpn": tuple(alpn),
         "minimum_version": minimum_version,
     }
+    others = tuple(more_certificates)
+    context = _make(certfile, keyfile, **common)
+    context._arguments = {"certfile": certfile, "keyfile": keyfile, "more_certificates": others, **common}
+    choices: dict[str, ssl.SSLContext | None] = dict.fromkeys(read_certificate(certfile).names)
+    for file, key in others:
+        other = _make(file, key, **common)
+        names = read_certificate(file).names
+        if not names:
+            raise ValueError(f"no client can ask for the certificate in {file}: it is for no DNS name; give it first")
+        choices = dict.fromkeys(names, other) | choices
+    context.sni_callback = _chooser(choices)
+    return context
+
+
+def _make(
+    certfile: _Path,
+    keyfile: _Path | None,
+    *,
+    password: str | None,
+    client_ca: _Path | None,
+    client_cert: str,
+    alpn: Sequence[str],
+    minimum_version: ssl.TLSVersion,
+) -> TLSContext:
+    context = TLSContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = minimum_version
     context.options |= ssl.OP_NO_RENEGOTIATION  # costs the server more than the client, and TLS 1.3 has it no more
-    files = [str(name) for name in (certfile, keyfile, client_ca) if name is not None]
-    for name in files:
-        with open(name, "rb"):  # OpenSSL's own error does not say which file it was
-            pass
-    try:
+    with _explained("certificate and key", certfile, keyfile):
         # Without a password OpenSSL would ask for one on the terminal, and the server would hang there.
         context.load_cert_chain(certfile, keyfile, password if password is not None else _no_password)
-        if client_ca is not None:
+    if client_ca is not None:
+        with _explained("certificates", client_ca):
             context.load_verify_locations(client_ca)
-            context.verify_mode = ssl.CERT_REQUIRED
-    except ssl.SSLError as exc:
-        raise ssl.SSLError(
-            exc.errno, f"no usable certificate and key in {', '.join(files)}: {exc.strerror or exc}"
-        ) from exc
+        context.verify_mode = ssl.CERT_REQUIRED if client_cert == "required" else ssl.CERT_OPTIONAL
     if alpn:
         context.set_alpn_protocols(alpn)
     return context
 
 
+@contextlib.contextmanager
+def _explained(what: str, *files: _Path | None) -> Iterator[None]:
+    """Name the files in an error; OpenSSL's own does not."""
+    names = [str(name) for name in files if name is not None]
+    for name in names:
+        with open(name, "rb"):
+            pass
+    try:
+        yield
+    except ssl.SSLError as exc:
+        raise ssl.SSLError(exc.errno, f"no usable {what} in {', '.join(names)}: {exc.strerror or exc}") from exc
+
+
+def _chooser(choices: dict[str, ssl.SSLContext | None]) -> Callable[[Any, str | None, ssl.SSLContext], None]:
+    """Let the name that a client asks for choose the context; None is the one that it has."""
+
+    def choose(sock: _Socket | _Object, name: str | None, _: ssl.SSLContext) -> None:
+        if name is None:
+            return
+        sock.server_name = name = name.lower()
+        chosen = choices[name] if name in choices else choices.get("*." + name.partition(".")[2])
+        if chosen is not None:
+            sock.context = chosen
+
+    return choose
+
+
 def _no_password() -> str:
-    raise ValueError("the private key is encrypted: give its password to tls_context(password=...)")
+    raise ValueError("the private key is encrypted: give its password, tls_context(password=...), or a key without one")

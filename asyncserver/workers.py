@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import logging
 import os
 import selectors
@@ -22,81 +21,28 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-from ._worker import FORCE, LEAVE, LONGEST_MESSAGE, READY, SIGNALS, STATS, STOP, pass_over, work
-from .reports import ServerStats
+from ._exchanges import Exchanges
+from ._logger import logger as _logger
+from ._monitor import tell_where
+from ._slot import NEVER, Slot, Worker, open_slots
+from ._tally import Tally
+from ._watchdog import Watchdog
+from ._worker import FORCE, LEAVE, READY, SIGNALS, STOP, pass_over, work
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterator, Sequence
 
     from .binding import BoundSocket
+    from .reports import ServerStats
     from .serving import Serving
+    from .systemd import NotifySocket
 
-_logger = logging.getLogger("asyncserver")
-
-_NEVER = float("inf")
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-# Seconds that a worker must have lived for its death to be an accident, not a habit.
-_STEADY = 10.0
-# Seconds until the next attempt after a second early death, doubled by each further one, and the most.
-_BACKOFF, _LONGEST_BACKOFF = 0.1, 30.0
 # Seconds beyond `drain_timeout`, in which handlers are cancelled and aborted, until a worker is killed: one whose
 # loop is blocked.
 _GRACE = 5.0
-# Seconds that a busy worker has for its counters when they are asked for.
-_STATS_PATIENCE = 1.0
-
-
-class _Worker:
-    """A worker process, as the supervisor sees it."""
-
-    def __init__(self, pid: int, slot: _Slot, channel: socket.socket) -> None:
-        self.pid = pid
-        self.pidfd = os.pidfd_open(pid)
-        self.slot = slot
-        self.channel = channel
-        self.started = time.monotonic()
-        self.serving = False
-        self.leaving = False
-        self.kill_at = _NEVER
-        self.stats: list[dict[str, int]] = []
-
-    def tell(self, message: bytes) -> None:
-        """Send, unless it is dead or so stuck that it has not read hundreds before; then it will be killed."""
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError, BlockingIOError):
-            self.channel.send(message)
-
-    def hear(self) -> bytes | None:
-        """Return its next message; None if there is none, b"" if there will be none."""
-        try:
-            return self.channel.recv(LONGEST_MESSAGE)
-        except BlockingIOError:
-            return None
-        except ConnectionResetError:
-            return b""
-
-    def close(self) -> None:
-        self.channel.close()
-        os.close(self.pidfd)
-
-
-class _Slot:
-    """One worker's place: its sockets for each server, and who fills it."""
-
-    def __init__(self, sockets: list[list[BoundSocket]]) -> None:
-        self.sockets = sockets
-        self.worker: _Worker | None = None
-        self.successor: _Worker | None = None
-        self.early_deaths = 0
-        self.restart_at = _NEVER
-
-    def back_off(self, lived: float) -> float:
-        """After a death: decide when the next worker starts, and return in how many seconds."""
-        self.early_deaths = 0 if lived >= _STEADY else self.early_deaths + 1
-        delay = min(_BACKOFF * 2.0 ** (self.early_deaths - 2), _LONGEST_BACKOFF) if self.early_deaths > 1 else 0.0
-        self.restart_at = time.monotonic() + delay
-        return delay
 
 
 class Supervisor:
@@ -107,6 +53,10 @@ class Supervisor:
         load: called in each new worker for the servings to serve there, the same places in the same order.
         loop_factory: makes a worker's event loop.
         count: workers.
+        started: called when everything is bound.
+        monitor: where to tell metrics and readiness over HTTP, if at all.
+        drain_delay: seconds between the first signal to stop, when it is ready no more, and the drain.
+        notify: where to tell systemd.
     """
 
     def __init__(
@@ -115,27 +65,38 @@ class Supervisor:
         load: Callable[[], Sequence[Serving]],
         loop_factory: Callable[[], asyncio.AbstractEventLoop],
         count: int,
+        *,
+        started: Callable[[], object],
+        monitor: Serving | None,
+        drain_delay: float,
+        notify: NotifySocket,
     ) -> None:
         self._load = load
         self._loop_factory = loop_factory
         self._patience = max(serving.drain_timeout for serving in servings) + _GRACE
-        self._slots = [_Slot(sockets) for sockets in _open(servings, count)]
-        self._bound = [one for slot in self._slots for sockets in slot.sockets for one in sockets]
-        self._places = [", ".join(str(one.address) for one in group) for group in self._slots[0].sockets]
-        self._workers: set[_Worker] = set()
+        self._open = functools.partial(open_slots, servings, count)
+        self._started = started
+        self._monitor = monitor
+        self._drain_delay = drain_delay
+        self._drain_at = NEVER
+        self._notify = notify
+        self._exchanges: Exchanges | None = None
+        self._slots: list[Slot] = []
+        self._bound: list[BoundSocket] = []
+        self._places: list[str] = []
+        self._workers: set[Worker] = set()
         self._selector = selectors.DefaultSelector()
+        self._terminals = open_terminals()
         self._stops = 0
         self._reloads = 0
         self._complete = False
         self._failure = ""
-        self._retired = [dict.fromkeys(ServerStats.__slots__, 0) for _ in servings]
-        self._asked: set[_Worker] = set()
-        self._answer_by = _NEVER
 
     def run(self) -> None:
         """Serve until told to stop; see `run()`."""
         with self._watching_signals():
             try:
+                self._bind()
                 for slot in self._slots:
                     slot.worker = self._fork(slot)
                 while self._workers or not self._stops:
@@ -145,15 +106,26 @@ class Supervisor:
                 self._kill(self._workers)  # nobody is left, unless this is an error
                 self._close_sockets()
                 self._selector.close()
+                if self._exchanges is not None:
+                    self._exchanges.close()
         if self._failure:
             raise ChildProcessError(f"{self._failure} before all workers served: see the log for its error")
 
     def stats(self) -> list[ServerStats]:
         """Count what has happened so far in all workers, those that have ended included, for each server."""
-        totals = [dict(counts) for counts in self._retired]
-        for worker in self._workers:
-            _add(totals, worker.stats)
-        return [ServerStats(**counts) for counts in totals]
+        return self._tally.stats()
+
+    def _bind(self) -> None:
+        self._slots = [Slot(sockets) for sockets in self._open()]
+        self._bound = [one for slot in self._slots for sockets in slot.sockets for one in sockets]
+        self._places = [", ".join(str(one.address) for one in group) for group in self._slots[0].sockets]
+        self._tally = Tally(self._slots, self._workers, self._is_ready)
+        self._watchdog = Watchdog(self._notify, self._slots, self._workers, self.stats)
+        if self._monitor is not None:
+            bound = self._monitor.open_slots(1)[0]
+            self._exchanges = Exchanges(self._selector, bound, self._tally.respond)
+            tell_where(bound)
+        self._started()
 
     # -- what wakes it
 
@@ -177,27 +149,47 @@ class Supervisor:
 
     def _turn(self) -> None:
         due = [worker.kill_at for worker in self._workers] + [slot.restart_at for slot in self._slots]
-        seconds = min(self._answer_by, *due) - time.monotonic()
-        for key, _ in self._selector.select(None if seconds == _NEVER else max(0.0, seconds)):
+        due += [self._exchanges.due] if self._exchanges is not None else []
+        watch_at = self._watchdog.due
+        seconds = min(self._tally.due, self._drain_at, watch_at, *due) - time.monotonic()
+        for key, _ in self._selector.select(None if seconds == NEVER else max(0.0, seconds)):
             key.data()
         now = time.monotonic()
+        self._watchdog.expire(watch_at)
         self._kill([worker for worker in self._workers if worker.kill_at <= now])
         for slot in self._slots:
             if slot.restart_at <= now:
                 self._fill(slot)
-        if self._answer_by <= now:
-            self._log_stats()
+        if self._tally.due <= now:
+            self._tally.expire()
+        if self._exchanges is not None:
+            self._exchanges.expire(now)
+        if self._drain_at <= now:
+            self._on_stop("the delay is over")
 
     def _on_signals(self) -> None:
         for number in self._wakeup[0].recv(4096):
             if number in _STOP_SIGNALS:
                 self._on_stop(signal.Signals(number).name)
-            elif number == signal.SIGHUP and not self._stops:
+            elif number == signal.SIGHUP and open_terminals() != self._terminals:
+                self._terminals = open_terminals()
+                self._on_stop("SIGHUP")
+            elif number == signal.SIGHUP and not self._ending:
                 self._on_reload()
             elif number == signal.SIGUSR1:
-                self._ask_stats()
+                self._tally.ask(self._log_stats)
+
+    @property
+    def _ending(self) -> bool:
+        return self._stops > 0 or self._drain_at < NEVER
 
     def _on_stop(self, name: str) -> None:
+        if self._drain_delay and self._complete and not self._ending:
+            self._watchdog.stop()
+            _logger.info("%s: not ready any more; in %g s, or when told again, the drain", name, self._drain_delay)
+            self._drain_at = time.monotonic() + self._drain_delay
+            return
+        self._drain_at = NEVER
         self._stops += 1
         if self._stops == 1:
             _logger.info("%s: no new work, waiting for what runs; once more to end it now", name)
@@ -210,37 +202,41 @@ class Supervisor:
 
     def _stop(self) -> None:
         self._stops = max(self._stops, 1)
+        self._watchdog.stop()
         for slot in self._slots:
             if slot.worker is None and self._complete:
                 self._fill(slot)  # for those in its queue, which would be reset
-            slot.restart_at = _NEVER
+            slot.restart_at = NEVER
+        self._tally.leave_sockets()
         self._close_sockets()  # so that a worker that closes its own, emptied, closes the last
         self._tell_all(STOP, self._patience)
 
     def _on_reload(self) -> None:
         self._reloads += 1
+        self._watchdog.reload()
         _logger.info("SIGHUP: starting new workers; those that serve go on until these do")
         for slot in self._slots:
             self._renew(slot)
+        self._watchdog.settle()
 
-    def _on_message(self, worker: _Worker) -> None:
+    def _on_message(self, worker: Worker) -> None:
         message = worker.hear() if worker in self._workers else None  # it may have been buried in this turn
         if message:
             self._on_words(worker, message)
         elif message is not None:  # it is ending; the descriptor of its process will tell when it has
             self._selector.unregister(worker.channel)
 
-    def _on_words(self, worker: _Worker, message: bytes) -> None:
+    def _on_words(self, worker: Worker, message: bytes) -> None:
+        self._watchdog.hear(worker)
         if message == READY:
             self._on_ready(worker)
         elif message == LEAVE:
-            if worker is worker.slot.worker and worker.slot.successor is None and not self._stops:
+            if worker is worker.slot.worker and worker.slot.successor is None and not self._ending:
                 self._renew(worker.slot)
         else:
-            worker.stats = json.loads(message)
-            self._on_stats(worker)
+            self._tally.hear(worker, message)
 
-    def _on_ready(self, worker: _Worker) -> None:
+    def _on_ready(self, worker: Worker) -> None:
         worker.serving = True
         slot = worker.slot
         if worker is slot.successor:
@@ -251,29 +247,31 @@ class Supervisor:
             self._complete = True
             if not self._stops:
                 _logger.info("%d workers serve on %s", len(self._slots), ", ".join(self._places))
+        self._watchdog.settle()
 
-    def _on_death(self, worker: _Worker) -> None:
+    def _on_death(self, worker: Worker) -> None:
         """Bury a worker, and see to its successor."""
         status = os.waitstatus_to_exitcode(os.waitpid(worker.pid, 0)[1])
         while message := worker.hear():  # what it said last
             self._on_words(worker, message)
         self._workers.discard(worker)
-        _add(self._retired, [{**counts, "active": 0} for counts in worker.stats])
         for descriptor in (worker.channel, worker.pidfd):
             with contextlib.suppress(KeyError):
                 self._selector.unregister(descriptor)
         worker.close()
-        self._on_stats(worker)
+        self._tally.bury(worker)
         how = f"worker {worker.pid} ended " + (f"with status {status}" if status >= 0 else f"by signal {-status}")
         if worker.leaving or self._stops:
             _logger.log(logging.ERROR if status else logging.DEBUG, "%s while it drained", how)
         else:
             self._replace(worker, how)
 
-    def _replace(self, worker: _Worker, how: str) -> None:
+    def _replace(self, worker: Worker, how: str) -> None:
+        self._tally.deaths += 1
         slot = worker.slot
         if worker is slot.successor:
             slot.successor = None
+            self._watchdog.fail()
             _logger.error("%s before it served: the one that serves stays", how)
         elif slot.successor is not None:
             slot.worker, slot.successor = slot.successor, None
@@ -285,18 +283,19 @@ class Supervisor:
             slot.worker = None
             delay = slot.back_off(time.monotonic() - worker.started)
             _logger.error("%s, and its connections with it; the next one starts in %g s", how, delay)
+        self._watchdog.settle()
 
     # -- starting and ending workers
 
-    def _fill(self, slot: _Slot) -> None:
+    def _fill(self, slot: Slot) -> None:
         """Start a worker in an empty slot."""
-        slot.restart_at = _NEVER
+        slot.restart_at = NEVER
         try:
             slot.worker = self._fork(slot)
         except OSError as exc:
             _logger.error("no worker could be started (%s); tried again in %g s", exc, slot.back_off(0.0))
 
-    def _renew(self, slot: _Slot) -> None:
+    def _renew(self, slot: Slot) -> None:
         """Start a successor; the worker in the slot goes on until that serves."""
         if slot.worker is None:
             self._fill(slot)
@@ -307,9 +306,10 @@ class Supervisor:
             slot.successor = self._fork(slot)
         except OSError as exc:
             slot.successor = None
+            self._watchdog.fail()
             _logger.error("no new worker could be started (%s): the one that serves stays", exc)
 
-    def _retire(self, worker: _Worker) -> None:
+    def _retire(self, worker: Worker) -> None:
         worker.leaving = True
         worker.kill_at = time.monotonic() + self._patience
         worker.tell(LEAVE)
@@ -319,9 +319,9 @@ class Supervisor:
             worker.kill_at = min(worker.kill_at, time.monotonic() + patience)
             worker.tell(message)
 
-    def _kill(self, workers: set[_Worker] | list[_Worker]) -> None:
+    def _kill(self, workers: set[Worker] | list[Worker]) -> None:
         for worker in workers:
-            worker.kill_at = _NEVER
+            worker.kill_at = NEVER
             _logger.error("worker %d has not ended in time: killed", worker.pid)
             signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
 
@@ -329,7 +329,7 @@ class Supervisor:
         for bound in self._bound:
             bound.close()
 
-    def _fork(self, slot: _Slot) -> _Worker:
+    def _fork(self, slot: Slot) -> Worker:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
             # Until the child has handlers of its own, the signals' bytes would go to the supervisor.
@@ -338,42 +338,38 @@ class Supervisor:
                 pid = os.fork()
                 if pid == 0:
                     prepare = functools.partial(self._forget_others, slot, ours, mask)
-                    reload_tls = self._reloads > 0
-                    work(self._load, slot.sockets, theirs, prepare, self._loop_factory, reload_tls=reload_tls)
+                    how = {"reload_tls": self._reloads > 0, "measure": self._exchanges is not None}
+                    work(self._load, slot.sockets, theirs, prepare, self._loop_factory, **how)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             ours.setblocking(False)
-            worker = _Worker(pid, slot, socket.socket(fileno=ours.detach()))
+            worker = Worker(pid, slot, socket.socket(fileno=ours.detach()))
         self._workers.add(worker)
         self._selector.register(worker.channel, selectors.EVENT_READ, functools.partial(self._on_message, worker))
         self._selector.register(worker.pidfd, selectors.EVENT_READ, functools.partial(self._on_death, worker))
         return worker
 
-    # -- counters
+    # -- what it tells
 
-    def _ask_stats(self) -> None:
-        self._asked = set(self._workers)
-        self._answer_by = time.monotonic() + _STATS_PATIENCE
-        self._tell_all(STATS, _NEVER)
-
-    def _on_stats(self, worker: _Worker) -> None:
-        self._asked.discard(worker)
-        if not self._asked and self._answer_by < _NEVER:
-            self._log_stats()
+    def _is_ready(self) -> bool:
+        """Whether every slot has a worker that takes new work, and no signal has come to end that."""
+        return not self._ending and all(slot.worker is not None and slot.worker.taking for slot in self._slots)
 
     def _log_stats(self) -> None:
-        self._answer_by = _NEVER
         for place, stats in zip(self._places, self.stats(), strict=True):
             _logger.info("on %s: %s", place, stats)
 
-    def _forget_others(self, slot: _Slot, other_end: socket.socket, mask: set[int | signal.Signals]) -> None:
+    def _forget_others(self, slot: Slot, other_end: socket.socket, mask: set[int | signal.Signals]) -> None:
         """In a worker: close what it has inherited of others, so that their ends are noticed."""
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._selector.close()
+        self._watchdog.close()
         for end in (*self._wakeup, other_end):
             end.close()
         for worker in self._workers:
             worker.close()
+        if self._exchanges is not None:
+            self._exchanges.close()
         mine = [bound for sockets in slot.sockets for bound in sockets]
         for bound in self._bound:
             bound.share()
@@ -381,19 +377,9 @@ class Supervisor:
                 bound.close()
 
 
-def _open(servings: Sequence[Serving], count: int) -> list[list[list[BoundSocket]]]:
-    """Bind every place, or none; returns the sockets for each slot, for each server."""
-    opened: list[list[list[BoundSocket]]] = []
-    try:
-        opened.extend(serving.open_slots(count) for serving in servings)
-    except BaseException:
-        for bound in (one for slots in opened for sockets in slots for one in sockets):
-            bound.close()
-        raise
-    return [list(sockets) for sockets in zip(*opened, strict=True)]
+def open_terminals() -> list[int]:
+    """Which of the standard streams are a terminal. When it is closed they are one no more, and SIGHUP says so.
 
-
-def _add(totals: list[dict[str, int]], stats: Sequence[dict[str, int]]) -> None:
-    for total, counts in zip(totals, stats, strict=False):
-        for name, value in counts.items():
-            total[name] += value
+    Nobody could press Ctrl-C any more then: the program ends as if somebody had.
+    """
+    return [descriptor for descriptor in range(3) if os.isatty(descriptor)]

@@ -17,8 +17,8 @@ class Drain:
 
     The first signal ends every `serve_forever()`. When one of them runs in the main thread the program goes
     on after it, as after `shutdown()`; otherwise SystemExit is raised in the main thread, unless that has
-    ended. Servers that the program has not closed when it ends are closed. A second signal, or one that
-    comes while nothing is served, kills as always.
+    ended; then the servers are closed at once. Servers that the program has not closed when it ends are closed.
+    A second signal, or one that comes while nothing is served, kills as always.
 
     Args:
         graceful_timeout: for threaded servers that have None.
@@ -29,14 +29,10 @@ class Drain:
         self.servers: list[Any] = []
         if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, self._on_signal)
-            os.register_at_fork(after_in_child=self._forget)
-
-    def _forget(self) -> None:
-        if signal.getsignal(signal.SIGTERM) == self._on_signal:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def _on_signal(self, _: int, __: FrameType | None) -> None:
-        loops = list(live)
+        # A child of fork has copies of its parent's loops: killed as always, unless it serves itself (a daemon).
+        loops = [serving for serving in live if serving.pid == os.getpid()]
         if self.servers or not loops:
             _die()
         for serving in loops:
@@ -46,8 +42,9 @@ class Drain:
             self.servers.append(server)
             server._BaseServer__shutdown_request = True
         main = threading.main_thread()
-        # When it has ended, the interpreter waits for the threads that serve, which end now.
-        if main.is_alive() and all(serving.thread != main.ident for serving in loops):
+        if not main.is_alive():
+            self.finish()  # the interpreter waits for the threads that serve, which end now, and for handlers
+        elif all(serving.thread != main.ident for serving in loops):
             sys.exit(0)
 
     def finish(self) -> None:

@@ -130,8 +130,10 @@ class Handshake:
             self.serving.server._compat_proceed(self.request, self.client_address)
 
     def fail(self) -> None:
-        """Close the socket."""
+        """End the connection; closing alone would not, where children forked meanwhile have copies of the socket."""
         self._end()
+        with contextlib.suppress(OSError):  # reset already
+            socket.socket.shutdown(self.request, socket.SHUT_RDWR)
         self.request.close()
 
     def _ready(self) -> None:

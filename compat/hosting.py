@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import select
 import socket
 import ssl
 import threading
+import time
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -30,9 +33,12 @@ __all__ = ["HostedHandler", "HostedServer", "hosted"]
 # The same bound as a threading server's: below the tasks that systemd grants a service by default.
 MAX_THREADS = 4096
 
-# Seconds that a handler's `sendto` waits for room in the socket's buffer. The descriptor is the event loop's and so
-# non-blocking; with a timeout the socket object waits by itself, and nobody waits a day for a local buffer.
-_SEND_PATIENCE = 86400.0
+# Seconds that a handler's `sendto` waits for room. The network makes it in milliseconds; a Unix peer that does not read
+# never does, and would keep all threads.
+_SEND_PATIENCE = 5.0
+# Seconds between its attempts, the first and the longest. For a Unix peer's queue poll(2) is no help: it looks at our
+# own socket only, and Python's waiting for it would spin.
+_SEND_RETRY = (0.001, 0.05)
 
 
 class HostedServer:
@@ -101,6 +107,11 @@ class HostedHandler:
         """Never called by a server, which asks `for_server()`; tells the types."""
         raise TypeError(f"{self!r} is a handler for asyncserver.serve() and serve_datagrams()")
 
+    def pool_stats(self) -> dict[str, int]:
+        """What the server's metrics tell about the pool: its threads, calls without one, whether the system refuses."""
+        pool = self.pool
+        return {"threads": pool.alive, "waiting": pool.waiting, "starved": int(pool.starved)}
+
     def for_server(self, server: Server) -> Callable[[Any], Coroutine[Any, Any, None]]:
         """The handler for one server, called by it when it starts."""
         facade = HostedServer(server, self._handler_class, self._attributes)
@@ -121,6 +132,8 @@ class HostedHandler:
 
     async def _serve_stream(self, stream: Stream, facade: HostedServer, idle_timeout: float | None) -> None:
         request = stream.detach()
+        if idle_timeout is not None and type(request) is socket.socket:
+            request = _TimedSocket(request.family, request.type, request.proto, fileno=request.detach())
         request.settimeout(idle_timeout)  # None: blocking, as handlers expect it
         try:
             call = self.pool.submit(self._handle_stream, request, stream.peer_address, facade)
@@ -143,13 +156,14 @@ class HostedHandler:
     def _handle_stream(self, request: socket.socket, client_address: Any, facade: HostedServer) -> None:
         try:
             self._handle(request, client_address, facade)
-        except ConnectionError as exc:
-            if not _peer_is_gone(request):  # an error of the handler's, which has other connections
+        except (ConnectionError, ssl.SSLError) as exc:
+            # Otherwise an error of the handler's, which has other connections.
+            if not (_comes_from(request, exc) if isinstance(exc, ssl.SSLError) else _peer_is_gone(request)):
                 raise
             # The peer left; asyncserver does not call that an error.
             raise anyio.BrokenResourceError(f"the connection with {client_address!r} broke: {exc}") from exc
         except TimeoutError as exc:
-            if request.fileno() >= 0 and request.gettimeout() is None:  # not the request's, which waits for ever
+            if not _comes_from(request, exc):  # the handler has other connections, which time out too
                 raise
             raise IdleTimeout(f"nothing received from or sent to {client_address!r} for the idle timeout") from exc
         finally:
@@ -165,7 +179,12 @@ class HostedHandler:
         self, request: tuple[bytes, _AnsweringSocket], client_address: Any, facade: HostedServer
     ) -> int:
         request[1].sent.count = 0
-        self._handle(request, client_address, facade)
+        try:
+            self._handle(request, client_address, facade)
+        except TimeoutError as exc:
+            if not _comes_from(request[1], exc):
+                raise
+            raise anyio.BrokenResourceError(f"the sender {client_address!r} does not read its answers") from exc
         sent: int = request[1].sent.count
         return sent
 
@@ -179,13 +198,47 @@ class _AnsweringSocket(socket.socket):
 
     def __init__(self, original: socket.socket) -> None:
         super().__init__(original.family, original.type, original.proto, fileno=os.dup(original.fileno()))
-        self.settimeout(_SEND_PATIENCE)
+        self.setblocking(False)  # as the event loop's descriptor is
         self.sent = threading.local()
 
     def sendto(self, *args: Any) -> int:
-        sent = super().sendto(*args)
-        self.sent.count = getattr(self.sent, "count", 0) + 1
-        return sent
+        delay, longest = _SEND_RETRY
+        give_up = time.monotonic() + _SEND_PATIENCE
+        while True:
+            try:
+                sent = super().sendto(*args)
+            except BlockingIOError as exc:
+                if time.monotonic() >= give_up:
+                    raise TimeoutError(f"no room to send in {_SEND_PATIENCE:g} s") from exc
+                time.sleep(delay)
+                delay = min(2 * delay, longest)
+            else:
+                self.sent.count = getattr(self.sent, "count", 0) + 1
+                return sent
+
+
+class _TimedSocket(socket.socket):
+    """A request whose receiving and sending show in tracebacks, which tells its timeouts from those of others."""
+
+
+def _in_python(name: str) -> Callable[..., Any]:
+    original = getattr(socket.socket, name)
+
+    @functools.wraps(original)
+    def method(self: _TimedSocket, *args: Any, **kwargs: Any) -> Any:
+        return original(self, *args, **kwargs)
+
+    return method
+
+
+_IN_PYTHON = ("recv", "recv_into", "recvfrom", "recvfrom_into", "recvmsg", "recvmsg_into", "send", "sendall", "sendmsg")
+for _name in _IN_PYTHON:
+    setattr(_TimedSocket, _name, _in_python(_name))
+
+
+def _comes_from(request: socket.socket, exc: BaseException) -> bool:
+    """Whether a method of the request has raised it. Those of SSLSocket are Python's as well."""
+    return any(frame.f_locals.get("self") is request for frame, _ in traceback.walk_tb(exc.__traceback__))
 
 
 def _peer_is_gone(request: socket.socket) -> bool:

@@ -33,10 +33,9 @@ BATCH = 64  # requests between two looks at everything else; more gains nothing 
 RETRY_SECONDS = 0.05  # until a request or a thread that the system refused is tried again: no spin, no long wait
 FAILURES_IN_A_ROW = 10  # an override may refuse so many clients one after the other, and mean it
 BREATH_SECONDS = 0.001  # after more of them: no busy loop, and no long wait for those behind a thousand of them
+EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 # Errors that the next attempt would meet as well: no resources, no listener.
-LASTING = frozenset(
-    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
-)
+LASTING = EXHAUSTED | {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
 HOOKS = ("get_request", "verify_request", "process_request", "service_actions", "_handle_request_noblock")
 
 live: "set[ServingLoop]" = set()  # all that serve in this process
@@ -50,6 +49,15 @@ class _Poll(selectors.PollSelector):
         return super().select(timeout)
 
 
+class _Loop(asyncio.SelectorEventLoop):
+    def __init__(self) -> None:
+        try:
+            super().__init__(_Poll())
+        except OSError:
+            self._closed = True  # without descriptors it is half made, and its __del__ would stumble over that
+            raise
+
+
 class ServingLoop:
     """Serves until the server's shutdown is requested.
 
@@ -57,6 +65,9 @@ class ServingLoop:
         server: whose `fileno()` is watched and whose hooks are called.
         poll_interval: seconds between two calls of `service_actions()`, when somebody has overridden it;
             None is for ever.
+
+    Raises:
+        OSError: too few descriptors are left, of which it needs two, and two more in the main thread.
     """
 
     def __init__(self, server: "BaseServer", poll_interval: float | None) -> None:
@@ -64,7 +75,7 @@ class ServingLoop:
         self.poll_interval = poll_interval
         self.thread: int = threading.get_ident()
         self.pid: int = os.getpid()
-        self.loop: asyncio.SelectorEventLoop = asyncio.SelectorEventLoop(_Poll())
+        self.loop: asyncio.SelectorEventLoop = _Loop()
         self.loop.set_exception_handler(self._keep_exception)
         self.handshakes: set[Handshake] = set()
         self.acceptors: Acceptors | None = None
@@ -110,7 +121,11 @@ class ServingLoop:
 
     def _listen_for_signals(self) -> tuple[socket.socket, socket.socket]:
         """A pair whose second end wakes the loop, for a signal that comes just before a poll."""
-        ends = socket.socketpair()
+        try:
+            ends = socket.socketpair()
+        except OSError:
+            self.loop.close()
+            raise
         for end in ends:
             end.setblocking(False)
         self.loop.add_reader(ends[0], self._pass_signals_on, ends[0])
@@ -189,13 +204,7 @@ class ServingLoop:
     def _warn(self, error: OSError) -> None:
         if not self._warned:
             self._warned = True
-            _logger.warning(
-                "%s on %s cannot get requests (%s); they wait, and it tries again every %d ms",
-                type(self.server).__name__,
-                self.server.server_address,
-                error,
-                RETRY_SECONDS * 1000,
-            )
+            warn_of_waiting(self.server, error)
 
     # One turn.
 
@@ -307,3 +316,14 @@ class ServingLoop:
             self.server._compat_error = error
         else:
             Handshake(self, request, client_address).step()
+
+
+def warn_of_waiting(server: Any, error: OSError) -> None:
+    """Tell that a server cannot go on for the moment."""
+    _logger.warning(
+        "%s on %s cannot get requests (%s); they wait, and it tries again every %d ms",
+        type(server).__name__,
+        server.server_address,
+        error,
+        RETRY_SECONDS * 1000,
+    )

@@ -164,12 +164,17 @@ class ThreadPool(Executor):
         try:
             self.wake()
         except RuntimeError as error:
-            futures = [call.args[0] for call in self.take_back()]
-            for refused in futures:  # other producers have counted on our attempt
-                refused.set_exception(error)
-            if future in futures:
+            if future in self._refuse(error):  # and with it what other producers have left to our attempt
                 raise
         return future
+
+    def _refuse(self, error: RuntimeError) -> list[Future[Any]]:
+        """Fail the futures whose calls nobody has begun and nobody can; return them."""
+        futures: list[Future[Any]] = [call.args[0] for call in self.take_back()]
+        for future in futures:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
+        return futures
 
     def take_back(self) -> list[Call]:
         """Empty the queue and return the calls that nobody has begun."""
@@ -192,6 +197,11 @@ class ThreadPool(Executor):
         """How many calls nobody has begun."""
         return len(self._queue)
 
+    @property
+    def alive(self) -> int:
+        """How many threads there are, idle ones included."""
+        return len(self._workers)
+
     def __len__(self) -> int:
         """How many calls wait or run."""
         return len(self._live)
@@ -205,6 +215,9 @@ class ThreadPool(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; those that are queued still run, and the threads end after the last.
 
+        If no thread lives and none can be started, the futures of queued calls fail with that error; what was
+        added is left to `take_back`.
+
         Args:
             wait: do not return before that.
             cancel_futures: cancel what was submitted (not added) and has not begun.
@@ -217,7 +230,9 @@ class ThreadPool(Executor):
             for call in self.take_back():
                 call.args[0].cancel()
         self._dismiss_idle()
-        self.wake()
+        error = self._see_to_queue()
+        if error is not None and not self._workers and any(call.function is _fulfil for call in list(self._queue)):
+            self._refuse(error)
         if wait:
             self.threads.join()
 

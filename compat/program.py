@@ -12,6 +12,7 @@ import importlib.util
 import io
 import os
 import sys
+from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import CodeType, TracebackType
@@ -25,11 +26,25 @@ GRACEFUL_TIMEOUT = 5.0  # shorter than what supervisors wait before they kill: D
 
 
 class _Spec(ModuleSpec):
-    """The spec of `compat.child`, except that relative imports see the program's own package."""
+    """The spec of `compat.child`, except that relative imports see the program's own package.
 
-    def __init__(self, parent: str) -> None:
-        super().__init__("compat.child", None)
+    multiprocessing asks for the name just before it starts a child: what that has to know is put into the
+    environment then, as the program may have cleared it before.
+    """
+
+    def __init__(self, parent: str, program: str) -> None:
         self._parent = parent
+        self._program = program
+        super().__init__("compat.child", None)
+
+    @property
+    def name(self) -> str:
+        os.environ[PROGRAM] = self._program
+        return "compat.child"
+
+    @name.setter
+    def name(self, _: str) -> None:
+        """Let ModuleSpec's constructor set it."""
 
     @property
     def parent(self) -> str:
@@ -66,9 +81,9 @@ def execute_in_child(namespace: dict[str, Any]) -> None:
     if kind == "module":
         spec = _find(name)
         if not spec.name.endswith(".__main__"):  # multiprocessing does not execute those either
-            _execute(_code_of(spec), namespace, "__mp_main__", spec.origin, spec.parent or "")
+            _execute(_Program(_code_of(spec), spec.origin, spec.loader, spec.parent or ""), namespace, "__mp_main__")
     elif kind == "script":
-        _execute(_compile(name), namespace, "__mp_main__", name, None)
+        _execute(_Program(_compile(name), name), namespace, "__mp_main__")
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -130,7 +145,7 @@ def _run_script(path: str, arguments: list[str]) -> None:
     _warn_of_namesake(folder)
     sys.argv = [path, *arguments]
     os.environ[PROGRAM] = f"script {full}"
-    _execute(code, vars(sys.modules["__main__"]), "__main__", full, None)
+    _execute(_Program(code, full))
 
 
 def _run_archive(spec: ModuleSpec, path: str, full: str, arguments: list[str]) -> None:
@@ -140,14 +155,14 @@ def _run_archive(spec: ModuleSpec, path: str, full: str, arguments: list[str]) -
     sys.path.insert(0, full)
     sys.argv = [path, *arguments]
     os.environ[PROGRAM] = "archive"  # multiprocessing does not execute it in children either
-    _execute(_code_of(spec), vars(sys.modules["__main__"]), "__main__", spec.origin, "")
+    _execute(_Program(_code_of(spec), spec.origin, spec.loader, ""))
 
 
 def _run_module(name: str, arguments: list[str]) -> None:
     spec = _find(name)
     sys.argv = [spec.origin or name, *arguments]
     os.environ[PROGRAM] = f"module {name}"
-    _execute(_code_of(spec), vars(sys.modules["__main__"]), "__main__", spec.origin, spec.parent or "")
+    _execute(_Program(_code_of(spec), spec.origin, spec.loader, spec.parent or ""))
 
 
 def _compile(path: str) -> CodeType:
@@ -176,20 +191,30 @@ def _code_of(spec: ModuleSpec) -> CodeType:
     return code
 
 
-def _execute(code: CodeType, namespace: dict[str, Any], name: str, path: str | None, package: str | None) -> None:
+@dataclass(frozen=True)
+class _Program:
+    code: CodeType
+    path: str | None
+    loader: Any = None
+    package: str | None = None
+
+
+def _execute(program: _Program, namespace: dict[str, Any] | None = None, name: str = "__main__") -> None:
+    if namespace is None:
+        namespace = vars(sys.modules["__main__"])
     namespace.clear()
     namespace.update(
         __name__=name,
         __doc__=None,
-        __package__=package,
-        __loader__=SourceFileLoader(name, path or name),
-        __spec__=_Spec(package or ""),
+        __package__=program.package,
+        __loader__=program.loader or SourceFileLoader(name, program.path or name),
+        __spec__=_Spec(program.package or "", os.environ[PROGRAM]),
         __annotations__={},
         __builtins__=builtins,
-        __file__=path,
+        __file__=program.path,
         __cached__=None,
     )
-    exec(code, namespace)  # noqa: S102  # it is what the user asked for
+    exec(program.code, namespace)  # noqa: S102  # it is what the user asked for
 
 
 def _warn_of_namesake(folder: Path) -> None:

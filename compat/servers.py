@@ -15,11 +15,12 @@ import socket
 import socketserver
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from compat.handshake import is_ours, is_tls_listener, with_limited_handshake
-from compat.loop import ServingLoop
+from compat.loop import EXHAUSTED, RETRY_SECONDS, ServingLoop, warn_of_waiting
 
 _C = TypeVar("_C", bound=type)
 _Factory = Callable[[Any, Any, Any], Any]
@@ -111,7 +112,9 @@ class BaseServer(socketserver.BaseServer):
                 self.__is_shut_down.set()
 
     def _compat_serve(self, poll_interval: float | None) -> None:
-        serving = ServingLoop(self, poll_interval)
+        serving = self._compat_make_loop(poll_interval)
+        if serving is None:
+            return
         loops: list[ServingLoop] = vars(self).setdefault("_compat_loops", [])
         loops.append(serving)  # before the loop first looks whether it should stop: no wake-up is missed
         try:
@@ -119,6 +122,21 @@ class BaseServer(socketserver.BaseServer):
         finally:
             loops.remove(serving)
             serving.close()
+
+    def _compat_make_loop(self, poll_interval: float | None) -> ServingLoop | None:
+        """Make the loop as soon as there are descriptors for it; None when `shutdown()` comes before."""
+        warned = False
+        while not self.__shutdown_request:
+            try:
+                return ServingLoop(self, poll_interval)
+            except OSError as error:
+                if error.errno not in EXHAUSTED:
+                    raise
+                if not warned:
+                    warned = True
+                    warn_of_waiting(self, error)
+                time.sleep(RETRY_SECONDS)
+        return None
 
     def shutdown(self) -> None:
         """End `serve_forever()` and wait for that, unless the caller is the one who would have to end it."""

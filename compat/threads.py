@@ -6,7 +6,7 @@ import socketserver
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 from compat.joinable import JoinableThreads
@@ -72,6 +72,14 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
         if self._compat_batching != threading.get_ident():
             self._compat_hand_over()
 
+    def handle_request(self) -> None:
+        """Take one request, as soon as `max_threads` lets it; `timeout` counts from then on, too."""
+        server: Any = self
+        if self._compat_wait_for_room():
+            super().handle_request()  # type: ignore[misc]  # a server's
+        else:
+            server.handle_timeout()
+
     def server_close(self) -> None:
         """Close the listener and wait for non-daemonic threads if `block_on_close`; see `graceful_timeout`.
 
@@ -84,6 +92,7 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
         # The stdlib's server_close may come next, and must not wait yet.
         threads = vars(self).pop("_threads", None)
         super().server_close()
+        self._compat_hand_over()  # once more, for requests that the pool has found no thread for
         if pool is not None and self.graceful_timeout is not None:
             self.close_report = self._compat_close(pool, self.graceful_timeout)
         elif threads is not None:
@@ -136,7 +145,7 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
             return False
         waited_for, pool.on_room = pool.on_room, None
         if limit is not None and len(pool) >= limit:
-            pool.on_room = server._compat_wake
+            pool.on_room = getattr(server, "_compat_wake", None)  # the server below us may be the stdlib's
         # Once more: one may have ended before it knew whom to wake.
         full = limit is not None and len(pool) >= limit
         if waited_for and not full and len(server._compat_loops) > 1:
@@ -148,6 +157,17 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
             self._compat_warn(pool.calls())
         return full
 
+    def _compat_wait_for_room(self) -> bool:
+        """Wait until a request may be taken; false when the time that `handle_request()` has is up."""
+        server: Any = self
+        limits = [limit for limit in (server.socket.gettimeout(), server.timeout) if limit is not None]
+        deadline = monotonic() + min(limits) if limits else None
+        while self._compat_full():
+            if deadline is not None and monotonic() >= deadline:
+                return False
+            sleep(LOOK_AGAIN_SECONDS)  # `on_room` belongs to the loops, which may serve meanwhile
+        return True
+
     def _compat_warn(self, calls: list[Call]) -> None:
         """Tell once; a moment late, as the handlers of a burst have hardly begun and show no stack yet."""
         oldest = max(calls, key=Call.age, default=None)
@@ -156,7 +176,7 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
         self._compat_unwarned = False
         _logger.warning(
             "%s on %s handles %d requests, which is its max_threads: no more are taken until one ends"
-            " (told once, counted in times_full). The oldest, from %s, has run for %.1f s and is here:\n%s",
+            " (told once, counted in times_full). The oldest, from %r, has run for %.1f s and is here:\n%s",
             type(self).__name__,
             getattr(self, "server_address", None),
             len(calls),

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -227,7 +228,9 @@ class BlockingClient:
 class Program:
     """A Python program in a process of its own, whose output is collected while it runs."""
 
-    def __init__(self, arguments: list[str], folder: Path, **environment: str) -> None:
+    def __init__(
+        self, arguments: list[str], folder: Path, pass_fds: tuple[int, ...] = (), /, **environment: str
+    ) -> None:
         inherited = {
             name: value
             for name, value in os.environ.items()
@@ -237,9 +240,11 @@ class Program:
             [sys.executable, *arguments],
             cwd=folder,
             env={**inherited, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **environment},
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            pass_fds=pass_fds,
         )
         self.output = ""
         self.errors = ""
@@ -260,10 +265,10 @@ class Program:
         with self._news:
             self._news.notify_all()
 
-    def wait_for(self, text: str) -> None:
-        """Wait until it has printed that."""
+    def wait_for(self, text: str, times: int = 1) -> None:
+        """Wait until it has printed that, so often."""
         with self._news:
-            found = self._news.wait_for(lambda: text in self.output + self.errors, PATIENCE)
+            found = self._news.wait_for(lambda: (self.output + self.errors).count(text) >= times, PATIENCE)
         assert found, f"no {text!r} in {self.output!r}, {self.errors!r}"
 
     def wait(self) -> int:
@@ -281,9 +286,19 @@ class Program:
         self.process.wait()
         for thread in self._threads:
             thread.join(PATIENCE)
-        for pipe in (self.process.stdout, self.process.stderr):
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
             assert pipe is not None
             pipe.close()
+
+
+def wait_until_asleep(pid: int) -> None:
+    """Wait until the main thread of a program sleeps for good: who waits for the GIL wakes every 5 ms."""
+    switches, since = "", time.monotonic()
+    while time.monotonic() - since < 0.2:
+        text = Path(f"/proc/{pid}/task/{pid}/status").read_text()
+        now = text[text.index("voluntary_ctxt_switches") :]
+        if now != switches or "State:\tS" not in text:
+            switches, since = now, time.monotonic()
 
 
 def run_script(source: str, folder: Path, *arguments: str, **environment: str) -> tuple[int, str, str]:

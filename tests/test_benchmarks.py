@@ -161,9 +161,14 @@ def test_results_of_another_format_are_refused(tmp_path: Path) -> None:
 
 def test_guard_tolerates_little_and_reports_both_directions() -> None:
     """More, less, new; and within the tolerance the same."""
-    stored = {"a": 100.0, "b": 100.0, "c": 100.0}
-    verdicts = dict(guard.compare(stored, {"a": 102.0, "b": 110.0, "c": 90.0, "d": 1.0}))
-    assert verdicts == {"a": "same", "b": "more", "c": "less", "d": "new"}
+    stored = {"bytecodes": 100.0, "calls": 100.0, "bytes": 100.0}
+    for counted, verdict in (
+        ({"bytecodes": 102.0, "calls": 98.0, "bytes": 91.0}, "same"),
+        ({"bytecodes": 104.0, "calls": 104.0, "bytes": 111.0}, "more"),
+        ({"bytecodes": 96.0, "calls": 96.0, "bytes": 89.0}, "less"),
+        ({"blocks": 1.0}, "new"),
+    ):
+        assert dict(guard.compare(stored, counted)) == dict.fromkeys(counted, verdict)
 
 
 @linux

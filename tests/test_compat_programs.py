@@ -21,6 +21,8 @@ from typing import Any
 
 import pytest
 
+from tests.serverkit import wait_until_asleep
+
 PROGRAMS = Path(__file__).parent / "legacy_programs"
 ROOT = Path(__file__).parents[1]
 
@@ -303,15 +305,6 @@ def test_sigterm_ends_a_program_that_serves_in_a_thread() -> None:
         assert process.wait(20) == 0
 
 
-def wait_until_main_thread_sleeps(pid: int) -> None:
-    """Wait until the interpreter waits for its other threads: its main thread sleeps, look after look."""
-    status = Path(f"/proc/{pid}/task/{pid}/stat")
-    looks = 0
-    while looks < 200:
-        state = status.read_text().rpartition(")")[2].split()[0]
-        looks = looks + 1 if state == "S" else 0
-
-
 def test_sigterm_ends_a_program_whose_main_thread_has_ended(tmp_path: Path) -> None:
     """No SystemExit can be raised there: the interpreter waits for the thread that serves."""
     script = tmp_path / "script.py"
@@ -328,7 +321,7 @@ def test_sigterm_ends_a_program_whose_main_thread_has_ended(tmp_path: Path) -> N
     )
     with started("-m", "compat", script) as process:
         assert line_of(process) == ["ended"]
-        wait_until_main_thread_sleeps(process.pid)  # a signal before that is seen when another thread ends: CPython
+        wait_until_asleep(process.pid)  # a signal before that is seen when another thread ends: CPython
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
         assert process.stderr is None or process.stderr.read() == ""

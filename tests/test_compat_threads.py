@@ -397,13 +397,13 @@ def test_a_handler_that_cannot_be_woken_is_reported() -> None:
 
 
 def test_requests_that_have_not_begun_are_closed_after_the_grace() -> None:
-    """None is left open: at the bound they wait in the queue of a server that is stepped by hand."""
+    """None is left open: at the bound they wait in the queue of a server that a program's own loop steps."""
     gate = threading.Event()
     server: Any = compat.ThreadingTCPServer(LOOPBACK, lambda *_: gate.wait(20))
     server.max_threads, server.graceful_timeout = 1, 0.05
     clients = [connect(server) for _ in range(3)]
     for _ in clients:
-        server.handle_request()
+        server._handle_request_noblock()
     threading.Timer(0.2, gate.set).start()
     server.server_close()
     for client in clients:

@@ -15,6 +15,7 @@ import anyio
 import pytest
 
 import asyncserver
+from tests.datagramkit import Hung, Place, upper
 from tests.serverkit import PATIENCE, errors_in, is_balanced_for_datagrams, until
 
 if TYPE_CHECKING:
@@ -24,68 +25,6 @@ if TYPE_CHECKING:
 
 FAMILIES = ["ipv4", "ipv6", "unix"]
 RMEM_MAX = int(Path("/proc/sys/net/core/rmem_max").read_text())
-
-
-class Place:
-    """Where a server of datagrams is, and clients that reach it."""
-
-    def __init__(self, family: str, folder: Path) -> None:
-        self.family = family
-        self.folder = folder
-        self._clients: list[Client] = []
-
-    def serve(self, handler: Any, **options: Any) -> asyncserver.Serving:
-        if self.family == "unix":
-            return asyncserver.serve_datagrams(handler, path=self.folder / "server.sock", **options)
-        return asyncserver.serve_datagrams(handler, "127.0.0.1" if self.family == "ipv4" else "::1", 0, **options)
-
-    def client(self, server: asyncserver.Server, *, named: bool = True) -> Client:
-        client = Client(self, server.addresses[0], f"client{len(self._clients)}", named=named)
-        self._clients.append(client)
-        return client
-
-    def close(self) -> None:
-        for client in self._clients:
-            client.sock.close()
-
-
-class Client:
-    """A socket that sends from the loop's thread at once, and receives without stopping the loop."""
-
-    def __init__(self, place: Place, server: Any, name: str, *, named: bool) -> None:
-        families = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6, "unix": socket.AF_UNIX}
-        self.sock = socket.socket(families[place.family], socket.SOCK_DGRAM)
-        self.sock.setblocking(False)
-        self.server = server
-        if place.family == "unix" and named:
-            self.sock.bind(str(place.folder / name))
-
-    def send(self, data: bytes) -> None:
-        self.sock.sendto(data, self.server)
-
-    async def receive(self) -> bytes:
-        """Receive one datagram."""
-        async with asyncio.timeout(PATIENCE):
-            return (await self.receive_from())[0]
-
-    async def receive_from(self) -> tuple[bytes, Any]:
-        loop = asyncio.get_running_loop()
-        readable = asyncio.Event()
-        while True:
-            try:
-                return self.sock.recvfrom(1 << 18)
-            except BlockingIOError:
-                loop.add_reader(self.sock.fileno(), readable.set)
-                try:
-                    async with asyncio.timeout(PATIENCE):
-                        await readable.wait()
-                finally:
-                    loop.remove_reader(self.sock.fileno())
-                readable.clear()
-
-    async def ask(self, data: bytes) -> bytes:
-        self.send(data)
-        return await self.receive()
 
 
 @pytest.fixture(params=FAMILIES)
@@ -107,31 +46,6 @@ def unix(tmp_path: Path) -> Iterator[Place]:
     place = Place("unix", tmp_path)
     yield place
     place.close()
-
-
-async def upper(datagram: Datagram) -> bytes:
-    """Answer in capitals."""
-    return datagram.data.upper()
-
-
-class Hung:
-    """A handler that waits to be released, then answers."""
-
-    def __init__(self) -> None:
-        self.release = asyncio.Event()
-        self.begun = 0
-        self.most = 0
-        self.now = 0
-
-    async def __call__(self, datagram: Datagram) -> bytes:
-        self.begun += 1
-        self.now += 1
-        self.most = max(self.most, self.now)
-        try:
-            await self.release.wait()
-        finally:
-            self.now -= 1
-        return datagram.data.upper()
 
 
 # -- replies

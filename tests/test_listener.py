@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import asyncserver
 from asyncserver.binding import BoundSocket
 from asyncserver.listener import Listener
 from tests.serverkit import LOOPS, Wire, is_balanced, run_script, until, upper
@@ -20,8 +21,6 @@ from tests.serverkit import LOOPS, Wire, is_balanced, run_script, until, upper
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-    import asyncserver
 
 
 @pytest.fixture
@@ -154,6 +153,9 @@ class FailingSocket:
     def getsockname(self) -> tuple[str, int]:
         return ("127.0.0.1", 1)
 
+    def setsockopt(self, *option: Any) -> None:
+        raise OSError(errno.ENOPROTOOPT, "for the test")
+
     def _accept(self) -> Any:
         raise self.errors.pop(0) if self.errors else BlockingIOError
 
@@ -284,3 +286,39 @@ async def test_accepted_sockets_do_not_block_and_are_not_inherited(tcp: Wire) ->
         assert not server.sockets[0].get_inheritable()
         assert await client.rest() == b""
     assert seen == [(False, False)]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_who_connects_in_the_moment_of_the_close_is_refused_and_not_reset(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the last look into the queue nobody gets a connection that the close would break: he may go elsewhere."""
+    loop = asyncio.get_running_loop()
+    client = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    client.setblocking(False)
+    original = Listener._accept
+
+    def accept(listener: Listener, most: int) -> int:
+        done = original(listener, most)
+        client.connect_ex(listener.sock.getsockname())
+        return done
+
+    serving = asyncserver.serve(upper, host, 0)
+    with client:
+        async with serving as server:
+            monkeypatch.setattr(Listener, "_accept", accept)
+            address = server.sockets[0].getsockname()
+        with pytest.raises(ConnectionRefusedError):  # after a second, when TCP asks again
+            await loop.sock_connect(client, address)
+
+
+async def test_close_of_one_leaves_a_shared_socket_to_the_other() -> None:
+    """A socket that was given goes on to accept for whoever else has it."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        async with asyncserver.serve(upper, sock=sock.dup()):
+            pass
+        async with asyncserver.serve(upper, sock=sock.dup()) as server:
+            reader, writer = await asyncio.open_connection(*server.addresses[0])
+            writer.write(b"hello")
+            assert await reader.readexactly(5) == b"HELLO"
+            writer.close()

@@ -8,28 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import shutil
 import socket
 import ssl
-import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
 
 import asyncserver
+from tests.proxykit import find, nginx_command, running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from asyncserver import ProxyHeader, Server, Stream
-
-WHERE = f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin"  # where they are, and an ordinary user's PATH is not
-HAPROXY = shutil.which("haproxy", path=WHERE)
-NGINX = shutil.which("nginx", path=WHERE)
-STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")  # Debian's; elsewhere it is built in
 
 HAPROXY_TEXT = """\
 defaults
@@ -44,11 +37,8 @@ listen front
 """
 
 NGINX_TEXT = """\
-{load}
-daemon off;
+include /etc/nginx/modules-enabled/*.conf;
 master_process off;
-pid {folder}/nginx.pid;
-error_log stderr notice;
 events {{}}
 stream {{
     server {{
@@ -64,28 +54,14 @@ CLIENT_HOST = "127.0.0.2"
 
 
 @contextlib.contextmanager
-def running(command: list[str], up: bytes | None = None, inherited: tuple[int, ...] = ()) -> Iterator[None]:
-    with subprocess.Popen(command, pass_fds=inherited, stderr=subprocess.PIPE if up else None) as process:
-        try:
-            if process.stderr is not None and up is not None:
-                assert any(up in line for line in process.stderr), "the proxy has ended instead of listening"
-            yield
-            assert process.poll() is None, "the proxy has ended"
-        finally:
-            process.kill()
-
-
-@contextlib.contextmanager
 def haproxy(server: Server, folder: Path, options: str, host: str = "127.0.0.1") -> Iterator[Any]:
     """Run HAProxy before the server; yields the address where clients reach it."""
-    if HAPROXY is None:
-        pytest.skip("haproxy is not installed")
     back = server.addresses[0]
     with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as front:
         text = HAPROXY_TEXT.format(listening=front.fileno(), host=back[0], port=back[1], options=options)
         (folder / "haproxy.cfg").write_text(text)
-        command = [HAPROXY, "-db", "-f", str(folder / "haproxy.cfg")]
-        with running(command, inherited=(front.fileno(),)):
+        command = [find("haproxy"), "-db", "-f", str(folder / "haproxy.cfg")]
+        with running(command, folder / "haproxy.log", up=lambda: True, inherited=(front.fileno(),)):
             yield front.getsockname()[:2]
 
 
@@ -93,20 +69,14 @@ def haproxy(server: Server, folder: Path, options: str, host: str = "127.0.0.1")
 def nginx(server: Server, folder: Path, options: str) -> Iterator[Any]:
     """Run nginx before the server; yields the address where clients reach it."""
     del options
-    if NGINX is None:
-        pytest.skip("nginx is not installed")
     back = server.addresses[0]
     with socket.socket() as front:
         front.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         front.bind(("127.0.0.1", 0))  # not listening, it gets no connections
         name = "{}:{}".format(*front.getsockname())
-        load = f"load_module {STREAM_MODULE};" if STREAM_MODULE.exists() else ""
-        text = NGINX_TEXT.format(load=load, folder=folder, listening=name, host=back[0], port=back[1])
-        (folder / "nginx.conf").write_text(text)
-        command = [NGINX, "-e", "stderr", "-p", str(folder), "-c", str(folder / "nginx.conf")]
-        if subprocess.run([*command, "-t"], check=False, capture_output=True).returncode:
-            pytest.skip("nginx has no stream module")
-        with running(command, up=b"nginx/"):
+        (folder / "nginx.conf").write_text(NGINX_TEXT.format(listening=name, host=back[0], port=back[1]))
+        log = folder / "nginx.log"
+        with running(nginx_command(folder / "nginx.conf"), log, up=lambda: "nginx/" in log.read_text()):
             yield front.getsockname()
 
 

@@ -1,0 +1,36 @@
+"""The package's logger. No error of a log handler or filter comes back from it: a server that tells goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import traceback
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
+    _Adapter = logging.LoggerAdapter[logging.Logger]
+else:
+    _Adapter = logging.LoggerAdapter
+
+
+class ContainedLogger(_Adapter):
+    """Logs; what goes wrong in doing so is printed as `logging` itself does it, and ends there."""
+
+    def log(self, level: int, msg: object, *args: Any, **kwargs: Any) -> None:
+        """Log. Not promised: that anybody hears it."""
+        kwargs.setdefault("stacklevel", 2)  # the record tells our caller's line
+        try:
+            super().log(level, msg, *args, **kwargs)
+        except Exception:
+            if logging.raiseExceptions:
+                with contextlib.suppress(Exception):  # standard error may be closed, or nothing
+                    traceback.print_exc()
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        """Leave the message, and its `extra`, as they are."""
+        return msg, kwargs
+
+
+logger = ContainedLogger(logging.getLogger("asyncserver"))

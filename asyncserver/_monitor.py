@@ -1,0 +1,158 @@
+"""What an operator's tools ask over HTTP: /metrics, /ready and /live; and who answers in a program of one process.
+
+/live     the event loop answers
+/ready    every server takes new work; not so from the first signal to stop on
+/metrics  the counters; `?by=worker` tells each worker's apart
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Protocol
+
+import anyio
+
+from . import _http, metrics
+from ._logger import logger as _logger
+from .reports import measure_durations, places_of, read
+from .serving import serve
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .binding import BoundSocket
+    from .metrics import Row
+    from .server import Server
+    from .serving import Serving
+    from .stream import Stream
+
+# Seconds for a whole exchange: a scraper that is slower is cut off. Prometheus gives up after 10 by default.
+PATIENCE = 10.0
+# Seconds for the scrapes that run when everything else has ended.
+_DRAIN_TIMEOUT = 1.0
+# Who is served at once: several Prometheus servers, probes and a live view or two.
+MOST_CLIENTS = 32
+
+
+class Program(Protocol):
+    """What can be told about: the servers of this process, or those of all workers."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether all servers take new work."""
+
+    def rows(self) -> list[Row]:
+        """The program's own reading, and one for each server and worker, with both as labels."""
+
+    def others(self) -> bool:
+        """Whether what else this process has registered with prometheus-client tells about the program."""
+
+
+def respond(program: Program, request: _http.Request) -> _http.Response:
+    """Answer a request. Never raises."""
+    try:
+        if request.path == "/metrics":
+            return _metrics(program, request)
+        if request.path == "/ready":
+            ready = program.ready
+            status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
+            return _http.text(status, "ready" if ready else "not ready")
+        if request.path == "/live":
+            return _http.text(HTTPStatus.OK, "live")
+    except ModuleNotFoundError as exc:
+        return _http.text(HTTPStatus.NOT_IMPLEMENTED, str(exc))
+    except Exception:
+        _logger.exception("%s could not be answered", request.path)
+        return _http.text(HTTPStatus.INTERNAL_SERVER_ERROR, "failed: see the log")
+    return _http.text(HTTPStatus.NOT_FOUND, "there are /metrics, /ready and /live")
+
+
+def _metrics(program: Program, request: _http.Request) -> _http.Response:
+    metrics.require_prometheus()
+    rows, by = program.rows(), ["server", "worker"]
+    if "worker" not in request.query.get("by", ()):
+        rows, by = metrics.summed(rows), ["server"]
+    collected = [*metrics.families(rows, by), *(metrics.others() if program.others() else ())]
+    content_type, body = metrics.exposition(collected, request.accept)
+    return _http.Response(HTTPStatus.OK, body, content_type)
+
+
+def warn_without_prometheus() -> None:
+    """Say at once what a scrape would say later."""
+    try:
+        metrics.require_prometheus()
+    except ModuleNotFoundError as exc:
+        _logger.warning("%s; until then only /ready and /live answer", exc)
+
+
+def tell_where(bound: Sequence[BoundSocket]) -> None:
+    """Say in the log where to ask."""
+    for place in places_of([one] for one in bound):
+        _logger.info("/metrics, /ready and /live on %s", place.replace("tcp:", "http:"))
+
+
+class Monitor:
+    """A Program of one process, and the handler that serves what it tells, on the same loop.
+
+    Attributes:
+        stopping: set by who has been told to end the program, before the servers are closed.
+    """
+
+    def __init__(self) -> None:
+        self.stopping = False
+        self._servers: Sequence[Server] = ()
+        self._places: Sequence[str] = ()
+
+    def serving(self, place: str) -> Serving:
+        """What serves it at HOST:PORT."""
+        host, port = parse_place(place)
+        warn_without_prometheus()
+        return serve(self, host, port, max_connections=MOST_CLIENTS, drain_timeout=_DRAIN_TIMEOUT)
+
+    def watch(self, servers: Sequence[Server], *, measure: bool) -> None:
+        """Tell about these from now on; until then the program is not ready. `measure` how long handlers take?"""
+        self._servers = servers
+        self._places = places_of(server._bound for server in servers)  # sockets that have been closed do not tell
+        for server in servers if measure else ():
+            measure_durations(server)
+
+    @property
+    def ready(self) -> bool:
+        """See Program."""
+        taking = (server._drainer is None and not server._paused for server in self._servers)
+        return bool(self._servers) and not self.stopping and all(taking)
+
+    def rows(self) -> list[Row]:
+        """See Program."""
+        own = metrics.Row({"ready": self.ready, "workers": 1, "worker_deaths": 0})
+        served = zip(self._servers, self._places, strict=True)
+        return [own, *(metrics.Row(read(server), (place, "1")) for server, place in served)]
+
+    def others(self) -> bool:
+        """See Program."""
+        return True
+
+    async def __call__(self, stream: Stream) -> None:
+        """Answer one request; who takes too long for it is cut off."""
+        with anyio.move_on_after(PATIENCE) as scope:
+            try:
+                request = _http.parse(await stream.receive_until(_http.END_OF_HEAD, _http.LONGEST_HEAD))
+            except anyio.DelimiterNotFound:
+                request = _http.TOO_LONG
+            if isinstance(request, _http.Response):
+                await stream.send(request.encode())
+            else:
+                await stream.send(respond(self, request).encode(head_only=request.head_only))
+        if scope.cancelled_caught:
+            stream.abort()
+
+
+def parse_place(text: str) -> tuple[str | None, int]:
+    """Where to listen: HOST:PORT, with an IPv6 address in brackets; an empty host is every interface."""
+    if not isinstance(text, str):
+        raise TypeError(f'metrics must be "HOST:PORT", such as "127.0.0.1:9100"; got {text!r}')
+    host, colon, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not colon or not (port.isascii() and port.isdigit()) or (":" in host and not bracketed):
+        raise ValueError(f'metrics must be "HOST:PORT", such as "127.0.0.1:9100" or "[::1]:9100"; got {text!r}')
+    return (host[1:-1] if bracketed else host) or None, int(port)

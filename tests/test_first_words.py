@@ -1,0 +1,120 @@
+"""Drain of those who have just connected: their first bytes are on their way, and waited for a moment."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import asyncserver
+from asyncserver import _kernel
+from asyncserver._kernel import first_words_due
+from tests.serverkit import KINDS, PATIENCE, Wire, until, upper
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Upper(asyncio.Protocol):
+    """The same as a protocol."""
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(data.upper())
+
+
+HANDLERS = [pytest.param(upper, id="stream"), pytest.param(asyncserver.from_protocol(Upper), id="protocol")]
+HEADER = b"PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\r\n"
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_first_question_on_its_way_when_the_drain_begins_is_answered(
+    kind: str, handler: Any, tmp_path: Path
+) -> None:
+    """Connected, not asked yet, and the server drains: the question that comes then is answered, and no second one."""
+    wire = Wire(kind, tmp_path)
+    async with wire.serve(handler) as server, wire.connect(server) as client:
+        await until(lambda: server.connections)
+        closing = asyncio.create_task(server.close(PATIENCE))
+        await until(lambda: not server.sockets)
+        assert await client.ask(b"question") == b"QUESTION"
+        assert await client.receive() == b""
+        assert await closing == asyncserver.DrainReport(completed=1)
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+@pytest.mark.parametrize("header_first", [True, False])
+async def test_first_question_behind_a_proxy(*, header_first: bool, handler: Any, tmp_path: Path) -> None:
+    """The moment begins with the header that the proxy sends, before the drain or after its beginning."""
+    wire = Wire("tcp", tmp_path)
+    async with wire.serve(handler, proxy_protocol=True) as server, wire.connect(server) as client:
+        await until(lambda: server.connections)
+        if header_first:
+            await client.send(HEADER)
+            await until(lambda: any(one.peer_address[0] == "192.0.2.1" for one in server.connections))
+        closing = asyncio.create_task(server.close(PATIENCE))
+        await until(lambda: not server.sockets)
+        if not header_first:
+            await client.send(HEADER)
+        assert await client.ask(b"question") == b"QUESTION"
+        assert await closing == asyncserver.DrainReport(completed=1)
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_who_says_nothing_is_waited_for_no_longer_than_a_moment(
+    kind: str, handler: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A silent connection ends by itself, far from the deadline."""
+    monkeypatch.setattr(_kernel, "_FIRST_WORDS", 0.05)
+    wire = Wire(kind, tmp_path)
+    async with wire.serve(handler) as server, wire.connect(server) as client:
+        await until(lambda: server.connections)
+        began = time.monotonic()
+        assert await server.close(PATIENCE) == asyncserver.DrainReport(completed=1)
+        assert time.monotonic() - began < PATIENCE / 2
+        assert await client.receive() == b""
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+async def test_who_has_been_silent_for_long_is_not_waited_for(
+    handler: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The moment counts from the connection's beginning, not from the drain's."""
+    scheduled: list[str] = []
+    wire = Wire("tcp", tmp_path)
+    async with wire.serve(handler) as server, wire.connect(server) as client:
+        await until(lambda: server.connections)
+        (connection,) = server.connections
+        assert 0 < first_words_due(connection._sock, 0) <= 0.5
+        await until(lambda: first_words_due(connection._sock, 0) == 0)
+        loop, original = server._loop, server._loop.call_later
+
+        def call_later(delay: float, callback: Any, *arguments: Any, **options: Any) -> Any:
+            scheduled.append(getattr(callback, "__name__", ""))
+            return original(delay, callback, *arguments, **options)
+
+        monkeypatch.setattr(loop, "call_later", call_later)
+        await server.close()
+        assert await client.receive() == b""
+    assert "_await_first_words" not in scheduled
+
+
+async def test_who_was_greeted_is_between_two_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the server speaks first, its greeting is a message: the next one is the client's to send elsewhere."""
+    monkeypatch.setattr(_kernel, "_FIRST_WORDS", PATIENCE)
+
+    async def greeting(stream: asyncserver.Stream) -> None:
+        await stream.send(b"hello\n")
+        await upper(stream)
+
+    wire = Wire("tcp", tmp_path)
+    async with wire.serve(greeting) as server, wire.connect(server) as client:
+        assert await client.receive_exactly(6) == b"hello\n"
+        async with asyncio.timeout(PATIENCE / 2):
+            assert await server.close(PATIENCE) == asyncserver.DrainReport(completed=1)
