@@ -47,11 +47,12 @@ def about(server: Server, source: Any = None, **more: object) -> dict[str, objec
 
 
 def shown(address: Address) -> str:
-    """Write an address as people do; a nameless peer of a Unix socket is "unix"."""
+    """Write an address as people do: "@name" without a file, "unix" without a name. A peer's cannot forge lines."""
     if isinstance(address, tuple):
         return _shown(address)
-    name = address.decode(errors="replace") if isinstance(address, bytes) else address
-    return (name if name.isprintable() else repr(name)) or "unix"  # the peer has chosen it: it must not forge lines
+    name = address.decode(errors="replace") if isinstance(address, bytes) else address or ""  # a datagram's may be None
+    name = name.replace("\0", "@", 1) if name.startswith("\0") else name
+    return (name if name.isprintable() else repr(name)) or "unix"
 
 
 def with_lines(server: Server, run: Callable[[Any], Coroutine[Any, Any, object]]) -> Any:

@@ -106,7 +106,8 @@ def test_addresses_are_written_as_people_do() -> None:
     assert shown(("::1", 80, 0, 0)) == "[::1]:80"
     assert shown("/run/client.sock") == "/run/client.sock"
     assert shown("") == "unix"
-    assert shown(b"\0abstract") == "\0abstract"
+    assert shown(b"\0abstract") == "@abstract"
+    assert shown("/tmp/a\nb") == r"'/tmp/a\nb'"
 
 
 # -- a line for each connection
