@@ -41,15 +41,15 @@ class Receiver:
         if not self._closed and (self._task is None or self._task.done()):
             self._task = start_task(self._run(), self._server._loop, self._server._context)
 
-    def run(self) -> None:
-        """Run handlers until the batch is over or one of them waits.
+    def run(self) -> bool:
+        """Run handlers until the batch is over or one of them waits; true if it is over.
 
         From the loop's I/O callbacks only. Does nothing where no task is prepared, or (before Python 3.12, where tasks
         do not start at once) not yet.
         """
         task, server = self._task, self._server
         if task is None:
-            return
+            return False
         try:
             self._ready.wake()
         except BaseException:  # the end of the program, told by itself
@@ -58,6 +58,7 @@ class Receiver:
         if (datagram := server._starting) is not None:
             self._task = server._starting = None
             server._keep(task, datagram)
+        return self._ready.busy  # it waits for the next batch
 
     def close(self) -> None:
         """End the task, unless a handler has it."""

@@ -40,6 +40,11 @@ class Worker:
         self.silent_at = NEVER  # when it will have said nothing for so long that its loop counts as stuck
         self.readings: list[Reading] = []
 
+    @property
+    def taking(self) -> bool:
+        """Whether it takes new work, as far as is known: it serves, and has not been found silent."""
+        return self.serving and self.silent_at < NEVER
+
     def tell(self, message: bytes) -> None:
         """Send, unless it is dead or so stuck that it has not read hundreds before; then it will be killed."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError, BlockingIOError):

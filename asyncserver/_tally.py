@@ -10,6 +10,7 @@ import json
 import time
 from typing import TYPE_CHECKING
 
+from ._drops import drops_of
 from ._monitor import respond
 from ._slot import NEVER
 from ._worker import STATS
@@ -47,6 +48,7 @@ class Tally:
         self._is_ready = is_ready
         self._asked: set[Worker] = set()
         self._then: list[Callable[[], object]] = []
+        self._drops = drops_of(slots)
         self.places: list[str] = places_of(slots[0].sockets)
         self.due = NEVER
         self.deaths = 0
@@ -72,6 +74,12 @@ class Tally:
         """Keep the counters of a worker that has ended."""
         add(worker.slot.retired, [retired(reading) for reading in worker.readings])
         self._forget(worker)
+
+    def leave_sockets(self) -> None:
+        """To be called before the supervisor closes its sockets."""
+        for slot, drops in zip(self._slots, self._drops, strict=True):
+            for reading, one in zip(self._reported(slot), drops, strict=True):
+                one.leave(reading.get("datagrams_dropped", 0))
 
     def expire(self) -> None:
         """Wait for the others no longer."""
@@ -109,19 +117,25 @@ class Tally:
 
     def rows(self) -> list[Row]:
         """See Program."""
-        serving = sum(worker.serving for worker in self._workers)
-        own = Row({"ready": self.ready, "workers": serving, "worker_deaths": self.deaths})
+        taking = sum(worker.taking for worker in self._workers)
+        own = Row({"ready": self.ready, "workers": taking, "worker_deaths": self.deaths})
         return [own, *self._readings()]
 
     def _readings(self) -> list[Row]:
         rows = []
-        for number, slot in enumerate(self._slots, 1):
-            totals: list[Reading] = [dict(reading) for reading in slot.retired]
-            for worker in self._workers:
-                if worker.slot is slot:
-                    add(totals, worker.readings)
-            rows += [Row(total, (place, str(number))) for place, total in zip(self.places, totals, strict=True)]
+        for number, (slot, drops) in enumerate(zip(self._slots, self._drops, strict=True), 1):
+            for place, reading, one in zip(self.places, self._reported(slot), drops, strict=True):
+                if "datagrams_dropped" in reading:
+                    reading["datagrams_dropped"] = one.count(reading["datagrams_dropped"])
+                rows.append(Row(reading, (place, str(number))))
         return rows
+
+    def _reported(self, slot: Slot) -> list[Reading]:
+        totals: list[Reading] = [dict(reading) for reading in slot.retired]
+        for worker in self._workers:
+            if worker.slot is slot:
+                add(totals, worker.readings)
+        return totals
 
     def stats(self) -> list[ServerStats]:
         """The counters of all slots together, for each server."""

@@ -43,10 +43,13 @@ class _RelayBase(asyncio.BaseProtocol):
             return None
 
     def connection_made(self, transport: Any) -> None:
-        self._connection.made(transport)
-        self._call("connection_made", ProtocolTransport(self._connection, transport))
+        counted = ProtocolTransport(self._connection, transport)
+        self._connection.made(counted)
+        self._call("connection_made", counted)
 
     def eof_received(self) -> bool:
+        if self._connection.cut_off:
+            return False  # asyncio tells it as an end; connection_lost() will tell what it is
         return self._connection.end()
 
     def pause_writing(self) -> None:
@@ -56,6 +59,8 @@ class _RelayBase(asyncio.BaseProtocol):
         self._call("resume_writing")
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if exc is None and self._connection.cut_off:
+            exc = ConnectionAbortedError("TLS ended without close_notify: data may be missing (RFC 8446, 6.1)")
         self._call("connection_lost", exc)
         self._connection.lost()
 
@@ -98,6 +103,7 @@ class ProtocolTransport(asyncio.Transport):
         super().__init__()
         self._connection = connection
         self._transport = transport
+        self.closed_here: bool = False
 
     def __repr__(self) -> str:
         """Tell the loop's transport."""
@@ -128,12 +134,14 @@ class ProtocolTransport(asyncio.Transport):
         return self._transport.get_extra_info(name, default)
 
     def is_closing(self) -> bool:
-        return self._transport.is_closing()
+        return self._connection.is_lost or self._transport.is_closing()
 
     def close(self) -> None:
+        self.closed_here = True
         self._transport.close()
 
     def abort(self) -> None:
+        self.closed_here = True
         self._transport.abort()
 
     def pause_reading(self) -> None:

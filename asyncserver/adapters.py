@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -21,10 +22,10 @@ from .exceptions import IdleTimeout, Refused
 
 if TYPE_CHECKING:
     import socket
-    import ssl
     from collections.abc import Awaitable, Callable, Iterator
 
     from ._poller import Poller
+    from ._transports import ProtocolTransport
     from ._types import Address
     from .proxy_protocol import ProxyHeader
 
@@ -99,8 +100,10 @@ def from_protocol(factory: Callable[[], asyncio.BaseProtocol]) -> ProtocolHandle
     For `serve()` the factory is called once for each connection, for `serve_datagrams()` once for each address.
     The protocol's callbacks and its transport's methods are asyncio's. When the server drains, a connection between
     two messages gets `eof_received()`; unless that returns true, it is closed. Half a message that the protocol keeps
-    since before its last answer is not seen, and does not count. What a callback raises closes the connection and is
-    logged as any handler's error. On uvloop, `loop.start_tls()` refuses the transport: it takes uvloop's own only.
+    since before its last answer is not seen, and does not count. A peer that ends TLS without close_notify may have
+    been cut off: `eof_received()` is not called, and `connection_lost()` gets a ConnectionAbortedError. What a callback
+    raises closes the connection and is logged as any handler's error. On uvloop, `loop.start_tls()` refuses the
+    transport: it takes uvloop's own only.
 
     Args:
         factory: called without arguments, returns the protocol.
@@ -115,7 +118,8 @@ def from_callback(callback: Callable[..., Awaitable[object] | None], *, limit: i
     """Use the `(reader, writer)` callback of an `asyncio.start_server` as a handler, unchanged.
 
     As there, the connection stays open until the writer is closed, even when the callback has returned. When the
-    server drains, a reader between two messages comes to its end.
+    server drains, a reader between two messages comes to its end. A peer that ends TLS without close_notify may have
+    been cut off: the reader raises ConnectionAbortedError.
 
     Args:
         callback: called with a StreamReader and a StreamWriter for each connection; a coroutine function or a
@@ -172,7 +176,7 @@ class ProtocolConnection:
         self._poller = poller
         self._plain: Connection | None = None  # the socket, before the loop's transport gets it
         self._sock = sock
-        self._transport: asyncio.Transport | None = None
+        self._transport: ProtocolTransport | None = None
         self._lost: asyncio.Future[None] = self.loop.create_future()
         self._failure: BaseException | None = None
         self._answered = 0
@@ -242,6 +246,7 @@ class ProtocolConnection:
             self.task.cancel()
             await asyncio.wait([self.task])
         self.abort()
+        self.lost()  # which uvloop does not tell when we are cancelled before it has told of the connection
 
     def callback_ended(self, task: asyncio.Task[Any]) -> None:
         """A `(reader, writer)` callback has ended; without an error the connection may well go on."""
@@ -261,7 +266,7 @@ class ProtocolConnection:
 
     # -- between the transport and the protocol
 
-    def made(self, transport: asyncio.Transport) -> None:
+    def made(self, transport: ProtocolTransport) -> None:
         self._transport = transport
         if self._closing.is_set():
             self._begin_drain()
@@ -274,9 +279,28 @@ class ProtocolConnection:
             self._lost.set_result(None)
 
     @property
+    def is_lost(self) -> bool:
+        """Whether nothing is left of the connection."""
+        return self._lost.done()
+
+    @property
     def ended(self) -> bool:
         """Whether the protocol has been told that nothing more will come."""
         return self._ended is not None
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether the peer has ended a TLS connection without saying so: what came may not be all."""
+        transport = self._transport
+        if transport is None or transport.closed_here or self.ended:
+            return False
+        tls = transport.get_extra_info("ssl_object")
+        try:
+            return tls is not None and bool(tls.read(1))
+        except ssl.SSLZeroReturnError:
+            return False
+        except ssl.SSLError:  # it wants more, and there will be none
+            return True
 
     def end(self) -> bool:
         """Tell the protocol so, once, whether it is the peer's end or the drain; true if it stays open."""

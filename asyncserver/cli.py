@@ -53,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     set_up(options.log_level, as_json=options.log_json, connections=options.log_connections)
     try:
         greet = _complete(options)
-        # With workers only they import the handler, so that new ones, after SIGHUP, have new code.
-        servings = _servings(options, upper if options.workers > 1 and not options.check else None)
+        # With workers only they import what is named, so that new ones, after SIGHUP, have new code.
+        servings = _servings(options, places_only=options.workers > 1 and not options.check)
     except (TypeError, ValueError, OSError) as exc:
         parser.error(str(exc))
     try:
@@ -96,10 +96,13 @@ def _of_systemd(option: str, place: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"sock": one} for one in found]
 
 
-def _servings(options: argparse.Namespace, handler: Any = None) -> list[Serving]:
-    """Make the servers; without a handler given import the one of the command line."""
-    if handler is None:
+def _servings(options: argparse.Namespace, *, places_only: bool = False) -> list[Serving]:
+    """Make the servers; for their places only, import nothing."""
+    handler: Any = upper
+    on_error = None
+    if not places_only:
         handler = adapted(upper if options.handler is None else load(options.handler), options)
+        on_error = None if options.on_error is None else load(options.on_error)
     streams = {
         "backlog": options.backlog,
         "ssl": _tls(options),
@@ -111,11 +114,7 @@ def _servings(options: argparse.Namespace, handler: Any = None) -> list[Serving]
         "trusted_proxies": [name for names in options.trusted_proxies for name in names.split(",")],
     }
     datagrams = {"max_pending": options.max_pending, "max_datagram_size": options.max_datagram_size}
-    common = {
-        "reuse_port": options.reuse_port,
-        "drain_timeout": options.drain_timeout,
-        "on_error": None if options.on_error is None else load(options.on_error),
-    }
+    common = {"reuse_port": options.reuse_port, "drain_timeout": options.drain_timeout, "on_error": on_error}
     for place in (*options.unix, *options.unix_datagram):
         if "path" in place:  # else one of systemd's, whose unit says SocketMode=
             place["path_mode"] = options.unix_mode

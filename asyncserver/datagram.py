@@ -153,6 +153,7 @@ class Endpoint:
         self.received: int = 0
         self.sent: int = 0
         # The kernel has counted since the socket was bound, which may have been in another process.
+        self._left = False  # to another process, which counts what the kernel drops from then on
         self._dropped = -self._meminfo()[_MEMINFO_DROPS]
         # On one address the kernel answers from that address by itself. On every interface it would choose one by the
         # route back, so there each datagram tells where it was sent to: recvmsg instead of recvfrom, about 1 us more.
@@ -255,12 +256,10 @@ class Endpoint:
     @property
     def dropped(self) -> int:
         """Datagrams that reached this host for this socket and were given to nobody."""
-        return self._dropped + self._meminfo()[_MEMINFO_DROPS]
+        return self._dropped + (0 if self._left else self._meminfo()[_MEMINFO_DROPS])
 
     def _meminfo(self) -> tuple[int, ...]:
-        if self._unix or self._closed:
-            return (0,) * 9
-        return _MEMINFO.unpack(self.sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))
+        return (0,) * 9 if self._closed else _meminfo(self.sock)
 
     # -- sending
 
@@ -330,6 +329,7 @@ class Endpoint:
         self.pause()
         if self._bound.handed_over:
             self._owed = 0
+            self._dropped, self._left = self.dropped, True
             return
         queued = self._meminfo()[_MEMINFO_QUEUED]
         self._owed = _UNIX_QUEUE if self._unix else queued // _LEAST_QUEUED + 1
@@ -350,6 +350,17 @@ class Endpoint:
         self._dropped = self.dropped
         self._closed = True
         self._bound.close()
+
+
+def kernel_drops(sock: socket.socket) -> int:
+    """Datagrams that the kernel has dropped since it made this socket, for want of room."""
+    return _meminfo(sock)[_MEMINFO_DROPS]
+
+
+def _meminfo(sock: socket.socket) -> tuple[int, ...]:
+    if sock.family == socket.AF_UNIX:  # has no such thing
+        return (0,) * 9
+    return _MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))
 
 
 def _answering(control: _Control) -> _Control | None:

@@ -67,12 +67,13 @@ class DatagramServer(Server):
         endpoint.left = min(endpoint.left, self._max_pending - len(self._live) - len(self._finishing))
         receiver = self._receivers[endpoint]
         try:
-            receiver.run()
+            over = receiver.run()
         finally:
             self._send_answers()
-        while (datagram := endpoint.take()) is not None:
-            self._start(self._run, datagram)
-        receiver.prepare()
+        if not over:
+            while (datagram := endpoint.take()) is not None:
+                self._start(self._run, datagram)
+            receiver.prepare()
         if len(self._live) + len(self._finishing) >= self._max_pending:
             self._full = True
             self._apply_pause()

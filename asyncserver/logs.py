@@ -46,13 +46,13 @@ def about(server: Server, source: Any = None, **more: object) -> dict[str, objec
     return fields
 
 
-def shown(address: Address) -> str:
-    """Write an address as people do: "@name" without a file, "unix" without a name. A peer's cannot forge lines."""
+def shown(address: Address | None) -> str:
+    """Write an address as people do; a nameless peer of a Unix socket is "unix"."""
     if isinstance(address, tuple):
         return _shown(address)
-    name = address.decode(errors="replace") if isinstance(address, bytes) else address or ""  # a datagram's may be None
-    name = name.replace("\0", "@", 1) if name.startswith("\0") else name
-    return (name if name.isprintable() else repr(name)) or "unix"
+    name = address.decode(errors="replace") if isinstance(address, bytes) else address or ""  # None, of a datagram
+    name = name.replace("\0", "@")
+    return (name if name.isprintable() else repr(name)) or "unix"  # the peer has chosen it: it must not forge lines
 
 
 def with_lines(server: Server, run: Callable[[Any], Coroutine[Any, Any, object]]) -> Any:

@@ -79,7 +79,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("pool_waiting", "gauge", "Handlers that wait for a thread.", {"": "pool_waiting"}),
     Metric("pool_starved", "gauge", "Pools whose last thread the system refused to start.", {"": "pool_starved"}),
     Metric("ready", "gauge", "Whether every server takes new work: 1, else 0.", {"": "ready"}, of_program=True),
-    Metric("workers", "gauge", "Processes that serve.", {"": "workers"}, of_program=True),
+    Metric("workers", "gauge", "Processes that serve, without those that are stuck.", {"": "workers"}, of_program=True),
     Metric("worker_deaths", "counter", "Workers that ended unasked.", {"": "worker_deaths"}, of_program=True),
 )  # fmt: skip
 

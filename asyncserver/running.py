@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import os
 import signal
 import threading
 from typing import TYPE_CHECKING, Literal
@@ -16,7 +15,7 @@ from .logs import about
 from .serving import Serving, check_seconds
 from .stream_server import can_reload
 from .systemd import NotifySocket
-from .workers import Supervisor
+from .workers import Supervisor, open_terminals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,9 +38,10 @@ def run(
     """Serve until SIGINT or SIGTERM, or until every server has been closed; then drain and return.
 
     The first of them drains, a second one cancels what is left at once. SIGHUP reads certificates again from the
-    files given to `tls_context()`, for new connections; when that fails, the old ones stay, and the log says why. If
-    it means that the terminal is gone, it drains instead. If a server cannot start, those that did are closed and the
-    error is raised. Outside the main thread no signals are handled, since Python delivers them there.
+    files given to `tls_context()`, for new connections; when that fails, the old ones stay, and the log says why.
+    When it comes because the terminal has been closed, it drains instead. If a server cannot start, those that did
+    are closed and the error is raised. Outside the main thread no signals are handled, since Python delivers them
+    there.
 
     With several workers this process serves nothing itself. It supervises the workers, which are forked from it:
 
@@ -52,6 +52,8 @@ def run(
       be restarted for a new Python, and for a new asyncserver.
     * SIGUSR1 logs the counters of all workers together. SIGTERM sent to a worker replaces it.
     * If this process is killed, the workers drain and leave.
+
+    Under systemd (NOTIFY_SOCKET, WATCHDOG_USEC) it tells when it is ready, reloads and stops, and that it lives.
 
     Call it in the main thread, before the program starts threads: fork does not take them along. What follows
     `run()`, and `atexit`, is for this process only.
@@ -242,7 +244,7 @@ class _Signals:
         self._starting = asyncio.current_task()
         self._servers: Sequence[Server] = ()
         self._closing: list[asyncio.Task[object]] = []
-        self._terminals = [descriptor for descriptor in range(3) if os.isatty(descriptor)]
+        self._terminals = open_terminals()
 
     def concern(self, servers: Sequence[Server]) -> None:
         """Say which servers have started."""
@@ -295,9 +297,9 @@ class _Signals:
 
     def _reload(self) -> None:
         """Read the certificates again."""
-        if not all(os.isatty(descriptor) for descriptor in self._terminals):
-            self._terminals = []
-            self._stop(signal.SIGHUP)  # the terminal has been closed, and nobody could press Ctrl-C any more
+        if open_terminals() != self._terminals:
+            self._terminals = open_terminals()
+            self._stop(signal.SIGHUP)
             return
         if self._closing or self._delay is not None or self._starting is not None:
             return

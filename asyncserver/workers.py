@@ -86,6 +86,7 @@ class Supervisor:
         self._places: list[str] = []
         self._workers: set[Worker] = set()
         self._selector = selectors.DefaultSelector()
+        self._terminals = open_terminals()
         self._stops = 0
         self._reloads = 0
         self._complete = False
@@ -170,6 +171,9 @@ class Supervisor:
         for number in self._wakeup[0].recv(4096):
             if number in _STOP_SIGNALS:
                 self._on_stop(signal.Signals(number).name)
+            elif number == signal.SIGHUP and open_terminals() != self._terminals:
+                self._terminals = open_terminals()
+                self._on_stop("SIGHUP")
             elif number == signal.SIGHUP and not self._ending:
                 self._on_reload()
             elif number == signal.SIGUSR1:
@@ -203,6 +207,7 @@ class Supervisor:
             if slot.worker is None and self._complete:
                 self._fill(slot)  # for those in its queue, which would be reset
             slot.restart_at = NEVER
+        self._tally.leave_sockets()
         self._close_sockets()  # so that a worker that closes its own, emptied, closes the last
         self._tell_all(STOP, self._patience)
 
@@ -347,8 +352,8 @@ class Supervisor:
     # -- what it tells
 
     def _is_ready(self) -> bool:
-        """Whether every slot has a worker that serves, and no signal has come to end that."""
-        return not self._ending and all(slot.worker is not None and slot.worker.serving for slot in self._slots)
+        """Whether every slot has a worker that takes new work, and no signal has come to end that."""
+        return not self._ending and all(slot.worker is not None and slot.worker.taking for slot in self._slots)
 
     def _log_stats(self) -> None:
         for place, stats in zip(self._places, self.stats(), strict=True):
@@ -370,3 +375,11 @@ class Supervisor:
             bound.share()
             if bound not in mine:
                 bound.close()
+
+
+def open_terminals() -> list[int]:
+    """Which of the standard streams are a terminal. When it is closed they are one no more, and SIGHUP says so.
+
+    Nobody could press Ctrl-C any more then: the program ends as if somebody had.
+    """
+    return [descriptor for descriptor in range(3) if os.isatty(descriptor)]

@@ -265,10 +265,10 @@ class Program:
         with self._news:
             self._news.notify_all()
 
-    def wait_for(self, text: str) -> None:
-        """Wait until it has printed that."""
+    def wait_for(self, text: str, times: int = 1) -> None:
+        """Wait until it has printed that, so often."""
         with self._news:
-            found = self._news.wait_for(lambda: text in self.output + self.errors, PATIENCE)
+            found = self._news.wait_for(lambda: (self.output + self.errors).count(text) >= times, PATIENCE)
         assert found, f"no {text!r} in {self.output!r}, {self.errors!r}"
 
     def wait(self) -> int:

@@ -363,6 +363,35 @@ def test_on_error_is_called(folder: Path) -> None:
         program.wait_for("reported on purpose Stream")
 
 
+CHANGING = """
+async def handler(stream):
+    await stream.receive()
+    await stream.send(b"{answer}")
+    raise ValueError("{answer}")
+
+def report(exception, source):
+    print("reported", exception, flush=True)
+"""
+
+
+def test_new_workers_have_new_code(folder: Path) -> None:
+    """After SIGHUP, for whatever the command line names: the supervisor has imported none of it."""
+    (folder / "changing.py").write_text(CHANGING.format(answer="old"))
+    arguments = ["changing:handler", "--on-error", "changing:report", "--unix", "x.sock", "--workers", "2"]
+    arguments += ["--log-level", "debug"]
+    with command(folder, *arguments, PYTHONDONTWRITEBYTECODE="1") as program:
+        program.wait_for("2 workers serve on ")
+        assert ask(str(folder / "x.sock")) == b"old"
+        program.wait_for("reported old")
+        (folder / "changing.py").write_text(CHANGING.format(answer="new"))
+        program.process.send_signal(signal.SIGHUP)
+        program.wait_for(" ended with status 0 while it drained", times=2)
+        assert ask(str(folder / "x.sock")) == b"new"
+        program.wait_for("reported new")
+        program.process.send_signal(signal.SIGTERM)
+        assert program.wait() == 0
+
+
 # -- sockets that others have bound
 
 

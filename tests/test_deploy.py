@@ -6,23 +6,25 @@ Only addresses are replaced, so what is true of a recipe here is true elsewhere.
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.proxykit import connectable, find, nginx_command, running
+from tests.proxykit import connectable, find, nginx_command, running, wait_for
 from tests.serverkit import PATIENCE, ROOT
 from tests.traffic import Load, Traffic
 from tests.workerkit import Client, Program
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 DOCS = ROOT / "docs"
@@ -56,18 +58,38 @@ def command(option: str) -> list[str]:
     return next(here(one).split() for one in commands if option in one.split())
 
 
+# Passes on a socket as systemd does.
+ACTIVATE = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="app")
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+
 class Instance:
-    """One of two instances, as a service manager runs it: at one place, stopped and started again."""
+    """One of two instances, as a service manager runs it: at one place, stopped and started again.
+
+    Attributes:
+        held: a socket that outlives restarts, in place of that of its `--udp`.
+    """
+
+    held: socket.socket | None = None
 
     def __init__(self, number: int, folder: Path, option: str) -> None:
         self.folder = folder / f"instance-{number}"
         self.folder.mkdir()
-        self.place = f"{NETWORK}{10 + number}:7000"
         self._arguments = [one.replace(NETWORK + "11", f"{NETWORK}{10 + number}") for one in command(option)]
         self.start()
 
     def start(self) -> None:
-        self.program = Program(self.folder, self._arguments)
+        if self.held is None:
+            self.program = Program(self.folder, self._arguments)
+        else:
+            arguments, where = self._arguments.copy(), self._arguments.index("--udp") + 1
+            arguments[where] = "systemd:app"
+            descriptor = self.held.fileno()
+            self.program = Program(self.folder, ["-c", ACTIVATE, str(descriptor), *arguments], (descriptor,))
         self.program.serving()
 
     def restart(self) -> None:
@@ -101,10 +123,17 @@ def traffic(both: list[Instance], datagrams: int = 0) -> Iterator[Traffic]:
     print(dict(load.count))  # shown by pytest -rP
 
 
-def rolling_deploy(both: list[Instance], load: Load, requests: int, rolls: int) -> None:
-    """Restart each instance in turn, and roll it so many times, under so many requests at least."""
-    for instance in both:
+def rolling_deploy(
+    both: list[Instance], load: Load, requests: int, rolls: int, until: Callable[[int], object] | None = None
+) -> None:
+    """Restart each instance in turn, and roll it so many times, under so many requests at least.
+
+    `until` is asked, with the number of restarts so far, whether the load balancer knows that the instance is back.
+    """
+    for number, instance in enumerate(both, 1):
         instance.restart()
+        if until is not None:
+            wait_for(functools.partial(until, number))
         for _ in range(rolls):
             instance.roll()
             load.wait_for("answered", requests // rolls // 2)
@@ -115,16 +144,35 @@ def rolling_deploy(both: list[Instance], load: Load, requests: int, rolls: int) 
 def test_haproxy(requests: int, rolls: int, tmp_path: Path) -> None:
     """Two instances behind HAProxy are restarted and rolled in turn: no request fails, no answer is cut off."""
     conf = recipe("haproxy.cfg", tmp_path, "bind :7000")
-    haproxy = [find("haproxy"), "-db", "-f", str(conf)]
+    haproxy, log = [find("haproxy"), "-db", "-f", str(conf)], tmp_path / "haproxy.log"
     with (
         instances(tmp_path, "--drain-delay") as both,
+        running(haproxy, log, up=lambda: connectable(FRONT)),
+        traffic(both) as load,
+    ):
+        rolling_deploy(both, load, requests, rolls, lambda number: log.read_text().count("is UP") == number)
+    assert load.count["answered"] >= requests
+    # It was told before each of them stopped.
+    assert log.read_text().count("is DOWN, reason: Layer7 wrong status, code: 503") == 2
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+def test_haproxy_that_is_not_told_beforehand(tmp_path: Path) -> None:
+    """With plain checks, and no delay, twenty restarts cost nothing either: who is refused goes to the other one."""
+    conf = recipe("haproxy.cfg", tmp_path, "bind :7000")
+    text = conf.read_text().replace("    option httpchk GET /ready\n", "").replace("port 9100", "check-send-proxy")
+    assert "check check-send-proxy inter" in text
+    conf.write_text(text)
+    haproxy = [find("haproxy"), "-db", "-f", str(conf)]
+    with (
+        instances(tmp_path, "--udp") as both,
         running(haproxy, tmp_path / "haproxy.log", up=lambda: connectable(FRONT)),
         traffic(both) as load,
     ):
-        rolling_deploy(both, load, requests, rolls)
-    assert load.count["answered"] >= requests
-    # It was told before each of them stopped.
-    assert (tmp_path / "haproxy.log").read_text().count("is DOWN, reason: Layer7 wrong status, code: 503") == 2
+        for instance in both * 10:
+            instance.restart()
+            load.wait_for("answered", 500)
 
 
 @pytest.mark.timeout(300)
@@ -144,16 +192,26 @@ def test_nginx(requests: int, rolls: int, tmp_path: Path) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("requests", "rolls"), EACH)
 def test_nginx_for_datagrams(requests: int, rolls: int, tmp_path: Path) -> None:
-    """Behind nginx, rolling restarts lose no datagram either."""
+    """Behind nginx, rolling restarts lose no datagram either, nor restarts where somebody holds the socket."""
     conf = recipe("nginx.conf", tmp_path, "listen 7000;", "listen 7000 udp;")
     with (
         instances(tmp_path, "--udp") as both,
+        contextlib.ExitStack() as held,
         running(nginx_command(conf), tmp_path / "nginx.log", up=lambda: connectable(FRONT)),
-        traffic(both, datagrams=8) as load,
     ):
-        for instance in both * rolls:
-            instance.roll()
-            load.wait_for("datagrams", requests // rolls // 2)
+        for number, instance in enumerate(both, 1):
+            assert instance.program.end() == 0
+            instance.program.close()
+            instance.held = held.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+            instance.held.bind((f"{NETWORK}{10 + number}", 7000))
+            instance.start()
+        with traffic(both, datagrams=8) as load:
+            for instance in both:
+                instance.restart()
+                load.wait_for("datagrams", 100)
+            for instance in both * rolls:
+                instance.roll()
+                load.wait_for("datagrams", requests // rolls // 2)
     assert load.count["datagrams"] >= requests
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime as dt
 import shutil
@@ -14,6 +15,7 @@ import anyio
 import pytest
 import trustme
 
+import asyncserver
 from tests.faultkit import ServerProcess, ask, connect, figure
 from tests.serverkit import LOOPS, PATIENCE, upper
 from tests.support import Client, Transport, eventually
@@ -82,6 +84,7 @@ def test_wrong_clients_are_refused(loop: str, authority: trustme.CA, certfile: P
                         tls.sendall(b"hello")
                         assert not tls.recv(5)
         told = server.until(lambda now: now["mutual"]["refused"] == 50 * len(contexts))
+        server.until(lambda now: now["descriptors"] == before["descriptors"])
         good = client(authority, own="ann@example.org")
         with good.wrap_socket(connect(address), server_hostname="localhost") as served:
             assert ask(served, b"hello") == b"HELLO"
@@ -94,7 +97,6 @@ def test_wrong_clients_are_refused(loop: str, authority: trustme.CA, certfile: P
     )
     assert received == 0
     assert not told["log"]
-    assert told["descriptors"] == before["descriptors"]
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command for a renegotiation")
@@ -116,6 +118,28 @@ def test_renegotiation_is_refused(loop: str, certfile: Path) -> None:
 
 
 # -- cut off
+
+
+class Whole(asyncio.Protocol):
+    """An existing protocol that takes the end of the stream for the end of a message."""
+
+    ends: list[tuple[bytes, str]]
+
+    def __init__(self, ends: list[tuple[bytes, str]]) -> None:
+        self.ends = ends
+        self.data = b""
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.data += data
+
+    def eof_received(self) -> None:
+        self.ends.append((self.data, "whole"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.ends.append((self.data, "broken" if exc else "lost"))
 
 
 async def test_truncated_message_is_not_taken_for_whole(tls: Transport) -> None:
@@ -158,6 +182,53 @@ async def truncated(tls: Transport, server: Server, record: bytes, kept: int) ->
     peer.sock.shutdown(socket.SHUT_WR)
     peer.close()
     return b"first" + (record if kept >= len(record) + 22 else b"")
+
+
+async def test_truncated_message_is_not_taken_for_whole_by_a_protocol(tls: Transport) -> None:
+    """The same for an existing protocol: no end of file, but a connection that was lost. An end is still an end."""
+    ends: list[tuple[bytes, str]] = []
+    record = b"amount 1000000"
+    async with tls.serve(asyncserver.from_protocol(lambda: Whole(ends))) as server:
+        for kept in (0, 1, 5, 20, len(record) + 22):
+            sent = await truncated(tls, server, record, kept)
+            await eventually(lambda: not server.stats().active and ends)
+            assert ends == [(sent, "broken")], kept
+            ends.clear()
+        peer = await tls.connect(server)
+        await peer.send(record)
+        await peer.send_eof()
+        await eventually(lambda: not server.stats().active)
+        peer.close()
+    assert ends == [(record, "whole"), (record, "lost")]
+    assert server.stats().failed == 0
+
+
+async def test_truncated_message_is_not_taken_for_whole_by_a_callback(
+    tls: Transport, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The reader of an existing callback raises instead of ending, and that is nobody's error."""
+    ends: list[str] = []
+
+    async def callback(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            ends.append("whole" if await reader.read() else "empty")
+        except ConnectionError:
+            ends.append("broken")
+            raise
+        finally:
+            writer.close()
+
+    async with tls.serve(asyncserver.from_callback(callback)) as server:
+        await truncated(tls, server, b"amount 1000000", 5)
+        await eventually(lambda: not server.stats().active and ends)
+        peer = await tls.connect(server)
+        await peer.send(b"all of it")
+        await peer.send_eof()
+        await eventually(lambda: len(ends) == 2)
+        peer.close()
+    assert ends == ["broken", "whole"]
+    assert server.stats().failed == 0
+    assert not [record for record in caplog.records if record.name == "asyncserver"]
 
 
 @pytest.mark.parametrize("garbage", [b"\x17\x03\x03\x00\x10" + b"x" * 16, b"GET / HTTP/1.0\r\n\r\n", bytes(100)])

@@ -105,9 +105,9 @@ def test_addresses_are_written_as_people_do() -> None:
     assert shown(("127.0.0.1", 80)) == "127.0.0.1:80"
     assert shown(("::1", 80, 0, 0)) == "[::1]:80"
     assert shown("/run/client.sock") == "/run/client.sock"
-    assert shown("") == "unix"
+    assert shown("") == shown(None) == "unix"
     assert shown(b"\0abstract") == "@abstract"
-    assert shown("/tmp/a\nb") == r"'/tmp/a\nb'"
+    assert shown("forged\nline") == "'forged\\nline'"
 
 
 # -- a line for each connection
@@ -160,6 +160,25 @@ async def test_line_tells_the_outcome(tls: Transport, outcome: str, caplog: pyte
     (record,) = records(caplog, CONNECTIONS.name)
     assert record.outcome == outcome
     assert f": connection {outcome.replace('_', ' ')} after " in record.getMessage()
+
+
+@pytest.mark.usefixtures("asked_for")
+async def test_log_handler_that_fails_harms_nobody(
+    tcp: Transport, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The connection ends as its handler did; what went wrong is printed, as logging does it."""
+
+    def fail(record: logging.LogRecord) -> bool:
+        raise ValueError("a filter that fails")
+
+    monkeypatch.setattr(CONNECTIONS, "filters", [fail])
+    async with tcp.serve(upper) as server:
+        client = await tcp.connect(server)
+        assert await client.ask(b"hello") == b"HELLO"
+        client.close()
+        await eventually(lambda: server.stats().completed == 1)
+        assert server.stats().failed == 0
+    assert "a filter that fails" in capsys.readouterr().err
 
 
 async def test_protocols_have_lines_too(tcp: Transport, caplog: pytest.LogCaptureFixture) -> None:

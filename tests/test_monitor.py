@@ -423,8 +423,62 @@ def test_metrics_agree_with_the_load_over_two_workers_and_a_rolling_restart_and_
     assert program.end() == 0
 
 
-def test_worker_that_does_not_answer_delays_a_scrape_by_a_second_only(start: Start) -> None:
-    """Its last numbers are told, and the probes do not wait for it."""
+def children(pid: int) -> set[int]:
+    """The processes that it has started and that live."""
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return set(map(int, file.read().split()))
+
+
+DATAGRAMS = """
+import logging, socket, sys
+import asyncserver
+
+logging.basicConfig(level=logging.INFO)
+
+async def handler(datagram):
+    return None
+
+sock = socket.socket(type=socket.SOCK_DGRAM)
+sock.bind(("127.0.0.1", 0))
+serving = asyncserver.serve_datagrams(handler, PLACE)
+asyncserver.run(serving, loop=sys.argv[1], workers=2, metrics="127.0.0.1:0")
+"""
+
+
+@pytest.mark.parametrize("place", ['"127.0.0.1", 0', "sock=sock"])
+def test_what_the_kernel_drops_is_counted_once_whoever_watches(start: Start, place: str) -> None:
+    """While old and new workers have the socket, and where all of them have the same one."""
+    program = start(script=DATAGRAMS.replace("PLACE", place))
+    port = monitored(program)
+    (udp,) = program.serving()
+    stopped = children(program.process.pid)
+    for pid in stopped:  # so that they neither read nor leave
+        os.kill(pid, signal.SIGSTOP)
+    program.tell(signal.SIGHUP)
+    program.serving()
+    stopped |= children(program.process.pid)
+    assert len(stopped) == 4
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    with socket.socket(type=socket.SOCK_DGRAM) as client:
+        client.connect(("127.0.0.1", udp))
+        for _ in range(5000):  # of a kilobyte: more than the megabyte there may be room for
+            client.send(bytes(1000))
+    for pid in stopped:
+        os.kill(pid, signal.SIGCONT)
+    soon(lambda: scrape(port)["workers"] == 2)
+    soon(lambda: accounted(scrape(port)) == 5000)
+    assert scrape(port)["datagrams_dropped_total"] > 1000
+    assert program.end() == 0
+    program.expect(r"datagrams_dropped=[1-9]\d{3}\b")
+
+
+def accounted(found: dict[str, float]) -> float:
+    return found["datagrams_received_total"] + found["datagrams_dropped_total"]
+
+
+def test_worker_that_does_not_answer_delays_a_scrape_by_a_second_and_is_not_ready_in_the_end(start: Start) -> None:
+    """Its last numbers are told, and the probes do not wait for it; stuck for long, it takes no new work."""
     program = start("--tcp", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
     port = monitored(program)
     (tcp,) = program.serving()
@@ -437,6 +491,9 @@ def test_worker_that_does_not_answer_delays_a_scrape_by_a_second_only(start: Sta
         found = scrape(port)
         assert 1 <= time.monotonic() - begun < 5
         assert found["workers"] == 2
+        program.expect("has said nothing for 10 s")
+        assert get(port, "/ready")[0] == 503
+        assert scrape(port)["workers"] == 1
         for words in ("no new work", "again: cancelling", "killed"):
             program.tell(signal.SIGTERM)
             program.expect(words)

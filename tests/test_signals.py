@@ -188,18 +188,21 @@ pid, terminal = pty.fork()
 if pid == 0:
     os.execv(sys.executable, [sys.executable, "program.py"])
 said = b""
-while b"serving on x.sock" not in said:
+while sys.argv[1].encode() not in said:
     said += os.read(terminal, 4096)
 os.close(terminal)
 print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
 
 
-def test_a_closed_terminal_drains(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("workers", "ready"), [(1, "serving on x.sock"), (2, "2 workers serve on x.sock")])
+def test_a_closed_terminal_drains(tmp_path: Path, workers: int, ready: str) -> None:
     """SIGHUP then comes from the kernel: nobody could press Ctrl-C any more, so the program ends as if one had."""
-    source = "asyncserver.run(asyncserver.serve(upper, path='x.sock'))\nopen('returned', 'w').close()\n"
+    source = (
+        f"asyncserver.run(asyncserver.serve(upper, path='x.sock'), workers={workers})\nopen('returned', 'w').close()\n"
+    )
     (tmp_path / "program.py").write_text(HEAD + source)
-    with Program(["-c", TERMINAL], tmp_path) as terminal:
+    with Program(["-c", TERMINAL, ready], tmp_path) as terminal:
         assert terminal.wait() == 0, terminal.errors
         assert terminal.output.strip() in {"0", "120"}  # 120: what it logged then, it could not write
     assert (tmp_path / "returned").exists()

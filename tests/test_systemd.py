@@ -185,7 +185,8 @@ def test_malformed_variables_are_refused(environment: dict[str, str], message: s
         listen_names(environment, 7)
 
 
-texts = st.text(max_size=20) | st.from_regex("[0-9:]{0,4}", fullmatch=True)
+# Of few characters, since Hypothesis takes seconds to learn all that Unicode has.
+texts = st.text("0123456789:-_. aZ@/\0\n\u00e4\u0663", max_size=12) | st.text("0123:", max_size=4)
 
 
 @given(st.dictionaries(st.sampled_from(["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"]), texts), st.integers(0, 30))
@@ -203,11 +204,10 @@ def test_any_environment_has_names_or_is_refused(environment: dict[str, str], pi
         assert ":".join(names) == environment.get("LISTEN_FDNAMES", ":".join(["unknown"] * len(names)))
 
 
-@given(st.lists(st.from_regex(r"[a-zA-Z0-9._ -]*", fullmatch=True), min_size=1), st.integers(1))
+@given(st.lists(st.text("abcXYZ019._ -", max_size=12), min_size=1), st.integers(1, 1 << 22))
 def test_names_come_back_as_systemd_wrote_them(names: list[str], pid: int) -> None:
     """Whatever names a unit may have, for any process number."""
-    if pid < 10**19:
-        assert listen_names(listen(pid, len(names), ":".join(names)), pid) == names
+    assert listen_names(listen(pid, len(names), ":".join(names)), pid) == names
 
 
 @given(st.dictionaries(st.sampled_from(["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"]), texts), st.integers(1, 99))

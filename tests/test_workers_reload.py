@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import ssl
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +17,6 @@ from tests.workerkit import Client, Start, ask, ask_udp, both_workers, ended, st
 
 if TYPE_CHECKING:
     from collections import Counter
-    from pathlib import Path
 
 __all__ = ["start"]  # a fixture
 
@@ -63,6 +63,39 @@ def test_ten_rolling_restarts_under_load_lose_nothing(start: Start) -> None:
     found = program.expect(r"datagrams_received=(\d+).*datagrams_dropped=(\d+)")
     assert int(found[1]) == load.count["udp"] + 10
     assert found[2] == "0"
+
+
+def drops(port: int) -> int:
+    """Read how many datagrams the kernel has dropped at a port: the last column of each of its sockets."""
+    lines = [line.split() for line in Path("/proc/net/udp").read_text().splitlines()[1:]]
+    return sum(int(line[-1]) for line in lines if line[1].endswith(f":{port:04X}") and line[2].endswith(":0000"))
+
+
+def test_every_datagram_of_a_flood_is_accounted_for(start: Start) -> None:
+    """Sent without waiting, during rolling restarts: what no handler received the kernel has dropped, and counted."""
+    program = start("--udp", "127.0.0.1:0")
+    (udp,) = program.serving()
+
+    def flood(count: Counter[str]) -> None:
+        with socket.socket(type=socket.SOCK_DGRAM) as client:
+            for _ in range(100):
+                count["sent"] += client.sendto(bytes(500), ("127.0.0.1", udp)) == 500
+
+    with Load(*[flood] * 4) as load:
+        for roll in range(1, 5):
+            load.wait_for("sent", 4000)
+            program.tell(signal.SIGHUP)
+            program.serving()
+            program.expect_in_all(2 * roll, "with status 0 while it drained")
+    assert not load.errors
+    dropped = drops(udp)
+    assert program.end() == 0
+    found = program.expect(r"datagrams_received=(\d+).*datagrams_answered=(\d+).*datagrams_dropped=(\d+)")
+    received, answered, told = map(int, found.groups())
+    assert received == answered > 1000
+    assert received + dropped == load.count["sent"]
+    # Both workers of a slot count for a moment, from when the new one has begun until the old one has heard of it.
+    assert dropped <= told
 
 
 def test_worker_told_to_end_is_replaced_first(start: Start) -> None:

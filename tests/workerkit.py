@@ -51,7 +51,7 @@ async def handler(source):
 class Program:
     """A server program; its log is read as it comes."""
 
-    def __init__(self, folder: Path, arguments: list[str]) -> None:
+    def __init__(self, folder: Path, arguments: list[str], inherited: tuple[int, ...] = ()) -> None:
         self.folder = folder
         if not (folder / "app.py").exists():
             self.write_app(1)
@@ -61,6 +61,7 @@ class Program:
             [sys.executable, *arguments],
             cwd=folder,
             env=environment,
+            pass_fds=inherited,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
