@@ -9,7 +9,7 @@
 Reading order of the package, from what you call to what it stands on: `serving` (serve, serve_datagrams), `server`
 with `stream_server` and `datagram_server` (handlers, limits, drain), `stream` and `datagram` (what a handler gets),
 `adapters` (existing protocols and callbacks), `listener` and `binding` (sockets), `tls`, `proxy_protocol`, `systemd`,
-`running` (the program).
+`running` (the program), `metrics` (what Prometheus is told).
 """
 
 from __future__ import annotations

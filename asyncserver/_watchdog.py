@@ -95,9 +95,9 @@ class Watchdog:
         self._note = ", but new workers could not start (see the log)"
 
     def settle(self) -> None:
-        """Tell systemd, if all workers that were starting serve by now, or have failed to."""
-        workers = [worker for slot in self._slots for worker in (slot.worker, slot.successor) if worker is not None]
-        if self._starting and not self._stopping and all(worker.serving for worker in workers):
+        """Tell systemd, if every slot has a worker that serves, and no successor is starting any more."""
+        settled = all(one.worker and one.worker.serving and one.successor is None for one in self._slots)
+        if self._starting and not self._stopping and settled:
             self._starting = False
             self._notify.ready(self._note)
 

@@ -7,6 +7,7 @@ standard library; what is not a terminal gets plain lines.
 from __future__ import annotations
 
 import argparse
+import http.client
 import itertools
 import math
 import re
@@ -279,6 +280,8 @@ def fetch(url: str) -> str:
             raise OSError(f"{exc.code} {exc.reason}: {exc.read(200).decode(errors='replace').strip()}") from exc
     except urllib.error.URLError as exc:
         raise OSError(str(exc.reason)) from exc
+    except http.client.HTTPException as exc:  # no HTTP, or an answer cut off
+        raise OSError(f"expected the address of --metrics, got {exc!r}") from exc
 
 
 if __name__ == "__main__":

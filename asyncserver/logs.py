@@ -46,7 +46,7 @@ def about(server: Server, source: Any = None, **more: object) -> dict[str, objec
     return fields
 
 
-def shown(address: Address) -> str:
+def shown(address: Address | None) -> str:
     """Write an address as people do; a nameless peer of a Unix socket is "unix"."""
     if isinstance(address, tuple):
         return _shown(address)

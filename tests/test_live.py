@@ -246,9 +246,29 @@ def test_wrong_arguments_say_what_was_expected(
     assert words in capsys.readouterr().err
 
 
-def test_answer_that_is_none_is_shown_with_its_words(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (
+            b"HTTP/1.1 501 Not Implemented\r\nContent-Length: 12\r\n\r\ninstall this",
+            "501 Not Implemented: install",
+        ),
+        (b"GET /METRICS HTTP/1.1\r\n\r\n", "expected the address of --metrics, got BadStatusLine"),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\ncut off",
+            "address of --metrics, got IncompleteRead",
+        ),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\nasyncserver_ready x\n",
+            "not convert string to float: 'x'",
+        ),
+        (b"", "Remote end closed connection"),
+    ],
+)
+def test_answer_that_is_none_is_shown_with_its_words(
+    answer: bytes, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Another port of the program, most likely."""
-    answer = b"HTTP/1.1 501 Not Implemented\r\nContent-Length: 12\r\nConnection: close\r\n\r\ninstall this"
 
     def serve() -> None:
         sock, _ = other.accept()
@@ -261,4 +281,10 @@ def test_answer_that_is_none_is_shown_with_its_words(capsys: pytest.CaptureFixtu
         thread.start()
         assert live.main([f"127.0.0.1:{other.getsockname()[1]}", "--count", "1"]) == 1
         thread.join(PATIENCE)
-    assert "501 Not Implemented: install this" in capsys.readouterr().out
+    assert words in capsys.readouterr().out
+
+
+def test_port_that_is_none_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """No traceback for a slip of the hand."""
+    assert live.main(["127.0.0.1:http", "--count", "1"]) == 1
+    assert "nonnumeric port" in capsys.readouterr().out

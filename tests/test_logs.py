@@ -105,7 +105,7 @@ def test_addresses_are_written_as_people_do() -> None:
     assert shown(("127.0.0.1", 80)) == "127.0.0.1:80"
     assert shown(("::1", 80, 0, 0)) == "[::1]:80"
     assert shown("/run/client.sock") == "/run/client.sock"
-    assert shown("") == "unix"
+    assert shown("") == shown(None) == "unix"
     assert shown(b"\0abstract") == "@abstract"
     assert shown("forged\nline") == "'forged\\nline'"
 

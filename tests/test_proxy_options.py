@@ -34,7 +34,7 @@ def test_wrong_arguments(options: Any, error: type[Exception], words: str) -> No
 def served(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Coroutine[Any, Any, None]:
     """Return what the command line would run."""
     caught: list[Any] = []
-    monkeypatch.setattr(cli, "run", lambda *servings, **_: caught.extend(servings))
+    monkeypatch.setattr(cli, "run_program", lambda servings, *_, **__: caught.extend(servings))
     assert cli.main(arguments) == 0
     (serving,) = caught
     assert isinstance(serving, asyncserver.Serving)
