@@ -63,7 +63,6 @@ def dropped(sock):
 
 def tell(sock, stats=None):
     for _ in sys.stdin:
-        gc.collect()  # up to Python 3.12, ssl leaves a socket that was reset before its handshake to the collector
         told = {
             "handled": int(repr(handled)[6:-1]), "errors": int(repr(errors)[6:-1]), "threads": threading.active_count(),
             "descriptors": len(os.listdir("/proc/self/fd")), "stats": stats() if stats else None,
