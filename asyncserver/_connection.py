@@ -174,7 +174,7 @@ class Connection:
 
     def _receive_rest(self, exc: OSError, max_bytes: int) -> bytes:
         """Receive what had arrived before the connection broke."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # ValueError: TLS came to its end, and then the rest broke
             if data := self._read(max_bytes):
                 return data
         raise self._brokenness(exc) from exc
