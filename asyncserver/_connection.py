@@ -174,7 +174,7 @@ class Connection:
 
     def _receive_rest(self, exc: OSError, max_bytes: int) -> bytes:
         """Receive what had arrived before the connection broke."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # ValueError: TLS came to its end, and then the rest broke
             if data := self._read(max_bytes):
                 return data
         raise self._brokenness(exc) from exc
@@ -243,6 +243,7 @@ class Connection:
         """Become the server side of a TLS connection. Fails with OSError, and is then good for closing only."""
         self._unwatch()
         self._recv = self._send = refuse_torn
+        self._sock.getpeername()  # fails after a reset; up to Python 3.12 wrap_socket() then leaves the descriptor open
         try:
             self._sock = sock = context.wrap_socket(
                 self._sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False

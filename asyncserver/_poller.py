@@ -52,7 +52,8 @@ class Poller:
         # Before it is closed: a copy of the descriptor in some child process would keep epoll reporting it.
         elif self._connections.get(fd) is connection:  # else somebody has closed it, and it is another's now
             del self._connections[fd]
-            with contextlib.suppress(OSError):
+            # ValueError: the poller has been closed, since the program's end has cancelled what waited for us.
+            with contextlib.suppress(OSError, ValueError):
                 self._epoll.unregister(fd)
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ first words            of who has just connected and said nothing yet: they are 
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,6 @@ from ._kernel import first_words_due
 from .exceptions import IdleTimeout
 
 if TYPE_CHECKING:
-    import asyncio
     import socket
 
     from ._poller import Poller
@@ -35,6 +35,7 @@ class ServedConnection(Connection):
     __slots__ = (
         "_answered",
         "_begun",
+        "_buffer",
         "_closing",
         "_idle_read",
         "_idle_write",
@@ -44,11 +45,10 @@ class ServedConnection(Connection):
         "proxy_header",
     )
 
-    _buffer: bytearray | None
-
     def __init__(self, poller: Poller, sock: socket.socket, peer_address: Address, closing: asyncio.Event) -> None:
         Connection.__init__(self, poller, sock, peer_address)
         self._closing = closing
+        self._buffer: bytearray | None = None  # received from the kernel, and not yet by the handler
         self.bytes_received: int = 0
         self.bytes_sent: int = 0
         self._answered = 0  # bytes_received at our last send: equal to it, we are between two messages,
@@ -75,6 +75,17 @@ class ServedConnection(Connection):
             refuse_closed(None)
         address: Address = self._sock.getsockname()
         return address
+
+    async def _half_close_notify(self, sock: ssl.SSLSocket) -> None:
+        """See Connection. What OpenSSL has decrypted already is kept here: it would find that, and give up as well."""
+        while pending := sock.pending():
+            if self._reading.busy:  # at a pause, with nothing taken: it comes first
+                await asyncio.sleep(0)
+                continue
+            data = sock.read(pending)
+            self.bytes_received += len(data)
+            self._buffer = (self._buffer or bytearray()) + data
+        await super()._half_close_notify(sock)
 
     # -- for the server
 

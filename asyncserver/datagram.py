@@ -32,9 +32,9 @@ __all__ = ["Datagram"]
 _BATCH = 32
 # Asked for as SO_RCVBUF: about 1,300 small datagrams. Of a burst of 1,000 Linux's default keeps a quarter.
 _RECEIVE_BUFFER = 1 << 20
-# Seconds between attempts to send to a Unix peer whose queue is full: poll(2) looks at our own socket and says
-# writable, sendto(2) says EAGAIN. The first, and the longest.
-_UNIX_RETRY = (0.001, 0.05)
+# Seconds between attempts to send to a Unix peer whose queue is full, or when there is no room below the socket
+# (ENOBUFS): poll(2) looks at our own socket and says writable. The first, and the longest.
+_RETRY = (0.001, 0.05)
 # Seconds until such a peer is given up: it does not read, and its answers would keep all handlers there may be.
 _UNIX_PATIENCE = 5.0
 
@@ -147,6 +147,7 @@ class Endpoint:
         self._closed = False
         self.left: int = 0  # to take in this batch
         self._room: asyncio.Future[None] | None = None
+        self._full_below = False  # no room, but not in the socket: poll(2) would say writable
         self._owed: int | None = None  # while draining: how many datagrams to read at most
         # Sends what the handlers before have returned and the server still holds; what comes later goes out later.
         self.catch_up: Callable[[], object] = bool
@@ -281,6 +282,7 @@ class Endpoint:
             if isinstance(address, tuple) and not address[1]:  # anybody can forge port 0: no error of the handler's
                 raise anyio.BrokenResourceError(f"the sender {address!r} has no port: it cannot be answered") from exc
             if exc.errno == errno.ENOBUFS:  # the interface's queue is full: udp(7)
+                self._full_below = True
                 return False
             if self._unix and (not address or exc.errno in {errno.ECONNREFUSED, errno.ENOENT}):
                 raise anyio.BrokenResourceError(f"the sender {address!r} cannot be answered: {exc}") from exc
@@ -290,13 +292,14 @@ class Endpoint:
 
     async def send(self, data: Buffer, address: Address, control: _Control | None) -> None:
         """Send as soon as there is room. Raises as `Datagram.reply()`."""
-        delay, longest = _UNIX_RETRY
+        delay, longest = _RETRY
         give_up = self._loop.time() + _UNIX_PATIENCE
         while not self.try_send(data, address, control):
-            if self._unix:
-                if self._loop.time() >= give_up:
-                    full = BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-                    raise anyio.BrokenResourceError(f"the sender {address!r} does not read its answers") from full
+            if self._unix and self._loop.time() >= give_up:
+                full = BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+                raise anyio.BrokenResourceError(f"the sender {address!r} does not read its answers") from full
+            if self._unix or self._full_below:
+                self._full_below = False
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, longest)
             else:

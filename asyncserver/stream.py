@@ -62,14 +62,13 @@ class Stream(ServedConnection, ByteStream):
         bytes_sent: payload bytes sent so far.
     """
 
-    __slots__ = ("_buffer", "_spins")
+    __slots__ = ("_spins",)
 
     bytes_received: int
     bytes_sent: int
 
     def __init__(self, poller: Poller, sock: socket.socket, peer_address: Address, closing: asyncio.Event) -> None:
         ServedConnection.__init__(self, poller, sock, peer_address, closing)
-        self._buffer: bytearray | None = None
         self._spins = 0
 
     def __repr__(self) -> str:

@@ -187,12 +187,16 @@ async def test_taken_port_says_what_to_do(serve: Callable[..., asyncserver.Servi
 
 async def test_all_addresses_are_bound_or_none(serve: Callable[..., asyncserver.Serving]) -> None:
     """If the second address cannot be had, the first is given back."""
-    async with serve("127.0.0.2", 0) as server:
-        port = server.addresses[0][1]
-        error = await refused(serve(["127.0.0.1", "127.0.0.2"], port))
-        assert f"127.0.0.2:{port}" in str(error)
-        async with serve("127.0.0.1", port):
-            pass
+    for _ in range(20):  # other programs, such as clients of other tests, may hold the port on 127.0.0.1
+        async with serve("127.0.0.2", 0) as server:
+            port = server.addresses[0][1]
+            error = await refused(serve(["127.0.0.1", "127.0.0.2"], port))
+            if f"127.0.0.1:{port}" in str(error):
+                continue
+            assert f"127.0.0.2:{port}" in str(error)
+            async with serve("127.0.0.1", port):
+                return
+    pytest.fail("no port is free on 127.0.0.1")
 
 
 async def test_unknown_name_says_so(serve: Callable[..., asyncserver.Serving]) -> None:

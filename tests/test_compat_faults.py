@@ -34,7 +34,7 @@ MANY = ["ThreadingTCPServer", *(pytest.param(kind, marks=pytest.mark.soak) for k
 
 # Says where it serves, then tells about itself when asked to over standard input.
 SERVER = """
-import asyncio, importlib, itertools, json, logging, os, resource, socket, socketserver, ssl, sys, threading
+import asyncio, gc, importlib, itertools, json, logging, os, resource, socket, socketserver, ssl, sys, threading
 
 kind, options = sys.argv[1], json.loads(sys.argv[2])
 import asyncserver, compat

@@ -251,13 +251,6 @@ async def datagram_client(server: asyncserver.Server) -> Client:
 # -- on_error
 
 
-def closes_the_server(exc: BaseException, source: Any) -> None:
-    servers[-1]._closer = asyncio.get_running_loop().create_task(servers[-1].close())  # type: ignore[attr-defined]
-
-
-servers: list[asyncserver.Server] = []
-
-
 def fails(exc: BaseException, source: Any) -> None:
     raise RuntimeError
 
@@ -319,18 +312,15 @@ class Raising(asyncio.Protocol):
 
 async def test_on_error_that_closes_the_server(tcp: Transport) -> None:
     """It is told of an error and ends the program's serving: an orderly end."""
+    closing: list[asyncio.Task[Any]] = []
 
-    async def handler(stream: Stream) -> None:
-        if await stream.receive() == b"raise":
-            raise ValueError
-        await upper(stream)
+    def close(exc: BaseException, source: Any) -> None:
+        closing.append(asyncio.get_running_loop().create_task(server.close()))
 
-    async with tcp.serve(handler, on_error=closes_the_server) as server:
-        servers.append(server)
-        client = await Client.connect(server.addresses[0])
-        await client.send(b"raise")
+    async with tcp.serve(raises, on_error=close) as server:
+        client = await tcp.connect(server)
         async with asyncio.timeout(PATIENCE):
             await server.wait_closed()
+            assert await asyncio.gather(*closing) == [asyncserver.DrainReport()]
         client.close()
-    servers.clear()
     assert server.stats().failed == 1

@@ -126,7 +126,7 @@ async def test_durations_cover_every_handler_that_ran_however_it_ended() -> None
     assert found["handler_duration_seconds_bucket 0.05"] == 2
     assert found["handler_duration_seconds_bucket +Inf"] == 3
     assert found["handler_duration_seconds_bucket 300.0"] == 3
-    assert found["handler_duration_seconds_sum"] >= 0.06
+    assert found["handler_duration_seconds_sum"] >= 0.059  # a loop's clock may tick in milliseconds
 
 
 async def test_durations_of_datagrams_are_measured_from_the_registration_on() -> None:

@@ -115,3 +115,14 @@ async def test_number_of_a_descriptor_closed_elsewhere_belongs_to_the_next() -> 
         ours.close()
         theirs.close()
     poller.close()
+
+
+async def test_connection_that_outlives_the_poller_can_still_be_closed() -> None:
+    """At the program's end tasks are cancelled in any order, and a server may be gone before its last handler is."""
+    poller, recorder = Poller(asyncio.get_running_loop()), Recorder()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        poller.watch(recorder, ours.fileno(), 0, READ)  # type: ignore[arg-type]
+        poller.close()
+        poller.watch(recorder, ours.fileno(), READ, 0)  # type: ignore[arg-type]
+        assert not poller._connections

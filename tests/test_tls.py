@@ -630,3 +630,31 @@ async def test_want_write_while_receiving(tls: Transport, monkeypatch: pytest.Mo
         stream._recv = want_write_first
         assert await within(stream.receive()) == b"abc"
         assert calls >= 2
+
+
+async def test_send_eof_keeps_what_openssl_holds(tls: Transport) -> None:
+    """The rest of a record that was received in part is neither lost nor an error when our side ends."""
+    async with tls.pair() as (stream, client):
+        await client.send(b"abcdef")
+        assert await stream.receive(2) == b"ab"
+        await stream.send_eof()
+        assert await client.receive_all() == b""
+        assert stream.bytes_received == 6
+        assert await within(stream.receive()) == b"cdef"
+        await client.send(b"more")
+        assert await within(stream.receive()) == b"more"
+
+
+async def test_send_eof_after_the_peers_end_and_reset(tls: Transport) -> None:
+    """A stream that broke while it ended reports that, whatever is left of its TLS."""
+    async with tls.pair() as (stream, client):
+        await client.send_eof()
+        with pytest.raises(anyio.EndOfStream):
+            await stream.receive()
+        client.reset()
+        for _ in range(2):
+            with contextlib.suppress(anyio.BrokenResourceError):
+                await stream.send_eof()
+        for _ in range(2):
+            with pytest.raises((anyio.BrokenResourceError, anyio.EndOfStream)):
+                await within(stream.receive())
