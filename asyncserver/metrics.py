@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ._logger import logger as _logger
-from .reports import Durations, add, measure_durations, places_of, read
+from .reports import Durations, add, measure_durations, read
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -127,7 +127,7 @@ class ServerCollector:
         Raises:
             ValueError: another server has that label.
         """
-        name = places_of([server._bound])[0] if name is None else name
+        name = server.label if name is None else name
         if self._servers.get(name, server) is not server:
             raise ValueError(f"another server has the label {name!r} already; give each a name: add(server, name)")
         self._servers[name] = server

@@ -256,6 +256,14 @@ async def test_labels_are_places_or_names_and_never_the_same() -> None:
     assert 'asyncserver_handlers_active{server="questions"}' in text
 
 
+async def test_closed_server_can_be_collected_from() -> None:
+    """Its counters are still there."""
+    async with asyncserver.serve(upper, "127.0.0.1", 0) as server:
+        label = server.label
+    text = exposition(asyncserver.ServerCollector(server).collect(), "")[1].decode()
+    assert f'asyncserver_connections_accepted_total{{server="{label}"}} 0' in text
+
+
 async def test_places_of_unix_and_ipv6_sockets(tmp_path: Path) -> None:
     """A path as it is, an abstract name with @, an IPv6 address in brackets, several joined."""
     async with (
