@@ -58,7 +58,7 @@ def count(least: int) -> Callable[[str], int]:
     """A whole number that is at least so big."""
 
     def convert(text: str) -> int:
-        if not (text.isascii() and text.isdigit() and int(text) >= least):
+        if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) >= least):
             raise _wrong(f"a whole number, at least {least}", text)
         return int(text)
 

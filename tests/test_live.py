@@ -178,8 +178,11 @@ def test_bytes_have_units_for_people(number: float, shown: str) -> None:
     assert live._bytes(number) == shown
 
 
-def test_plain_lines_where_there_is_no_terminal(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
-    """Real workers, real requests; no escape sequence."""
+def test_plain_lines_where_there_is_no_terminal(
+    start: Start, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real workers, real requests; no escape sequence, and no proxy asked."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     program = start("--tcp", "127.0.0.1:0", "--udp", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
     port = monitored(program)
     tcp, udp = program.serving()
