@@ -79,14 +79,12 @@ def certificates(folder: Path) -> None:
 
 
 def wait_until_served(process: subprocess.Popen[bytes], port: int, kind: socket.SocketKind) -> None:
-    """Wait for the port to be taken: a program has no other way to say that it listens."""
+    """Wait until the kernel has a socket there: a program has no other way to say that it serves."""
+    name, state = ("tcp", "0A") if kind == socket.SOCK_STREAM else ("udp", "07")  # listening, bound: proc_net_tcp(5)
+    there = re.compile(rf":{port:04X} \S+ {state} ")
     while process.poll() is None:
-        with socket.socket(type=kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, kind == socket.SOCK_STREAM)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                return
+        if there.search(Path(f"/proc/net/{name}").read_text()):
+            return
     pytest.fail(f"the program ended with status {process.returncode}")
 
 
