@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import os
 import threading
 import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from tests.support import PATIENCE
+from tests.sweep import Cut, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
+
 
 #: When the cancellation is asked for: as the task begins to wait, a round of the loop later, or just as what it waits
 #: for has come but the task has not been told.
@@ -131,3 +136,18 @@ def _threads() -> set[str]:
 
 def _descriptors() -> set[str]:
     return {name for name in os.listdir("/proc/self/fd") if Path(f"/proc/self/fd/{name}").exists()}
+
+
+@pytest.fixture(autouse=True)
+def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds that some cuts have to wait for."""
+    monkeypatch.setattr("asyncserver.server._CANCEL_GRACE", 0.05)
+    monkeypatch.setattr("asyncserver.stream._CLOSE_TIMEOUT", 0.05)
+    monkeypatch.setattr("asyncserver.adapters._SHUTDOWN_TIMEOUT", 0.05)
+
+
+@pytest.fixture(autouse=True)
+def no_errors(caplog: pytest.LogCaptureFixture) -> Any:
+    yield
+    told = [record for record in caplog.get_records("call") if record.name == "asyncserver"]
+    assert not [record.getMessage() for record in told if record.levelno >= logging.WARNING]
