@@ -1,0 +1,137 @@
+"""What the tests of the command line share: a folder of handlers, the program as a person types it, and a question."""
+
+from __future__ import annotations
+
+import re
+import socket
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.serverkit import PATIENCE, Program, authority
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+APP = """
+import asyncio
+import asyncserver
+
+async def handler(source):
+    if isinstance(source, asyncserver.Datagram):
+        return source.data[::-1]
+    async for data in source:
+        await source.send(data[::-1])
+
+class Namespace:
+    inner = handler
+
+class Echo(asyncio.Protocol):
+    def connection_made(self, transport):
+        self.transport = transport
+    def data_received(self, data):
+        self.transport.write(data[::-1])
+
+protocol = asyncserver.from_protocol(Echo)
+
+def synchronous(stream):
+    pass
+
+number = 7
+"""
+
+
+LEGACY = """
+import asyncio, socketserver, threading
+
+class Reverse(socketserver.StreamRequestHandler):
+    most = running = 0
+    lock = threading.Lock()
+
+    def handle(self):
+        cls = type(self)
+        with self.lock:
+            cls.running += 1
+            cls.most = max(cls.most, cls.running)
+        for line in self.rfile:
+            self.wfile.write(b"%s %d\\n" % (line.strip()[::-1], cls.most))
+        with self.lock:
+            cls.running -= 1
+
+class Answer(socketserver.DatagramRequestHandler):
+    def handle(self):
+        self.wfile.write(self.rfile.read()[::-1])
+
+class Either(socketserver.BaseRequestHandler):
+    def handle(self):
+        if isinstance(self.request, tuple):
+            data, sock = self.request
+            sock.sendto(data[::-1], self.client_address)
+        else:
+            self.request.sendall(self.request.recv(99)[::-1])
+
+class Protocol(asyncio.Protocol):
+    def connection_made(self, transport):
+        self.transport = transport
+    def data_received(self, data):
+        self.transport.write(data[::-1])
+
+class Buffered(asyncio.BufferedProtocol):
+    def connection_made(self, transport):
+        self.transport, self.buffer = transport, bytearray(99)
+    def get_buffer(self, hint):
+        return self.buffer
+    def buffer_updated(self, nbytes):
+        self.transport.write(bytes(self.buffer[:nbytes])[::-1])
+
+class Datagrams(asyncio.DatagramProtocol):
+    def connection_made(self, transport):
+        self.transport = transport
+    def datagram_received(self, data, address):
+        self.transport.sendto(data[::-1], address)
+
+def report(exception, source):
+    print("reported", exception, type(source).__name__, flush=True)
+
+async def fail(source):
+    raise ValueError("on purpose")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "app.py").write_text(APP)
+    (tmp_path / "legacy.py").write_text(LEGACY)
+    (tmp_path / "broken.py").write_text("import no_such_module_at_all\n")
+    return tmp_path
+
+
+def command(folder: Path, *arguments: str, **environment: str) -> Program:
+    return Program(["-W", "error", "-m", "asyncserver", *arguments], folder, **environment)
+
+
+def internet_address(program: Program, server: str = "StreamServer") -> tuple[str, int]:
+    """Where a server of the program listens, as it has logged it."""
+    program.wait_for(f"{server} serving on (")
+    found = re.search(server + r" serving on \('(.*?)', (\d+)", program.errors)
+    assert found is not None
+    return found[1], int(found[2])
+
+
+def ask(address: Any, kind: int = socket.SOCK_STREAM, question: bytes = b"hello") -> bytes:
+    with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET, kind) as client:
+        client.settimeout(PATIENCE)
+        client.connect(address)
+        client.sendall(question)
+        return client.recv(99)
+
+
+def certificates(folder: Path) -> None:
+    """Write the server's chain and key, and the authority that signed them, into files."""
+    certificate = authority().issue_cert("127.0.0.1", "localhost")
+    for blob in certificate.cert_chain_pems:
+        blob.write_to_path(str(folder / "chain.pem"), append=True)
+    certificate.private_key_pem.write_to_path(str(folder / "key.pem"))
+    certificate.private_key_and_cert_chain_pem.write_to_path(str(folder / "both.pem"))
+    authority().cert_pem.write_to_path(str(folder / "ca.pem"))
