@@ -1,0 +1,60 @@
+"""What the tests of compat share: socketserver and compat side by side, a server in a thread, and clients of it."""
+
+import socket
+import socketserver
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import compat
+
+if TYPE_CHECKING:
+    import queue
+
+
+LOOPBACK = ("127.0.0.1", 0)
+
+
+@pytest.fixture(params=[socketserver, compat], ids=["socketserver", "compat"])
+def ss(request: pytest.FixtureRequest) -> Any:
+    """The module under test, or the one that it has to behave like."""
+    return request.param
+
+
+@contextmanager
+def serving(server: Any) -> Iterator[Any]:
+    """Serve in a thread, and close the server afterwards."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def connect(server: Any) -> socket.socket:
+    """A connection whose operations give up after ten seconds."""
+    return socket.create_connection(server.server_address, timeout=10)
+
+
+def ask(server: Any, data: bytes = b"") -> bytes:
+    """Everything that the server answers."""
+    with connect(server) as client:
+        client.sendall(data)
+        client.shutdown(socket.SHUT_WR)
+        return b"".join(iter(lambda: client.recv(65536), b""))
+
+
+def echo(request: Any, address: object, server: object) -> None:
+    """The smallest handler of a stream server."""
+    request.sendall(request.recv(1024).upper())
+
+
+def drained(log: "queue.Queue[Any]") -> list[Any]:
+    """What is in a queue."""
+    return [log.get(timeout=10) for _ in range(log.qsize())]
