@@ -1,66 +1,20 @@
 """Unchanged programs under `python -m compat`, as people start them."""
 
-import fcntl
 import ftplib
 import io
 import os
 import re
-import select
 import shutil
-import signal
 import socket
-import struct
 import subprocess
 import sys
-import termios
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.serverkit import wait_until_asleep
-
-PROGRAMS = Path(__file__).parent / "legacy_programs"
-ROOT = Path(__file__).parents[1]
-
-
-def environment() -> dict[str, str]:
-    """Children find the package wherever they are started."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-
-
-def python(*arguments: object, cwd: Path = ROOT, check: bool = True) -> "subprocess.CompletedProcess[str]":
-    """Run the interpreter to its end."""
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, check=check, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=50)
-
-
-@contextmanager
-def started(*arguments: object, **options: Any) -> Iterator["subprocess.Popen[str]"]:
-    """A program that is killed if it is still there in the end."""
-    command = [sys.executable, *map(str, arguments)]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, env=environment(), text=True, stdin=pipe, stdout=pipe, stderr=pipe, **options)
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def line_of(process: "subprocess.Popen[str]") -> list[str]:
-    """The words of the next line that it prints."""
-    assert process.stdout is not None
-    return process.stdout.readline().split()
-
-
-def connect(port: object) -> socket.socket:
-    """A connection whose operations give up after ten seconds."""
-    return socket.create_connection(("127.0.0.1", int(str(port))), timeout=10)
-
+from tests.programkit import PROGRAMS, connect, environment, line_of, python, started
 
 # The programs of a textbook.
 
@@ -263,156 +217,3 @@ def test_a_namesake_beside_the_script_is_pointed_out(tmp_path: Path) -> None:
     ended = python("-m", "compat", tmp_path / "script.py")
     assert ended.stdout == "True\n"
     assert f"`import compat` will not give the program {tmp_path / 'compat.py'}" in ended.stderr
-
-
-# How a program ends.
-
-
-def test_sigterm_drains() -> None:
-    """The answer under way is given, an idle client is let go after the grace, the program ends normally."""
-    program = ["-m", "compat", "--graceful-timeout", "1", PROGRAMS / "echo_server.py"]
-    with started(*program) as process:
-        port, module = line_of(process)
-        assert module == "compat"
-        with connect(port) as busy, connect(port) as idle:
-            idle.sendall(b"abc")
-            assert idle.recv(100) == b"ABC"
-            busy.sendall(b"slow")
-            wait_until_sent(busy)
-            process.send_signal(signal.SIGTERM)
-            assert busy.recv(100) == b"SLOW"
-            assert idle.recv(100) == b""
-        assert process.wait(10) == 0
-        assert line_of(process) == ["ended"]
-
-
-def wait_until_sent(client: socket.socket) -> None:
-    """Wait until the other side has received what the client sent."""
-    deadline = time.monotonic() + 10
-    while struct.unpack("i", fcntl.ioctl(client, termios.TIOCOUTQ, b"\0" * 4))[0]:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def test_sigterm_ends_a_program_that_serves_in_a_thread() -> None:
-    """SystemExit is raised in its main thread."""
-    with started("-m", "compat", PROGRAMS / "echo_server.py", "where=thread") as process:
-        port, _ = line_of(process)
-        with connect(port) as client:
-            client.sendall(b"abc")
-            assert client.recv(100) == b"ABC"
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
-
-
-def test_sigterm_ends_a_program_whose_main_thread_has_ended(tmp_path: Path) -> None:
-    """No SystemExit can be raised there: the interpreter waits for the thread that serves."""
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import socketserver, threading, time\n"
-        "server = socketserver.TCPServer(('127.0.0.1', 0), None)\n"
-        "class Told(threading.Thread):\n"
-        "    def run(self):\n"
-        "        while threading.main_thread().is_alive():\n"
-        "            time.sleep(0.001)\n"
-        "        print('ended', flush=True)\n"
-        "Told().start()\n"
-        "threading.Thread(target=server.serve_forever).start()\n"
-    )
-    with started("-m", "compat", script) as process:
-        assert line_of(process) == ["ended"]
-        wait_until_asleep(process.pid)  # a signal before that is seen when another thread ends: CPython
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
-        assert process.stderr is None or process.stderr.read() == ""
-
-
-def test_sigterm_without_a_server_kills_as_always(tmp_path: Path) -> None:
-    """There is nothing to drain."""
-    script = tmp_path / "script.py"
-    script.write_text("import time\nprint('here', flush=True)\ntime.sleep(60)\n")
-    with started("-m", "compat", script) as process:
-        line_of(process)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == -signal.SIGTERM
-
-
-@pytest.mark.parametrize("swapped", [False, True])
-def test_ctrl_c_comes_out_of_serve_forever_at_once(swapped: bool) -> None:
-    """As with the stdlib; idle daemonic handlers do not hold up the end."""
-    program = [PROGRAMS / "echo_server.py", "daemon_threads=True"]
-    with started(*(["-m", "compat"] if swapped else []), *program) as process:
-        port, _ = line_of(process)
-        with connect(port) as client:
-            client.sendall(b"abc")
-            assert client.recv(100) == b"ABC"
-            begun = time.monotonic()
-            process.send_signal(signal.SIGINT)
-            assert line_of(process) == ["interrupted"]
-            assert time.monotonic() - begun < 1
-            assert line_of(process) == ["ended"]
-            assert process.wait(10) == 0
-            assert time.monotonic() - begun < 1.5
-
-
-def test_exit_with_idle_connections_and_daemon_threads_is_quick() -> None:
-    """A hundred clients that keep their connections."""
-    program = ["-m", "compat", PROGRAMS / "echo_server.py", "daemon_threads=True", "where=brief"]
-    with started(*program) as process, ExitStack() as stack:
-        port, _ = line_of(process)
-        for _ in range(100):
-            client = stack.enter_context(connect(port))
-            client.sendall(b"abc")
-            assert client.recv(100) == b"ABC"
-        assert process.stdin is not None
-        begun = time.monotonic()
-        process.stdin.write("\n")
-        process.stdin.flush()
-        assert process.wait(10) == 0
-        assert time.monotonic() - begun < 1
-
-
-# The system's limits.
-
-
-def test_without_descriptors_it_neither_spins_nor_dies() -> None:
-    """The stdlib uses most of a processor; clients in the backlog are served as soon as others leave."""
-    arguments = ["descriptors=40", "request_queue_size=200"]
-    with started("-m", "compat", PROGRAMS / "echo_server.py", *arguments) as process, ExitStack() as stack:
-        port, _ = line_of(process)
-        clients = [stack.enter_context(connect(port)) for _ in range(60)]
-        for client in clients:
-            client.sendall(b"abc")
-        time.sleep(0.3)  # the time that those have which can be answered
-        answered = [client for client in clients if has_answer(client)]
-        assert 10 < len(answered) < 40
-        before = cpu_of(process.pid)
-        time.sleep(0.5)  # the time that is measured
-        assert cpu_of(process.pid) - before < 0.1
-        for client in clients:
-            if client not in answered:
-                answered.pop().close()
-                assert client.recv(100) == b"ABC"
-                answered.append(client)
-        process.kill()
-        assert process.stderr is not None
-        assert process.stderr.read().count("cannot get requests ([Errno 24] Too many open files)") == 1
-
-
-def has_answer(client: socket.socket) -> bool:
-    """Whether an answer has arrived."""
-    return bool(select.select([client], [], [], 0)[0])
-
-
-def cpu_of(pid: int) -> float:
-    """Seconds of processor time that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def test_forking_servers_reap_their_own_children() -> None:
-    """Even at max_children; shutdown() in a child ends; and servers may be daemonised after __init__."""
-    warnings = ["-W", "error", "-W", "ignore:.*fork:DeprecationWarning"]  # the program's own threads
-    ended = python(*warnings, "-m", "compat", PROGRAMS / "forking.py")
-    assert ended.stdout.splitlines() == ["ForkingTCPServer fine", "ForkingUDPServer fine", "child"]
-    assert ended.stderr == ""
