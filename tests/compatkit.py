@@ -1,9 +1,11 @@
 """What the tests of compat share: socketserver and compat side by side, a server in a thread, and clients of it."""
 
+import queue
 import socket
 import socketserver
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -58,3 +60,19 @@ def echo(request: Any, address: object, server: object) -> None:
 def drained(log: "queue.Queue[Any]") -> list[Any]:
     """What is in a queue."""
     return [log.get(timeout=10) for _ in range(log.qsize())]
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for what nobody tells of, for ten seconds at most."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+class Echo(compat.BaseRequestHandler):
+    """Answers until the client has closed."""
+
+    def handle(self) -> None:
+        while data := self.request.recv(1024):
+            self.request.sendall(data.upper())
