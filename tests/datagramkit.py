@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import pytest
 
 import asyncserver
 from tests.serverkit import PATIENCE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from asyncserver import Datagram
@@ -100,3 +104,27 @@ class Hung:
         finally:
             self.now -= 1
         return datagram.data.upper()
+
+
+FAMILIES = ["ipv4", "ipv6", "unix"]
+
+
+@pytest.fixture(params=FAMILIES)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    place = Place(request.param, tmp_path)
+    yield place
+    place.close()
+
+
+@pytest.fixture
+def udp(tmp_path: Path) -> Iterator[Place]:
+    place = Place("ipv4", tmp_path)
+    yield place
+    place.close()
+
+
+@pytest.fixture
+def unix(tmp_path: Path) -> Iterator[Place]:
+    place = Place("unix", tmp_path)
+    yield place
+    place.close()
