@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import pytest
 import trustme
 
 import asyncserver
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("tcp", "unix", "tls")
@@ -311,3 +313,13 @@ def run_script(source: str, folder: Path, *arguments: str, **environment: str) -
 def errors_in(caplog: Any) -> list[Any]:
     """The records of the package's own logger that tell of an error."""
     return [one for one in caplog.records if one.name == "asyncserver" and one.levelname == "ERROR"]
+
+
+@pytest.fixture(params=KINDS)
+def wire(request: pytest.FixtureRequest, tmp_path: Path) -> Wire:
+    return Wire(request.param, tmp_path)
+
+
+@pytest.fixture
+def tcp(tmp_path: Path) -> Wire:
+    return Wire("tcp", tmp_path)
