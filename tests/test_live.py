@@ -14,7 +14,7 @@ import pytest
 
 from asyncserver import live
 from tests.serverkit import PATIENCE, ROOT
-from tests.test_monitor import monitored
+from tests.monitorkit import monitored
 from tests.workerkit import Start, ask, ask_udp, start
 
 if TYPE_CHECKING:
