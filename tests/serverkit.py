@@ -25,6 +25,8 @@ import asyncserver
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
+    from asyncserver import Stream
+
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("tcp", "unix", "tls")
@@ -323,3 +325,35 @@ def wire(request: pytest.FixtureRequest, tmp_path: Path) -> Wire:
 @pytest.fixture
 def tcp(tmp_path: Path) -> Wire:
     return Wire("tcp", tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Abort a third of a second after the cancellation; how long a real one takes is tested in test_drain.py."""
+    monkeypatch.setattr("asyncserver.server._CANCEL_GRACE", 0.3)
+
+
+class Misbehaving:
+    """A handler that does what the first word asks for; otherwise it sends capitals. At the end it is let go."""
+
+    def __init__(self) -> None:
+        self.release = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.release.set()
+        await asyncio.sleep(0)
+
+    async def __call__(self, stream: Stream) -> None:
+        word = await stream.receive()
+        if word == b"raise":
+            raise ValueError("the handler's own mistake")
+        if word == b"hang":
+            await self.release.wait()
+        while word == b"swallow" and not self.release.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.release.wait()
+        await stream.send(word.upper())
+        await upper(stream)
