@@ -10,16 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import asyncserver
+from tests.datagramkit import upper as upper_datagram
 from tests.serverkit import upper
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from asyncserver import Datagram
-
-
-async def upper_datagram(datagram: Datagram) -> bytes:
-    return datagram.data.upper()
 
 
 @pytest.fixture(params=["serve", "serve_datagrams"])

@@ -1,6 +1,5 @@
 """What the tests of compat share: socketserver and compat side by side, a server in a thread, and clients of it."""
 
-import queue
 import socket
 import socketserver
 import threading
@@ -15,7 +14,6 @@ import compat
 
 if TYPE_CHECKING:
     import queue
-
 
 LOOPBACK = ("127.0.0.1", 0)
 
@@ -40,8 +38,8 @@ def serving(server: Any) -> Iterator[Any]:
 
 
 def connect(server: Any) -> socket.socket:
-    """A connection whose operations give up after ten seconds."""
-    return socket.create_connection(server.server_address, timeout=10)
+    """A connection whose operations give up after twenty seconds."""
+    return socket.create_connection(server.server_address, timeout=20)
 
 
 def ask(server: Any, data: bytes = b"") -> bytes:

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PROGRAMS = Path(__file__).parent / "legacy_programs"
+from tests.serverkit import ROOT
 
-ROOT = Path(__file__).parents[1]
+PROGRAMS = Path(__file__).parent / "legacy_programs"
 
 
 def environment() -> dict[str, str]:

@@ -305,6 +305,15 @@ def wait_until_asleep(pid: int) -> None:
             switches, since = now, time.monotonic()
 
 
+def free_port() -> int:
+    """A port that nobody has, for streams or for datagrams."""
+    with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+        tcp.bind(("127.0.0.1", 0))
+        udp.bind(tcp.getsockname())
+        port: int = tcp.getsockname()[1]
+        return port
+
+
 def run_script(source: str, folder: Path, *arguments: str, **environment: str) -> tuple[int, str, str]:
     """Run a script to its end; returns its status, output and errors."""
     (folder / "script.py").write_text(source)

@@ -1,4 +1,4 @@
-"""What the tests of a stream's faults share: each way to receive."""
+"""What the tests of a stream's faults share: each way to receive, and what is received to the end."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ RECEIVES: dict[str, Callable[[Stream], Callable[[], Awaitable[bytes]]]] = {
 }
 
 
-async def _rest(stream: Stream) -> bytes:
+async def rest(stream: Stream) -> bytes:
     return b"".join([data async for data in stream])
 
 
-async def _call(operation: Callable[[], Awaitable[bytes]]) -> bytes:
+async def call(operation: Callable[[], Awaitable[bytes]]) -> bytes:
     return await operation()

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import asyncserver
-from tests.bindingkit import ask, refused, serve, upper_datagram, warm_resolver
+from tests.bindingkit import ask, refused, serve, warm_resolver
+from tests.datagramkit import upper as upper_datagram
 from tests.serverkit import upper
 
 if TYPE_CHECKING:

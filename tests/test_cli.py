@@ -14,20 +14,12 @@ import pytest
 from asyncserver import cli
 from asyncserver.options import make_parser, read
 from tests.clikit import ask, command, folder, internet_address
-from tests.serverkit import PATIENCE, Program
+from tests.serverkit import PATIENCE, Program, free_port
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["folder"]  # a fixture
-
-
-def free_port() -> int:
-    with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
-        tcp.bind(("127.0.0.1", 0))
-        udp.bind(tcp.getsockname())
-        port: int = tcp.getsockname()[1]
-        return port
 
 
 # -- what it does

@@ -16,17 +16,19 @@ import pytest
 import asyncserver
 import compat
 from tests import serverkit
+from tests.compatkit import LOOPBACK, serving, ss
 from tests.serverkit import errors_in
 from tests.support import TLSClient, eventually, open_socket, within
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     import trustme
 
     from tests.support import Transport
 
-LOOPBACK = ("127.0.0.1", 0)
+__all__ = ["ss"]  # a fixture
+
 KINDS = ["TCPServer", "ThreadingTCPServer", "UnixStreamServer", "ThreadingUnixStreamServer"]
 
 
@@ -91,25 +93,6 @@ def answer_of(address: Any, act: Callable[[socket.socket], None]) -> bytes:
         client = serverkit.client_context().wrap_socket(client, server_hostname="localhost")
     with client:
         return b"".join(iter(lambda: client.recv(100), b""))
-
-
-@pytest.fixture(params=[socketserver, compat], ids=["socketserver", "compat"])
-def ss(request: pytest.FixtureRequest) -> Any:
-    """The module under test, or the one that it has to behave like."""
-    return request.param
-
-
-@contextlib.contextmanager
-def serving(server: Any) -> Iterator[Any]:
-    """Serve in a thread, and close the server afterwards."""
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @pytest.mark.parametrize("raises", [False, True], ids=["ends", "fails"])

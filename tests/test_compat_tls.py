@@ -6,16 +6,15 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
 import trustme
 
 import compat
-
-LOOPBACK = ("127.0.0.1", 0)
+from tests.compatkit import LOOPBACK, connect, serving
 
 
 @pytest.fixture(scope="module")
@@ -38,24 +37,6 @@ def trusting(authority: trustme.CA) -> ssl.SSLContext:
     context = ssl.create_default_context()
     authority.configure_trust(context)
     return context
-
-
-@contextmanager
-def serving(server: Any) -> Iterator[Any]:
-    """Serve in a thread, and close the server afterwards."""
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-def connect(server: Any) -> socket.socket:
-    """A plain connection, on which the client says nothing."""
-    return socket.create_connection(server.server_address, timeout=15)
 
 
 def ask(server: Any, trusting: ssl.SSLContext) -> bytes:

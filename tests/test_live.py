@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from asyncserver import live
-from tests.serverkit import PATIENCE, ROOT
 from tests.monitorkit import monitored
+from tests.serverkit import PATIENCE, ROOT
 from tests.workerkit import Start, ask, ask_udp, start
 
 if TYPE_CHECKING:

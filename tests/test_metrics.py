@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import prometheus_client
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 import asyncserver
 import compat
 from asyncserver.metrics import METRICS, Row, exposition, families, summed
 from asyncserver.reports import add, measure_durations, places_of, read, retired
+from tests.monitorkit import values
 from tests.serverkit import errors_in, until, upper
 from tests.support import Client, within
 
@@ -27,21 +27,6 @@ if TYPE_CHECKING:
     from asyncserver import Server
 
 ROOT = Path(__file__).parent.parent
-
-
-def values(text: str) -> dict[str, float]:
-    """What Prometheus' own parser reads, by name and labels; all servers together."""
-    found: dict[str, float] = {}
-    seen = set()
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            series = (sample.name, *sorted(sample.labels.items()))
-            assert series not in seen, f"twice: {sample}"
-            seen.add(series)
-            labels = [value for name, value in sample.labels.items() if name != "server"]
-            key = " ".join((sample.name.removeprefix("asyncserver_"), *labels))
-            found[key] = found.get(key, 0) + sample.value
-    return found
 
 
 def collected(*servers: Server) -> dict[str, float]:

@@ -9,16 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import ssl
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import trustme
 
 import asyncserver
+from tests.headerkit import contexts
 from tests.proxykit import find, nginx_command, running
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
@@ -116,14 +116,6 @@ async def ask(front: Any, host: str = CLIENT_HOST, context: ssl.SSLContext | Non
     writer.close()
     with contextlib.suppress(ConnectionError):
         await writer.wait_closed()
-
-
-def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    authority = trustme.CA()
-    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
-    authority.issue_cert("localhost").configure_cert(server)
-    authority.configure_trust(client)
-    return server, client
 
 
 @pytest.mark.parametrize("handler", [shout, asyncserver.from_protocol(Shouting)], ids=["stream", "protocol"])

@@ -13,7 +13,7 @@ import pytest
 
 import asyncserver
 from asyncserver import stream_server
-from tests.proxykit import BINARY, CLIENT, INET, KINDS, LINE, SIGNATURE, Telling, ask, proxied, tell
+from tests.headerkit import BINARY, CLIENT, INET, KINDS, LINE, SIGNATURE, Telling, ask, proxied, tell
 
 
 @pytest.mark.parametrize("handler", KINDS)

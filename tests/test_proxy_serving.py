@@ -10,13 +10,12 @@ import ssl
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import trustme
 from anyio.abc import SocketAttribute
 
 import asyncserver
 import compat
 from asyncserver.proxy_protocol import HeaderParser
-from tests.proxykit import BINARY, CLIENT, KINDS, LINE, SIGNATURE, Telling, ask, proxied, tell
+from tests.headerkit import BINARY, CLIENT, KINDS, LINE, SIGNATURE, Telling, ask, contexts, proxied, tell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -107,14 +106,6 @@ async def test_dribbled_header(header: bytes, monkeypatch: pytest.MonkeyPatch) -
         assert await reader.read() == b"('192.0.2.1', 56324) question"
         assert fed.qsize() == 1
         writer.close()
-
-
-def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    authority = trustme.CA()
-    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
-    authority.issue_cert("localhost").configure_cert(server)
-    authority.configure_trust(client)
-    return server, client
 
 
 class GluedHello(asyncio.Protocol):

@@ -15,20 +15,13 @@ from typing import TYPE_CHECKING
 import pytest
 import trustme
 
+from tests.serverkit import ROOT, free_port
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ROOT = Path(__file__).parent.parent
 PROGRAMS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 SERVERS = [program for program in PROGRAMS if "8080" in program]
-
-
-def free_port() -> int:
-    with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
-        tcp.bind(("127.0.0.1", 0))
-        udp.bind(tcp.getsockname())
-        port: int = tcp.getsockname()[1]
-        return port
 
 
 def ask_tcp(port: int, folder: Path, question: bytes) -> bytes:

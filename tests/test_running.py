@@ -15,17 +15,14 @@ from typing import TYPE_CHECKING, Any, Self
 import pytest
 
 import asyncserver
+from tests.datagramkit import upper as upper_datagram
 from tests.serverkit import LOOPS, PATIENCE, Program, upper
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from asyncserver import Datagram, Stream
-
-
-async def upper_datagram(datagram: Datagram) -> bytes:
-    return datagram.data.upper()
+    from asyncserver import Stream
 
 
 @pytest.fixture
@@ -168,18 +165,20 @@ def test_server_that_cannot_start_closes_the_others(listening: socket.socket, po
         sock.close()
 
 
+class Closing:
+    """A handler that answers once and closes its server."""
+
+    def for_server(self, server: asyncserver.Server) -> Closing:
+        self.server = server
+        return self
+
+    async def __call__(self, stream: Stream) -> None:
+        await stream.send((await stream.receive()).upper())
+        await self.server.close()
+
+
 def test_it_returns_when_every_server_has_been_closed() -> None:
     """Servers that close themselves end the program; one alone does not end the others."""
-
-    class Closing:
-        def for_server(self, server: asyncserver.Server) -> Closing:
-            self.server = server
-            return self
-
-        async def __call__(self, stream: Stream) -> None:
-            await stream.send((await stream.receive()).upper())
-            await self.server.close()
-
     socks = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
     addresses = [sock.getsockname() for sock in socks]
     results: list[bytes] = []
@@ -192,16 +191,6 @@ def test_it_returns_when_every_server_has_been_closed() -> None:
 
 def test_outside_the_main_thread_it_serves_without_signals() -> None:
     """There Python delivers no signals; the server runs all the same."""
-
-    class Closing:
-        def for_server(self, server: asyncserver.Server) -> Closing:
-            self.server = server
-            return self
-
-        async def __call__(self, stream: Stream) -> None:
-            await stream.send((await stream.receive()).upper())
-            await self.server.close()
-
     sock = socket.create_server(("127.0.0.1", 0))
     address = sock.getsockname()
     running = threading.Thread(target=asyncserver.run, args=(asyncserver.serve(Closing(), sock=sock),))

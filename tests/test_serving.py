@@ -11,21 +11,14 @@ import socketserver
 import ssl
 import warnings
 from collections.abc import Callable  # noqa: TC003 - in a type that is looked at
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 import pytest
 
 import asyncserver
+from tests.datagramkit import upper as upper_datagram
 from tests.serverkit import PATIENCE, until, upper
-
-if TYPE_CHECKING:
-    from asyncserver import Datagram
-
-
-async def upper_datagram(datagram: Datagram) -> bytes:
-    return datagram.data.upper()
-
 
 SERVE: dict[str, tuple[Callable[..., asyncserver.Serving], Any]] = {
     "serve": (asyncserver.serve, upper),

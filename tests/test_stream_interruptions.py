@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 import asyncserver.stream
-from tests.streamkit import RECEIVES, _call, _rest
+from tests.streamkit import RECEIVES, call, rest
 from tests.support import Interrupt, Transport, blocked, eventually, within
 
 if TYPE_CHECKING:
@@ -26,11 +26,11 @@ async def test_interrupted_receive_loses_nothing(transport: Transport, operation
     async with transport.pair() as (stream, client):
         if operation.startswith("receive_"):
             await client.send(b"part")
-        await within(interrupt(lambda: _call(RECEIVES[operation](stream))))
+        await within(interrupt(lambda: call(RECEIVES[operation](stream))))
         await client.send(b"56789;")
         await client.send_eof()
         before = b"part" if operation.startswith("receive_") else b""
-        assert await within(_rest(stream)) == before + b"56789;"
+        assert await within(rest(stream)) == before + b"56789;"
 
 
 async def test_interrupted_again_and_again(transport: Transport, interrupt: Interrupt) -> None:

@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from tests.serverkit import upper
-from tests.streamkit import RECEIVES, _call, _rest
+from tests.streamkit import RECEIVES, call, rest
 from tests.support import Transport, blocked, eventually, within
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ async def test_reset_while_reading(transport: Transport, operation: str) -> None
     """Whoever waits for bytes gets BrokenResourceError with the system's error as its cause."""
     async with transport.pair() as (stream, client):
         await stream.send(b"unread")  # a Unix socket resets only if it had something to lose
-        receiving = await blocked(_call(RECEIVES[operation](stream)))
+        receiving = await blocked(call(RECEIVES[operation](stream)))
         client.reset()
         with pytest.raises(anyio.BrokenResourceError) as caught:
             await within(receiving)
@@ -132,7 +132,7 @@ async def test_broken_stays_broken(transport: Transport, first: str) -> None:
             with pytest.raises(anyio.BrokenResourceError):
                 await within(stream.receive())
             with pytest.raises(anyio.BrokenResourceError):
-                await within(_rest(stream))
+                await within(rest(stream))
             with pytest.raises(anyio.BrokenResourceError):
                 await within(stream.receive_exactly(1))
             if first != "send_eof":
