@@ -247,7 +247,7 @@ def test_public_callable_is_documented(thing: Any) -> None:
         assert name == "self" or f"{name}: " in text or f"{name}, " in text, f"{thing!r} does not tell of {name}"
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("package", [*PACKAGES, "tests"])
 def test_module_is_documented_and_of_readable_length(package: str) -> None:
     """Every module says in its first lines what it holds, and none is longer than 400 lines."""
     for path in sorted((ROOT / package).glob("*.py")):

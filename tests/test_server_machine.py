@@ -7,43 +7,28 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import invariant, precondition, rule
 
 import asyncserver
+from tests.machine import LoopMachine, check
 from tests.serverkit import LOOPS, PATIENCE, is_balanced, upper_lines
 from tests.sweep import Cut, nothing_left
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
 
 
-class ServerMachine(RuleBasedStateMachine):
+class ServerMachine(LoopMachine):
     """One server with at most three connections; its clients are counted by what they have to expect."""
 
-    loop_name: str
-
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call,unused-ignore] # typed in some versions of hypothesis
-        factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
-        if self.loop_name == "uvloop":
-            import uvloop
-
-            factory = uvloop.new_event_loop
-        self.loop = factory()
+        super().__init__()
         self.clients: list[socket.socket] = []
         self.paused = False
         self.closing: asyncio.Task[Any] | None = None
         self.serving = asyncserver.serve(upper_lines, "127.0.0.1", 0, max_connections=3, drain_timeout=PATIENCE)
         self.run(self._start())
-
-    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        async def bounded() -> Any:
-            async with asyncio.timeout(PATIENCE):
-                return await coroutine
-
-        return self.loop.run_until_complete(bounded())
 
     async def _start(self) -> None:
         self.server = await self.serving.__aenter__()
@@ -132,25 +117,10 @@ class ServerMachine(RuleBasedStateMachine):
         self.loop.close()
 
 
-def _run(loop: str, examples: int) -> None:
-    machine = type("Machine", (ServerMachine,), {"loop_name": loop})
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=25,
-            derandomize=True,
-            database=None,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
-
-
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("loop", LOOPS)
 def test_server_agrees_with_the_model(loop: str) -> None:
     """Whatever happens in whatever order: who has a place is answered, all is counted, and nothing is left."""
-    _run(loop, 1)  # makes what is made once and for all
+    check(ServerMachine, 1, 25, loop_name=loop)  # makes what is made once and for all
     with nothing_left(Cut(0, "never")):
-        _run(loop, 20)
+        check(ServerMachine, 20, 25, loop_name=loop)
