@@ -128,6 +128,13 @@ async def test_bytes_in_the_kernel_are_answered(wire: Wire) -> None:
         assert report == asyncserver.DrainReport(completed=5)
 
 
+@pytest.fixture
+def slow_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients in the few threads of an executor may take a while to begin with their handshake."""
+    monkeypatch.setattr("asyncserver._kernel._FIRST_WORDS", PATIENCE)
+
+
+@pytest.mark.usefixtures("slow_clients")
 async def test_connections_in_the_backlog_are_answered(wire: Wire) -> None:
     """Who had connected before close() was called is served, though nobody had accepted it yet."""
     async with wire.serve(upper) as server, contextlib.AsyncExitStack() as stack:
@@ -140,6 +147,7 @@ async def test_connections_in_the_backlog_are_answered(wire: Wire) -> None:
         assert (server.stats().accepted, server.stats().completed) == (40, 40)
 
 
+@pytest.mark.usefixtures("slow_clients")
 async def test_paused_server_answers_its_backlog_when_it_closes(wire: Wire) -> None:
     """pause() only postpones: who waits in the kernel's queue is served before the end."""
     async with wire.serve(upper) as server:
@@ -151,6 +159,7 @@ async def test_paused_server_answers_its_backlog_when_it_closes(wire: Wire) -> N
             assert report == asyncserver.DrainReport(completed=1)
 
 
+@pytest.mark.usefixtures("slow_clients")
 async def test_backlog_beyond_max_connections_is_answered_one_after_the_other(wire: Wire) -> None:
     """At the limit those in the queue are not reset but served in turn, and each comes to its message boundary."""
     most = now = 0
