@@ -50,6 +50,19 @@ def ask(server: Any, data: bytes = b"") -> bytes:
         return b"".join(iter(lambda: client.recv(65536), b""))
 
 
+def meet(server: Any, met: threading.Semaphore) -> None:
+    """Be two hundred clients at once, until that many handlers have told that they met."""
+    clients = []
+    for _ in range(200):
+        clients.append(socket.socket(server.address_family, server.socket_type))
+        clients[-1].connect(server.server_address)
+        clients[-1].send(b"x")
+    for _ in range(200):
+        assert met.acquire(timeout=20)
+    for client in clients:
+        client.close()
+
+
 def echo(request: Any, address: object, server: object) -> None:
     """The smallest handler of a stream server."""
     request.sendall(request.recv(1024).upper())

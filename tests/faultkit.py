@@ -255,3 +255,15 @@ def slope(times: Sequence[float], values: Sequence[float]) -> tuple[float, float
     spread = math.sqrt(sum((moment - mean) ** 2 for moment in times))
     deviation = math.sqrt(sum(error**2 for error in rest) / (len(times) - 2))
     return line.slope, 1.96 * deviation / spread
+
+
+class RaiseOrEcho(asyncio.Protocol):
+    """An existing protocol that raises when asked to, and otherwise answers in capitals."""
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if data == b"raise":
+            raise ValueError
+        self.transport.write(data.upper())

@@ -17,6 +17,17 @@ if TYPE_CHECKING:
 __all__ = ["folder"]  # a fixture
 
 
+def ask_secretly(address: tuple[str, int], name: str = "localhost") -> str | None:
+    """Be answered by a server whose certificate has the name; returns the version of TLS."""
+    with (
+        socket.create_connection(address, PATIENCE) as plain,
+        client_context().wrap_socket(plain, server_hostname=name) as client,  # which checks the name
+    ):
+        client.sendall(b"secret")
+        assert client.recv(9) == b"terces"
+        return client.version()
+
+
 # -- one certificate
 
 
@@ -25,13 +36,7 @@ def test_tls(folder: Path, files: list[str]) -> None:
     """With a certificate --tcp speaks TLS."""
     certificates(folder)
     with command(folder, "app:handler", "--tcp", "127.0.0.1:0", *files) as program:
-        address = internet_address(program)
-        with (
-            socket.create_connection(address, PATIENCE) as plain,
-            client_context().wrap_socket(plain, server_hostname="localhost") as client,
-        ):
-            client.sendall(b"secret")
-            assert client.recv(9) == b"terces"
+        ask_secretly(internet_address(program))
 
 
 def test_client_certificates(folder: Path) -> None:
@@ -68,13 +73,7 @@ def test_several_certificates(folder: Path) -> None:
     with command(folder, "app:handler", "--tcp", "127.0.0.1:0", *files, "--tls-min", "1.3") as program:
         address = internet_address(program)
         for name in ("localhost", "other.example"):
-            with (
-                socket.create_connection(address, PATIENCE) as plain,
-                client_context().wrap_socket(plain, server_hostname=name) as client,  # which checks the name
-            ):
-                client.sendall(b"secret")
-                assert client.recv(9) == b"terces"
-                assert client.version() == "TLSv1.3"
+            assert ask_secretly(address, name) == "TLSv1.3"
 
 
 def test_optional_client_certificates(folder: Path) -> None:
@@ -82,10 +81,4 @@ def test_optional_client_certificates(folder: Path) -> None:
     certificates(folder)
     files = ["--certfile", "both.pem", "--client-ca", "ca.pem", "--client-cert", "optional"]
     with command(folder, "app:handler", "--tcp", "127.0.0.1:0", *files) as program:
-        address = internet_address(program)
-        with (
-            socket.create_connection(address, PATIENCE) as plain,
-            client_context().wrap_socket(plain, server_hostname="localhost") as client,
-        ):
-            client.sendall(b"secret")
-            assert client.recv(9) == b"terces"
+        ask_secretly(internet_address(program))

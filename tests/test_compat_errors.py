@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import compat
-from tests.compatkit import LOOPBACK, ask, connect, drained, echo, serving, ss
+from tests.compatkit import LOOPBACK, ask, connect, drained, echo, meet, serving, ss
 
 __all__ = ["ss"]  # a fixture
 
@@ -159,15 +159,7 @@ def test_two_hundred_handlers_on_one_barrier_meet(ss: Any, kind: str) -> None:
         barrier = threading.Barrier(200, action=functools.partial(met.release, 200))
         server_class = type("Server", (getattr(ss, kind),), {"request_queue_size": 300})
         with serving(server_class(LOOPBACK, lambda *_, barrier=barrier: barrier.wait(20))) as server:
-            clients = []
-            for _ in range(200):
-                clients.append(socket.socket(server.address_family, server.socket_type))
-                clients[-1].connect(server.server_address)
-                clients[-1].send(b"x")
-            for _ in range(200):
-                assert met.acquire(timeout=20)
-            for client in clients:
-                client.close()
+            meet(server, met)
 
 
 # Exceptions.

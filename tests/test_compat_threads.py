@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import compat
-from tests.compatkit import LOOPBACK, Echo, connect, serving, until
+from tests.compatkit import LOOPBACK, Echo, connect, meet, serving, until
 
 # The bound.
 
@@ -133,15 +133,7 @@ def test_two_hundred_handlers_meet_on_the_same_server_again_and_again(kind: str)
     server_class = type("Server", (getattr(compat, kind),), {"request_queue_size": 300})
     with serving(server_class(LOOPBACK, lambda *_: barrier.wait(20))) as server:
         for _ in range(60):
-            clients = []
-            for _ in range(200):
-                clients.append(socket.socket(server.address_family, server.socket_type))
-                clients[-1].connect(server.server_address)
-                clients[-1].send(b"x")
-            for _ in range(200):
-                assert met.acquire(timeout=20)
-            for client in clients:
-                client.close()
+            meet(server, met)
 
 
 def test_a_slow_datagram_handler_never_holds_up_the_next() -> None:

@@ -13,7 +13,7 @@ import pytest
 from anyio.abc import SocketAttribute
 
 import asyncserver.server
-from tests.faultkit import figure
+from tests.faultkit import RaiseOrEcho, figure
 from tests.serverkit import PATIENCE, errors_in, is_balanced, is_balanced_for_datagrams, until, upper
 from tests.support import Client, Transport
 
@@ -282,7 +282,7 @@ async def test_bad_on_error(on_error: Any, kind: str, caplog: pytest.LogCaptureF
     if kind == "datagram":
         serving = asyncserver.serve_datagrams(handler, "127.0.0.1", 0, on_error=on_error)
     else:
-        made: Any = handler if kind == "stream" else asyncserver.from_protocol(Raising)
+        made: Any = handler if kind == "stream" else asyncserver.from_protocol(RaiseOrEcho)
         serving = asyncserver.serve(made, "127.0.0.1", 0, on_error=on_error)
     async with serving as server:
         for _ in range(3):
@@ -298,16 +298,6 @@ async def test_bad_on_error(on_error: Any, kind: str, caplog: pytest.LogCaptureF
         client.close()
     assert (server.stats().active, server.stats().failed) == (0, 3)
     assert len([one for one in errors_in(caplog) if one.exc_info[0] is ValueError]) == 3
-
-
-class Raising(asyncio.Protocol):
-    def connection_made(self, transport: Any) -> None:
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        if data == b"raise":
-            raise ValueError
-        self.transport.write(data.upper())
 
 
 async def test_on_error_that_closes_the_server(tcp: Transport) -> None:

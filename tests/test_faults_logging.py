@@ -16,7 +16,7 @@ import pytest
 import asyncserver.server
 from asyncserver.binding import BoundSocket
 from asyncserver.listener import Listener
-from tests.faultkit import figure
+from tests.faultkit import RaiseOrEcho, figure
 from tests.serverkit import PATIENCE, is_balanced, until
 from tests.support import Client, Transport
 
@@ -67,16 +67,6 @@ async def raise_or_echo(stream: Stream) -> None:
     if data == b"raise":
         raise ValueError
     await stream.send(data.upper())
-
-
-class RaiseOrEcho(asyncio.Protocol):
-    def connection_made(self, transport: Any) -> None:
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        if data == b"raise":
-            raise ValueError
-        self.transport.write(data.upper())
 
 
 @pytest.mark.parametrize("kind", ["stream", "protocol"])
