@@ -30,14 +30,15 @@ examples:
   python -m asyncserver app:handler --unix /run/app.sock --unix-mode 660
 
 A handler of --tcp and --unix is `async def handler(stream)`, one of --udp `async def handler(datagram)`; given both
-kinds of address it gets both. What asyncserver.from_protocol() and from_callback() return will do as well, and so
-will a subclass of socketserver.BaseRequestHandler, which runs in threads, or of asyncio.Protocol.
+kinds of address it gets both, and isinstance(source, asyncserver.Datagram) is how it knows which. What
+asyncserver.from_protocol() and from_callback() return will do as well, and so will a subclass of
+socketserver.BaseRequestHandler, which runs in threads, or of asyncio.Protocol.
 
 Each option can be set in the environment: --max-connections as ASYNCSERVER_MAX_CONNECTIONS, MODULE:HANDLER as
 ASYNCSERVER_HANDLER. Several values are separated by spaces, and quoted as in a shell. What is typed wins.
 
 exit status:
-  0  served until told to stop; --check: could be served
+  0  served until asked to stop; --check: could be served
   1  an address could not be had, a worker not started, or the handler's module raised
   2  wrong arguments, or an environment variable, or a file with certificates
 """
@@ -206,7 +207,8 @@ _LOG = "log"
 
 OPTIONS: tuple[Option, ...] = (
     Option("", "handler", "MODULE:HANDLER", "what to serve; upper-casing echo if left out", name),
-    Option(_WHERE, "--tcp", "HOST:PORT", "an empty HOST is every interface; fd:N is inherited, systemd:NAME of a unit",
+    Option(_WHERE, "--tcp", "HOST:PORT",
+           "no HOST: every interface; fd:N: an inherited socket; systemd:NAME: sockets of a unit",
            address, several=True),
     Option(_WHERE, "--udp", "HOST:PORT", "the same for datagrams", address, several=True),
     Option(_WHERE, "--unix", "PATH", "a Unix stream socket", path, several=True),
@@ -216,15 +218,16 @@ OPTIONS: tuple[Option, ...] = (
     Option(_WHERE, "--reuse-port", "", "let other processes of this user serve on the same ports", default=False),
     Option(_LIMITS, "--max-connections", "N", "open at once, for each address; more wait in the kernel", count(1)),
     Option(_LIMITS, "--max-connections-per-host", "N", "open at once from one host; more are closed", count(1)),
-    Option(_LIMITS, "--idle-timeout", "SECONDS", "close connections that are silent for so long", seconds()),
+    Option(_LIMITS, "--idle-timeout", "SECONDS", "close connections that are silent for this long", seconds()),
     Option(_LIMITS, "--max-pending", "N", "datagrams handled at once", count(1), 1024),
     Option(_LIMITS, "--max-datagram-size", "BYTES", "longer ones are cut off", count(1), 65535),
-    Option(_LIMITS, "--drain-timeout", "SECONDS", "for handlers to end", seconds(zero=True), 30.0),
+    Option(_LIMITS, "--drain-timeout", "SECONDS", "how long handlers may go on after the signal to stop",
+           seconds(zero=True), 30.0),
     Option(_PROXY, "--proxy-protocol", "", "take the client's address from the PROXY protocol's header",
            default=False),
     Option(_PROXY, "--trusted-proxies", "NETWORK[,...]",
            "who may send it, such as 10.0.0.0/8 or unix (default: this host)", several=True),
-    Option(_TLS, "--certfile", "FILE", "certificate chain, PEM; of several, clients get that for the name they ask for",
+    Option(_TLS, "--certfile", "FILE", "certificate chain, PEM; with several, the client's server name (SNI) chooses",
            several=True),
     Option(_TLS, "--keyfile", "FILE", "private key, PEM, unless it is in the certificate's file; one for each",
            several=True),
@@ -232,24 +235,24 @@ OPTIONS: tuple[Option, ...] = (
     Option(_TLS, "--client-cert", "WHETHER", "required, or optional: those without one are served too",
            default="required", choices=("required", "optional")),
     Option(_TLS, "--tls-min", "VERSION", "1.2 or 1.3", default="1.2", choices=("1.2", "1.3")),
-    Option(_TLS, "--ssl-handshake-timeout", "SECONDS", "for clients to end their handshake", seconds(), 30.0),
-    Option(_CODE, "--threads", "N", "for subclasses of socketserver.BaseRequestHandler, at most (default: 4096)",
+    Option(_TLS, "--ssl-handshake-timeout", "SECONDS", "how long a client's handshake may take", seconds(), 30.0),
+    Option(_CODE, "--threads", "N", "limit for subclasses of socketserver.BaseRequestHandler (default: 4096)",
            count(1)),
     Option(_CODE, "--on-error", "MODULE:FUNCTION", "called with the exception and the stream or datagram that failed",
            name),
-    Option(_PROGRAM, "--check", "", "import, read certificates, bind, tell what was found, and leave", default=False),
-    Option(_PROGRAM, "--workers", "N", "processes that serve; SIGHUP replaces them by new ones with the code of then",
+    Option(_PROGRAM, "--check", "", "import, read certificates, bind, report what was found, and exit", default=False),
+    Option(_PROGRAM, "--workers", "N", "processes that serve; SIGHUP replaces them with new ones, which load new code",
            count(1), 1),
     Option(_PROGRAM, "--loop", "LOOP", "auto, uvloop or asyncio (default: uvloop where installed)",
            default="auto", choices=("auto", "uvloop", "asyncio")),
-    Option(_PROGRAM, "--metrics", "HOST:PORT", "tell /metrics, /ready and /live over HTTP there", place),
-    Option(_PROGRAM, "--drain-delay", "SECONDS", "go on for so long after the first signal, when /ready says no",
+    Option(_PROGRAM, "--metrics", "HOST:PORT", "serve /metrics, /ready and /live over HTTP there", place),
+    Option(_PROGRAM, "--drain-delay", "SECONDS", "go on this long after the first signal, while /ready says no",
            seconds(zero=True), 0.0),
     Option(_LOG, "--log-level", "LEVEL", "debug, info, warning or error", default="info",
            choices=("debug", "info", "warning", "error")),
     Option(_LOG, "--log-connections", "", "a line for each connection that has ended, whatever the level",
            default=False),
-    Option(_LOG, "--log-json", "", "each record as a JSON object in a line", default=False),
+    Option(_LOG, "--log-json", "", "each record as one line, a JSON object", default=False),
 )  # fmt: skip
 
 
@@ -264,7 +267,7 @@ def make_parser(version: str) -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=version, help="tell the version and leave")
+    parser.add_argument("--version", action="version", version=version, help="show the version and exit")
     groups = {"": parser} | {
         title: parser.add_argument_group(title) for title in dict.fromkeys(one.group for one in OPTIONS) if title
     }
