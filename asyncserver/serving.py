@@ -10,6 +10,7 @@ import ssl as _ssl
 import sys
 import warnings
 from collections.abc import Coroutine
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from .adapters import ProtocolHandler
@@ -31,6 +32,10 @@ __all__ = ["Serving", "serve", "serve_datagrams"]
 
 # Seconds a client has for TLS's handshake; asyncio's and uvloop's default is 60, which lets silent clients gather.
 _HANDSHAKE_TIMEOUT = 30.0
+
+# The module that the command line is importing for its handler. It is to be served by the command line, not by itself;
+# what the module does in threads of its own is its own business.
+importing: ContextVar[str | None] = ContextVar("importing", default=None)
 
 
 class Serving(Coroutine[Any, Any, None]):
@@ -134,6 +139,11 @@ class Serving(Coroutine[Any, Any, None]):
         if self._used:
             raise RuntimeError(f"this {self._name}(...) has been used already: call {self._name}() again")
         self._used = True
+        if (module := importing.get()) is not None:
+            raise RuntimeError(
+                f"the command line imports {module} for its handler, and that module serves by itself: where it calls "
+                f'run() or {self._name}(), put it under `if __name__ == "__main__":`'
+            )
 
     def _running(self) -> Coroutine[Any, Any, None]:
         if self._coroutine is None:

@@ -202,6 +202,23 @@ def test_error_inside_the_handlers_module_keeps_its_traceback(folder: Path) -> N
     assert "broken.py" in program.errors
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(
+    "call", ["asyncserver.run({0})", "asyncserver.run({0}, workers=2)", "import asyncio; asyncio.run({0})"]
+)
+def test_module_that_serves_when_imported_says_where_that_belongs(folder: Path, call: str, workers: str) -> None:
+    """Whoever tries a program of the README with the command line: it would serve its own address, and no other."""
+    serving = call.format("asyncserver.serve(handler, path='own.sock')")
+    (folder / "program.py").write_text(f"from app import *\n{serving}\n")
+    with command(folder, "program:handler", "--unix", "x.sock", "--workers", workers) as program:
+        assert program.wait() == 1
+    assert "the command line imports program for its handler" in program.errors
+    assert 'put it under `if __name__ == "__main__":`' in program.errors
+    assert "program.py" in program.errors
+    assert "never awaited" not in program.errors
+    assert not (folder / "own.sock").exists()
+
+
 def test_main_returns_the_status(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -76,7 +76,7 @@ ASYNCSERVER: dict[str, set[str]] = {
     },
     "running": {"_logger", "_monitor", "logs", "server", "serving", "stream_server", "systemd", "workers"},
     "options": set(),
-    "loading": {"adapters"},
+    "loading": {"adapters", "serving"},
 }
 TIES_ALL_TOGETHER = {"__init__", "__main__", "cli"}
 
