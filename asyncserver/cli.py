@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 import sys
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from ._certificate import read_certificate
+from ._monitor import Monitor
 from .binding import _shown
 from .loading import adapted, load
 from .logs import set_up
@@ -158,14 +160,23 @@ def _check(options: argparse.Namespace, servings: list[Serving]) -> None:
             certificate = read_certificate(file)
             names = ", ".join(certificate.names) or "no DNS name"
             print("TLS     ", f"{file}: {names}; until {certificate.expires:%Y-%m-%d %H:%M} UTC")
-        for serving in servings:
-            for bound in serving.open_slots(1)[0]:
-                kind = "datagram" if bound.sock.type == socket.SOCK_DGRAM else "stream  "
-                print(kind, _shown(bound.address) if isinstance(bound.address, tuple) else bound.address)
-                bound.close()
+        with contextlib.ExitStack() as stack:  # all of them at once: two may want the same address
+            if options.metrics is not None:
+                monitoring = Monitor().serving(options.metrics)
+                stack.callback(monitoring.close)
+                _open(monitoring, stack, "metrics ")
+            for serving in servings:
+                _open(serving, stack)
         print("all of it can be served")
     finally:
         give_up(servings)
+
+
+def _open(serving: Serving, stack: contextlib.ExitStack, kind: str | None = None) -> None:
+    for bound in serving.open_slots(1)[0]:
+        stack.callback(bound.close)
+        shown = _shown(bound.address) if isinstance(bound.address, tuple) else bound.address
+        print(kind or ("datagram" if bound.sock.type == socket.SOCK_DGRAM else "stream  "), shown)
 
 
 def _greet() -> None:

@@ -12,7 +12,7 @@ import pytest
 import asyncserver
 from asyncserver import cli
 from tests.clikit import certificates, command, folder
-from tests.serverkit import Program
+from tests.serverkit import Program, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,6 +59,27 @@ def test_check_finds_what_is_wrong(folder: Path, arguments: list[str], status: i
         assert program.wait() == status
         assert message in program.errors
         assert "can be served" not in program.output
+
+
+@pytest.mark.parametrize("second", ["--tcp", "--metrics"])
+def test_check_finds_the_same_address_twice(folder: Path, second: str) -> None:
+    """What is to be served together is bound together, the metrics too."""
+    place = f"127.0.0.1:{free_port()}"
+    with command(folder, "app:handler", "--tcp", place, second, place, "--check") as program:
+        assert program.wait() == 1
+    assert f"{place}: it is taken" in program.errors
+    assert "can be served" not in program.output
+
+
+def test_check_binds_the_metrics_and_says_what_they_need(folder: Path) -> None:
+    """Their address has a line of its own; without prometheus-client a warning says what will be missing."""
+    script = "import sys; sys.modules['prometheus_client'] = None; from asyncserver import cli; sys.exit(cli.main())"
+    arguments = ["app:handler", "--tcp", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--check"]
+    with Program(["-W", "error", "-c", script, *arguments], folder) as program:
+        assert program.wait() == 0
+    assert re.search(r"^metrics  127\.0\.0\.1:\d+$", program.output, re.MULTILINE)
+    assert "metrics need prometheus-client" in program.errors
+    assert "until then only /ready and /live answer" in program.errors
 
 
 # -- what it says when something is wrong
