@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from ._certificate import read_certificate
+from ._logger import logger as _logger
 from ._monitor import Monitor
 from .binding import _shown
 from .loading import adapted, load
 from .logs import set_up
-from .options import address, make_parser, read
+from .options import address, make_parser, read, unknown_variables
 from .running import give_up, run_program
 from .serving import Serving, serve, serve_datagrams
 from .systemd import named_sockets, systemd_sockets
@@ -53,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser(f"asyncserver {__version__}")
     options = read(parser, arguments)
     set_up(options.log_level, as_json=options.log_json, connections=options.log_connections)
+    for text in unknown_variables():
+        _logger.warning("environment variable of no option: %s", text)
     try:
         greet = _complete(options)
         # With workers only they import what is named, so that new ones, after SIGHUP, have new code.

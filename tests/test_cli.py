@@ -101,7 +101,7 @@ def test_limits_reach_the_server(folder: Path) -> None:
     """--max-connections-per-host and --idle-timeout do what they say."""
     limits = ["--max-connections-per-host", "1", "--idle-timeout", "0.2", "--max-connections", "5"]
     limits += ["--drain-timeout", "1", "--max-pending", "5", "--loop", "asyncio", "--log-level", "debug"]
-    with command(folder, "app:handler", "--tcp", "127.0.0.1:0", *limits) as program:
+    with command(folder, "app:handler", "--tcp", "127.0.0.1:0", "--udp", "127.0.0.1:0", *limits) as program:
         address = internet_address(program)
         with socket.create_connection(address, PATIENCE) as first:
             first.sendall(b"one")
@@ -162,6 +162,17 @@ def test_environment_is_heard(folder: Path) -> None:
         program.wait_for("serving on b c.sock")
         assert ask(str(folder / "b c.sock")) == b"olleh"
         assert stat.S_IMODE((folder / "a.sock").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_variable_of_no_option_is_told(folder: Path, workers: str) -> None:
+    """Once, with what was meant, most likely; it keeps nobody from serving."""
+    with command(folder, "app:handler", "--unix", "x.sock", "--workers", workers, ASYNCSERVER_WORKER="3") as program:
+        program.wait_for("serving on x.sock" if workers == "1" else "workers serve on")
+        program.process.send_signal(signal.SIGTERM)
+        assert program.wait() == 0
+    told = "environment variable of no option: ASYNCSERVER_WORKER; did you mean ASYNCSERVER_WORKERS?"
+    assert program.errors.count(told) == 1
 
 
 # -- logs

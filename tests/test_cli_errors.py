@@ -130,6 +130,8 @@ WRONG: list[tuple[list[str], str]] = [
     (["app:handler", "--tcp", ":0", "--on-error", "app:missing"], "module 'app' has no 'missing'"),
     (["--loop", "trio"], "invalid choice: 'trio'"),
     (["--no-such-option"], "unrecognized arguments: --no-such-option"),
+    (["--tpc", "app:handler"], "unrecognized arguments: --tpc; did you mean --tcp?"),
+    (["--max-conections=5"], "unrecognized arguments: --max-conections=5; did you mean --max-connections?"),
 ]
 
 
