@@ -165,7 +165,7 @@ def _check(options: argparse.Namespace, servings: list[Serving]) -> None:
             print("TLS     ", f"{file}: {names}; until {certificate.expires:%Y-%m-%d %H:%M} UTC")
         with contextlib.ExitStack() as stack:  # all of them at once: two may want the same address
             if options.metrics is not None:
-                monitoring = Monitor().serving(options.metrics)
+                monitoring = Monitor().serving(options.metrics)  # which warns where prometheus-client is missing
                 stack.callback(monitoring.close)
                 _open(monitoring, stack, "metrics ")
             for serving in servings:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import socket
 import stat
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +16,7 @@ import pytest
 from asyncserver import cli
 from asyncserver.options import make_parser, read
 from tests.clikit import ask, command, folder, internet_address
-from tests.serverkit import PATIENCE, Program, free_port
+from tests.serverkit import PATIENCE, ROOT, Program, free_port
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,6 +45,15 @@ def test_main_job_is_an_upper_casing_echo_on_tcp_and_udp(folder: Path) -> None:
 def test_the_main_jobs_address() -> None:
     """What the README and the Makefile tell."""
     assert cli._DEFAULT_ADDRESS == "127.0.0.1:8080"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_serve_passes_arguments() -> None:
+    """`make serve ARGS="--tcp :9000"`, where the main job's port is taken."""
+    told = subprocess.run(
+        ["make", "--dry-run", "serve", "ARGS=--tcp :9000"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert told.stdout.rstrip().endswith("python -m asyncserver --tcp :9000")
 
 
 def test_the_line_that_tells_how_to_try_it_works(folder: Path) -> None:
