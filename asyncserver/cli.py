@@ -15,6 +15,7 @@ from ._monitor import Monitor
 from .binding import _shown
 from .loading import adapted, load
 from .logs import set_up
+from .metrics import require_prometheus
 from .options import address, make_parser, read, unknown_variables
 from .running import give_up, run_program
 from .serving import Serving, serve, serve_datagrams
@@ -170,6 +171,12 @@ def _check(options: argparse.Namespace, servings: list[Serving]) -> None:
                 _open(monitoring, stack, "metrics ")
             for serving in servings:
                 _open(serving, stack)
+        if options.metrics is not None:
+            try:
+                require_prometheus()
+            except ModuleNotFoundError as exc:
+                print(f"all of it can be served but /metrics: {exc}")
+                return
         print("all of it can be served")
     finally:
         give_up(servings)

@@ -72,13 +72,13 @@ def test_check_finds_the_same_address_twice(folder: Path, second: str) -> None:
 
 
 def test_check_binds_the_metrics_and_says_what_they_need(folder: Path) -> None:
-    """Their address has a line of its own; without prometheus-client a warning says what will be missing."""
+    """Their address has a line of its own; without prometheus-client the last line says what cannot be served."""
     script = "import sys; sys.modules['prometheus_client'] = None; from asyncserver import cli; sys.exit(cli.main())"
     arguments = ["app:handler", "--tcp", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--check"]
     with Program(["-W", "error", "-c", script, *arguments], folder) as program:
         assert program.wait() == 0
     assert re.search(r"^metrics  127\.0\.0\.1:\d+$", program.output, re.MULTILINE)
-    assert "metrics need prometheus-client" in program.errors
+    assert "all of it can be served but /metrics: metrics need prometheus-client" in program.output
     assert "until then only /ready and /live answer" in program.errors
 
 
