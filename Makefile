@@ -1,5 +1,5 @@
 # Everything a newcomer or CI runs. Each target is complete on a machine with git, make and Python 3.11 or newer.
-#     make serve      the main job: an upper-casing TCP and UDP echo server on 127.0.0.1:8080
+#     make serve      the main job: an upper-casing TCP and UDP echo server on 127.0.0.1:8080 (ARGS="--tcp :9000": there)
 #     make test       the tests; `PYTHON=python3.13 make test` picks another interpreter
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,7 +13,7 @@ help:
 	@sed -n '1,4s/^# \{0,1\}//p' Makefile; echo "Further targets: bench, soak, style, types, coverage, test-without-uvloop, clean"
 
 serve: runtime
-	@$(BIN)/python -m asyncserver
+	@$(BIN)/python -m asyncserver $(ARGS)
 
 test: dev
 	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from ._connection import Connection
+from ._handlers import check_callback, check_factory
 from ._kernel import first_words_due, unread
 from ._transports import relay
 from .exceptions import IdleTimeout, Refused
@@ -43,8 +44,7 @@ class ProtocolHandler:
     """What `from_protocol` and `from_callback` return; `serve()` and `serve_datagrams()` take it as a handler."""
 
     def __init__(self, factory: Callable[[], asyncio.BaseProtocol]) -> None:
-        if not callable(factory):
-            raise TypeError(f"from_protocol() expects a factory, such as a Protocol class; got {factory!r}")
+        check_factory(factory)
         self._factory = factory
 
     def __repr__(self) -> str:
@@ -58,8 +58,7 @@ class ProtocolHandler:
 
 class _CallbackHandler(ProtocolHandler):
     def __init__(self, callback: Callable[..., Awaitable[object] | None], limit: int) -> None:
-        if not callable(callback):
-            raise TypeError(f"from_callback() expects a function of (reader, writer); got {callback!r}")
+        check_callback(callback)
         self._callback = callback
         self._limit = limit
 
@@ -109,7 +108,7 @@ def from_protocol(factory: Callable[[], asyncio.BaseProtocol]) -> ProtocolHandle
         factory: called without arguments, returns the protocol.
 
     Raises:
-        TypeError: it cannot be called.
+        TypeError: it cannot be called so, or is a class of another kind.
     """
     return ProtocolHandler(factory)
 
@@ -127,7 +126,7 @@ def from_callback(callback: Callable[..., Awaitable[object] | None], *, limit: i
         limit: bytes that the reader buffers, as in `asyncio.start_server`.
 
     Raises:
-        TypeError: it cannot be called.
+        TypeError: it cannot be called so, or is a class of another kind.
     """
     return _CallbackHandler(callback, limit)
 

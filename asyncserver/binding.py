@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 _KINDS = {socket.SOCK_STREAM: "stream", socket.SOCK_DGRAM: "datagram"}
 _TCP = {0, socket.IPPROTO_TCP, socket.IPPROTO_MPTCP}
 
+# Bytes that a Unix socket's path may have: sun_path in unix(7), less the zero at its end.
+_LONGEST_PATH = 107
+
 # How often a free port is drawn again when it is free for one address of several only.
 _PORT_DRAWS = 20
 
@@ -82,7 +85,10 @@ class Binding:
         if mode is not None and (isinstance(mode, bool) or not isinstance(mode, int)):
             raise TypeError(f"path_mode must be a whole number, such as 0o660, got {mode!r}")
         if mode is not None and not 0 <= mode <= 0o777:
-            raise ValueError(f"path_mode must be permissions from 0o000 to 0o777, got {mode:#o}")
+            meant = (
+                f"{mode} in decimal: 0o{mode}?" if str(mode) in {f"{one:o}" for one in range(0o1000)} else f"{mode:#o}"
+            )
+            raise ValueError(f"path_mode must be permissions from 0o000 to 0o777, got {meant}")
         if mode is not None and path is None:
             raise TypeError(f"path_mode={mode:#o} is for a Unix socket: it needs path")
         if mode is not None and str(path).startswith("\0"):
@@ -235,6 +241,12 @@ class Binding:
                 return self._ready(kind, sock)
 
     def _open_path(self, kind: socket.SocketKind, path: str) -> BoundSocket:
+        if (length := len(os.fsencode(path))) > _LONGEST_PATH and not path.startswith("\0"):
+            raise BindError(
+                errno.ENAMETOOLONG,
+                f"cannot listen on Unix {_KINDS[kind]} socket {path!r}: the path is too long, {length} bytes of at "
+                f"most {_LONGEST_PATH} (unix(7)): choose a shorter one, or one relative to the current folder",
+            )
         with _explained(f"Unix {_KINDS[kind]} socket {path!r}"):
             sock = socket.socket(socket.AF_UNIX, kind)
             with _closing_on_error(sock):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 import sys
@@ -9,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from ._certificate import read_certificate
+from ._logger import logger as _logger
+from ._monitor import Monitor
 from .binding import _shown
 from .loading import adapted, load
 from .logs import set_up
-from .options import address, make_parser, read
+from .metrics import require_prometheus
+from .options import address, make_parser, read, unknown_variables
 from .running import give_up, run_program
 from .serving import Serving, serve, serve_datagrams
 from .systemd import named_sockets, systemd_sockets
@@ -51,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser(f"asyncserver {__version__}")
     options = read(parser, arguments)
     set_up(options.log_level, as_json=options.log_json, connections=options.log_connections)
+    for text in unknown_variables():
+        _logger.warning("environment variable of no option: %s", text)
     try:
         greet = _complete(options)
         # With workers only they import what is named, so that new ones, after SIGHUP, have new code.
@@ -158,14 +164,29 @@ def _check(options: argparse.Namespace, servings: list[Serving]) -> None:
             certificate = read_certificate(file)
             names = ", ".join(certificate.names) or "no DNS name"
             print("TLS     ", f"{file}: {names}; until {certificate.expires:%Y-%m-%d %H:%M} UTC")
-        for serving in servings:
-            for bound in serving.open_slots(1)[0]:
-                kind = "datagram" if bound.sock.type == socket.SOCK_DGRAM else "stream  "
-                print(kind, _shown(bound.address) if isinstance(bound.address, tuple) else bound.address)
-                bound.close()
+        with contextlib.ExitStack() as stack:  # all of them at once: two may want the same address
+            if options.metrics is not None:
+                monitoring = Monitor().serving(options.metrics)  # which warns where prometheus-client is missing
+                stack.callback(monitoring.close)
+                _open(monitoring, stack, "metrics ")
+            for serving in servings:
+                _open(serving, stack)
+        if options.metrics is not None:
+            try:
+                require_prometheus()
+            except ModuleNotFoundError as exc:
+                print(f"all of it can be served but /metrics: {exc}")
+                return
         print("all of it can be served")
     finally:
         give_up(servings)
+
+
+def _open(serving: Serving, stack: contextlib.ExitStack, kind: str | None = None) -> None:
+    for bound in serving.open_slots(1)[0]:
+        stack.callback(bound.close)
+        shown = _shown(bound.address) if isinstance(bound.address, tuple) else bound.address
+        print(kind or ("datagram" if bound.sock.type == socket.SOCK_DGRAM else "stream  "), shown)
 
 
 def _greet() -> None:

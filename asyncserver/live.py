@@ -17,6 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import defaultdict, deque
+from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
@@ -135,6 +136,10 @@ class Row:
         return [False] * 6 + [*(self.rate(name) > 0 for name in _TROUBLES), wanting > 0]
 
 
+class NoMetricsError(OSError):
+    """Who answers has no metrics, and will have none however often it is asked."""
+
+
 class View:
     """Everything on the screen."""
 
@@ -236,13 +241,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.interval > 0:
         parser.error(f"--interval must be more than 0 seconds, got {options.interval}")
     place = options.place if "://" in options.place else f"http://{options.place}"
-    if not place.startswith(("http://", "https://")):
+    if not re.fullmatch(r"https?://.+" if place == options.place else r"http://.+:\d+(/.*)?", place):
         parser.error(f"expected HOST:PORT, such as 127.0.0.1:9100, or a URL of http or https; got {options.place!r}")
     view = View(place.removesuffix("/").removesuffix("/metrics"))
     try:
         _show(view, options.interval, itertools.count() if options.count is None else range(options.count))
     except (KeyboardInterrupt, BrokenPipeError):  # BrokenPipeError: `| head`
         return 0
+    except NoMetricsError as exc:
+        print(f"{parser.prog}: {view.url}: {exc}", file=sys.stderr)
+        return 1
     return 1 if view.error else 0
 
 
@@ -255,6 +263,8 @@ def _show(view: View, interval: float, refreshes: Iterable[int]) -> None:
                 time.sleep(interval)
             try:
                 view.update(fetch(view.url), time.monotonic())
+            except NoMetricsError:
+                raise
             except (OSError, ValueError) as exc:  # ValueError: a URL or an answer that is none
                 view.error = str(exc)
             lines = view.lines(shutil.get_terminal_size((120, 24)).columns, colour=terminal)
@@ -269,6 +279,7 @@ def fetch(url: str) -> str:
     """Ask for the metrics of each worker.
 
     Raises:
+        NoMetricsError: there are none: prometheus-client is missing there, or it is another program's address.
         OSError: no answer, or one that is no success; it says why.
     """
     try:
@@ -277,7 +288,9 @@ def fetch(url: str) -> str:
             return text
     except urllib.error.HTTPError as exc:
         with exc:
-            raise OSError(f"{exc.code} {exc.reason}: {exc.read(200).decode(errors='replace').strip()}") from exc
+            kind = NoMetricsError if exc.code in {HTTPStatus.NOT_FOUND, HTTPStatus.NOT_IMPLEMENTED} else OSError
+            words = _printable(exc.read(200).decode(errors="replace").strip())
+            raise kind(f"{exc.code} {exc.reason}: {words}") from exc
     except urllib.error.URLError as exc:
         raise OSError(str(exc.reason)) from exc
     except http.client.HTTPException as exc:  # no HTTP, or an answer cut off

@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from .adapters import from_protocol
+from .serving import importing
 
 if TYPE_CHECKING:
     import argparse
@@ -19,16 +20,20 @@ def load(name: str) -> Any:
 
     Raises:
         ValueError: there is no such thing.
+        RuntimeError: the module does not only hold it, but serves at once.
     """
     module_name, _, attributes = name.partition(":")
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
+    token = importing.set(module_name)
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as exc:
         if exc.name is None or not (module_name == exc.name or module_name.startswith(exc.name + ".")):
             raise  # a module that the handler's own module wants
         raise ValueError(f"there is no module {module_name!r} in the current folder or installed") from exc
+    finally:
+        importing.reset(token)
     for attribute in attributes.split("."):
         try:
             found = getattr(found, attribute)

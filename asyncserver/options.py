@@ -6,14 +6,16 @@ A new option is one row in OPTIONS; `read()` returns its value under its name, a
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
+import re
 import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
 _DESCRIPTION = """\
 Serve TCP, UDP and Unix sockets until Ctrl-C or SIGTERM, then let what runs come to its end.
@@ -44,6 +46,10 @@ exit status:
 """
 
 _SYSTEMD = "systemd:"
+
+_PREFIX = "ASYNCSERVER_"
+# What Kubernetes sets in every container for a service that is called asyncserver.
+_OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_\d+_|=(tcp|udp|sctp)://")
 
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
@@ -174,7 +180,7 @@ class Option:
     @property
     def variable(self) -> str:
         """The environment variable."""
-        return f"ASYNCSERVER_{self.name.upper()}"
+        return _PREFIX + self.name.upper()
 
     @property
     def summary(self) -> str:
@@ -256,6 +262,17 @@ OPTIONS: tuple[Option, ...] = (
 )  # fmt: skip
 
 
+_STREAMS, _DATAGRAMS, _FILES = ("tcp", "unix"), ("udp", "unix_datagram"), ("unix", "unix_datagram")
+
+# Which options have an effect only on some places; without one of these it is likely that something else was meant.
+_PLACES: dict[str, Sequence[str]] = {
+    **dict.fromkeys([option.name for option in OPTIONS if option.group in {_PROXY, _TLS}], _STREAMS),
+    **dict.fromkeys(["backlog", "max_connections", "max_connections_per_host", "idle_timeout"], _STREAMS),
+    **dict.fromkeys(["max_pending", "max_datagram_size"], _DATAGRAMS),
+    "unix_mode": _FILES,
+}
+
+
 def make_parser(version: str) -> argparse.ArgumentParser:
     """Make the parser, which leaves out what was not typed. `version` is what --version tells."""
     parser = argparse.ArgumentParser(
@@ -306,12 +323,45 @@ def read(
     if "_ARGCOMPLETE" in environment:  # a shell asks what could come next
         importlib.import_module("argcomplete").autocomplete(parser)
     values: dict[str, Any] = {option.name: [] if option.several else option.default for option in OPTIONS}
-    typed = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    parsed, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{_meant(unknown[0], [one.flag for one in OPTIONS])}")
+    typed = {name: value for name, value in vars(parsed).items() if value is not None}
+    given = set(typed)
     for option in OPTIONS:
         text = environment.get(option.variable, "")
         if text and option.name not in typed:
             try:
                 values[option.name] = option.from_text(text)
+                given.add(option.name)
             except argparse.ArgumentTypeError as exc:
                 parser.error(f"environment variable {option.variable}: {exc}")
-    return argparse.Namespace(**values | typed)
+    values |= typed
+    _check_effects(parser, values, given)
+    return argparse.Namespace(**values)
+
+
+def _check_effects(parser: argparse.ArgumentParser, values: Mapping[str, Any], given: Collection[str]) -> None:
+    """Refuse what was given and would do nothing."""
+    served = [name for name in (*_STREAMS, *_DATAGRAMS) if values[name]] or ["tcp", "udp"]  # the default address
+    for option in OPTIONS:
+        wanted = _PLACES.get(option.name)
+        switched_off = values[option.name] is False
+        if option.name in given and wanted is not None and not switched_off and not {*wanted} & {*served}:
+            flags = [f"--{name.replace('_', '-')}" for name in wanted]
+            parser.error(f"{option.flag} ({option.variable}) has no effect without {' or '.join(flags)}: leave it out")
+
+
+def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Tell of variables that look like ours and are none, each with the nearest that is."""
+    known = [option.variable for option in OPTIONS]
+    return [
+        name + _meant(name, known)
+        for name, text in environment.items()
+        if name.startswith(_PREFIX) and name not in known and not _OF_KUBERNETES.search(f"{name}={text}")
+    ]
+
+
+def _meant(text: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(text.partition("=")[0], known, 1)
+    return f"; did you mean {near[0]}?" if near else ""

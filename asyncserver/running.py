@@ -149,7 +149,10 @@ def _check(servings: Sequence[Serving], workers: int) -> None:
         if not isinstance(serving, Serving):
             raise TypeError(f"run() expects what serve() and serve_datagrams() return; got {serving!r}")
     if not servings:
-        raise TypeError("run() needs a server: run(serve(handler, host, port))")
+        raise TypeError(
+            "run() needs a server: run(serve(handler, host, port)); got none. systemd_sockets() gives none where "
+            "systemd has opened none for this process"
+        )
     if isinstance(workers, bool) or not isinstance(workers, int):
         raise TypeError(f"workers must be a whole number, got {workers!r}")
     if workers < 1:

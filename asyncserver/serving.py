@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import inspect
 import socket
 import ssl as _ssl
-import sys
 import warnings
 from collections.abc import Coroutine
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from ._handlers import check_handler, check_kind
 from .adapters import ProtocolHandler
 from .binding import Binding
 from .datagram_server import DatagramServer
@@ -31,6 +30,10 @@ __all__ = ["Serving", "serve", "serve_datagrams"]
 
 # Seconds a client has for TLS's handshake; asyncio's and uvloop's default is 60, which lets silent clients gather.
 _HANDSHAKE_TIMEOUT = 30.0
+
+# The module that the command line is importing for its handler. It is to be served by the command line, not by itself;
+# what the module does in threads of its own is its own business.
+importing: ContextVar[str | None] = ContextVar("importing", default=None)
 
 
 class Serving(Coroutine[Any, Any, None]):
@@ -134,6 +137,11 @@ class Serving(Coroutine[Any, Any, None]):
         if self._used:
             raise RuntimeError(f"this {self._name}(...) has been used already: call {self._name}() again")
         self._used = True
+        if (module := importing.get()) is not None:
+            raise RuntimeError(
+                f"the command line imports {module} for its handler, and that module serves by itself: where it calls "
+                f'run() or {self._name}(), put it under `if __name__ == "__main__":`'
+            )
 
     def _running(self) -> Coroutine[Any, Any, None]:
         if self._coroutine is None:
@@ -310,28 +318,9 @@ def serve_datagrams(
 
 def _check_handler(handler: object, name: str, argument: str) -> None:
     if isinstance(handler, ProtocolHandler):
-        return
-    function = handler
-    while isinstance(function, functools.partial):
-        function = function.func
-    called = getattr(type(function), "__call__", None)  # noqa: B004 - not whether it can be called, but what is then
-    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called):
-        return
-    shown = getattr(function, "__qualname__", repr(function))
-    if isinstance(function, type):
-        # Whoever has such a class has imported its module; we need not.
-        legacy = getattr(sys.modules.get("socketserver"), "BaseRequestHandler", ())
-        if issubclass(function, legacy):
-            advice = f"a socketserver handler class; wrap it: {name}(compat.hosted({shown}), ...)"
-        elif issubclass(function, asyncio.BaseProtocol):
-            advice = f"a protocol class; wrap it: {name}(asyncserver.from_protocol({shown}), ...)"
-        else:
-            advice = "a class; give a coroutine function, or an instance with `async def __call__`"
-        raise TypeError(f"{name}() got {shown}, {advice}")
-    raise TypeError(
-        f"{name}() expects a coroutine function, `async def handler({argument})`; got {shown}"
-        + (": make it `async def`; for more arguments use functools.partial" if callable(function) else "")
-    )
+        check_kind(getattr(handler, "_factory", None), name)  # a callback has none
+    else:
+        check_handler(handler, name, argument)
 
 
 def _check_count(name: str, value: object, least: int = 1, *, none: bool = False) -> None:

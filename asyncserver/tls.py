@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import ssl
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from anyio import TypedAttributeSet, typed_attribute
@@ -88,7 +89,12 @@ def tls_context(
         "alpn": tuple(alpn),
         "minimum_version": minimum_version,
     }
-    others = tuple(more_certificates)
+    others: tuple[Any, ...] = tuple(more_certificates)
+    for pair in others:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise TypeError(
+                f"more_certificates expects pairs, [(certfile, keyfile or None), ...]; got {pair!r} for one"
+            )
     context = _make(certfile, keyfile, **common)
     context._arguments = {"certfile": certfile, "keyfile": keyfile, "more_certificates": others, **common}
     choices: dict[str, ssl.SSLContext | None] = dict.fromkeys(read_certificate(certfile).names)
@@ -116,8 +122,13 @@ def _make(
     context.minimum_version = minimum_version
     context.options |= ssl.OP_NO_RENEGOTIATION  # costs the server more than the client, and TLS 1.3 has it no more
     with _explained("certificate and key", certfile, keyfile):
-        # Without a password OpenSSL would ask for one on the terminal, and the server would hang there.
-        context.load_cert_chain(certfile, keyfile, password if password is not None else _no_password)
+        try:
+            # Without a password OpenSSL would ask for one on the terminal, and the server would hang there.
+            context.load_cert_chain(certfile, keyfile, password if password is not None else _no_password)
+        except ssl.SSLError as exc:
+            if (missing := _missing(certfile, keyfile)) is None:
+                raise
+            raise ssl.SSLError(exc.errno, missing) from exc
     if client_ca is not None:
         with _explained("certificates", client_ca):
             context.load_verify_locations(client_ca)
@@ -138,6 +149,21 @@ def _explained(what: str, *files: _Path | None) -> Iterator[None]:
         yield
     except ssl.SSLError as exc:
         raise ssl.SSLError(exc.errno, f"no usable {what} in {', '.join(names)}: {exc.strerror or exc}") from exc
+
+
+def _missing(certfile: _Path, keyfile: _Path | None) -> str | None:
+    """Tell what is missing or in the other file, where that can be seen: OpenSSL says "PEM lib" to it all."""
+    certificates, key = Path(certfile).read_bytes(), Path(keyfile or certfile).read_bytes()
+    if b"CERTIFICATE-----" in certificates and b"PRIVATE KEY-----" not in key:
+        return f"no private key in {keyfile or certfile}: " + (
+            "is it another file?" if keyfile else "give keyfile (--keyfile)"
+        )
+    if b"PRIVATE KEY-----" in certificates and b"CERTIFICATE-----" not in certificates:
+        swapped = keyfile is not None and b"CERTIFICATE-----" in key
+        return f"no certificate in {certfile}, but a key: " + (
+            f"exchange it with {keyfile}" if swapped else "give it as keyfile (--keyfile), the certificate as certfile"
+        )
+    return None
 
 
 def _chooser(choices: dict[str, ssl.SSLContext | None]) -> Callable[[Any, str | None, ssl.SSLContext], None]:

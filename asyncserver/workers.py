@@ -87,7 +87,6 @@ class Supervisor:
         self._exchanges: Exchanges | None = None
         self._slots: list[Slot] = []
         self._bound: list[BoundSocket] = []
-        self._places: list[str] = []
         self._workers: set[Worker] = set()
         self._selector = selectors.DefaultSelector()
         self._terminals = open_terminals()
@@ -126,7 +125,6 @@ class Supervisor:
     def _bind(self) -> None:
         self._slots = [Slot(sockets) for sockets in self._open()]
         self._bound = [one for slot in self._slots for sockets in slot.sockets for one in sockets]
-        self._places = [", ".join(str(one.address) for one in group) for group in self._slots[0].sockets]
         self._tally = Tally(self._slots, self._workers, self._is_ready)
         self._watchdog = Watchdog(self._notify, self._slots, self._workers, self.stats)
         if self._monitor is not None:
@@ -254,7 +252,7 @@ class Supervisor:
         if all(each.successor is None and each.worker and each.worker.serving for each in self._slots):
             self._complete = True
             if not self._stops:
-                _logger.info("%d workers serve on %s", len(self._slots), ", ".join(self._places))
+                _logger.info("%d workers serve on %s", len(self._slots), ", ".join(self._tally.places))
         self._watchdog.settle()
 
     def _on_death(self, worker: Worker) -> None:
@@ -370,7 +368,7 @@ class Supervisor:
         return not self._ending and all(slot.worker is not None and slot.worker.taking for slot in self._slots)
 
     def _log_stats(self) -> None:
-        for place, stats in zip(self._places, self.stats(), strict=True):
+        for place, stats in zip(self._tally.places, self.stats(), strict=True):
             _logger.info("on %s: %s", place, stats)
 
     def _forget_others(self, slot: Slot, other_end: socket.socket, mask: set[int | signal.Signals]) -> None:

@@ -282,8 +282,11 @@ def hosted(
         server: an object whose attributes handlers find in `self.server`.
 
     Raises:
-        TypeError: the class cannot be called.
+        TypeError: the class cannot be called, or is an asyncio protocol.
     """
+    if isinstance(handler_class, type) and issubclass(handler_class, asyncio.BaseProtocol):
+        name = handler_class.__qualname__
+        raise TypeError(f"hosted() got {name}, a protocol class; wrap it: asyncserver.from_protocol({name})")
     if not callable(handler_class):
         raise TypeError(f"hosted() expects a subclass of BaseRequestHandler, or the like; got {handler_class!r}")
     return HostedHandler(handler_class, max_threads, server)

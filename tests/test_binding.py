@@ -235,6 +235,8 @@ def test_missing_permission_says_so(name: str, tmp_path: Path) -> None:
         ({"path": 7}, TypeError, "path must be a str or a path, got 7"),
         ({"path": "x", "path_mode": -1}, ValueError, "path_mode must be permissions from 0o000 to 0o777, got -0o1"),
         ({"path": "x", "path_mode": 0o1660}, ValueError, "permissions from 0o000 to 0o777, got 0o1660"),
+        ({"path": "x", "path_mode": 660}, ValueError, "from 0o000 to 0o777, got 660 in decimal: 0o660?"),
+        ({"path": "x", "path_mode": 888}, ValueError, "from 0o000 to 0o777, got 0o1570"),
         ({"path": "x", "path_mode": "660"}, TypeError, "path_mode must be a whole number, such as 0o660, got '660'"),
         ({"sock": 3}, TypeError, "sock must be a socket.socket, got 3"),
         ({"fd": "3"}, TypeError, "fd must be a whole number, got '3'"),

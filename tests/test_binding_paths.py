@@ -142,10 +142,22 @@ async def test_missing_folder_says_so(serve: Callable[..., asyncserver.Serving],
 
 
 async def test_path_that_is_too_long_says_so(serve: Callable[..., asyncserver.Serving], tmp_path: Path) -> None:
-    """The kernel takes about a hundred bytes."""
+    """The kernel takes 107 bytes, and one more in vain."""
     error = await refused(serve(path=tmp_path / ("x" * 200)))
-    assert "too long" in str(error)
+    assert error.errno == errno.ENAMETOOLONG
+    assert f"too long, {len(str(tmp_path)) + 201} bytes of at most 107 (unix(7)): choose a shorter one" in str(error)
     assert "x" * 200 in str(error)
+
+
+async def test_longest_path(
+    serve: Callable[..., asyncserver.Serving], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes count, not letters; relative paths are counted as they are."""
+    monkeypatch.chdir(tmp_path)
+    longest = "\xe4" * 53 + "x"
+    async with serve(path=longest):
+        assert (tmp_path / longest).is_socket()
+    assert (await refused(serve(path=longest + "x"))).errno == errno.ENAMETOOLONG
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="abstract names are Linux's")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import socket
 import stat
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +16,7 @@ import pytest
 from asyncserver import cli
 from asyncserver.options import make_parser, read
 from tests.clikit import ask, command, folder, internet_address
-from tests.serverkit import PATIENCE, Program, free_port
+from tests.serverkit import PATIENCE, ROOT, Program, free_port
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,6 +45,15 @@ def test_main_job_is_an_upper_casing_echo_on_tcp_and_udp(folder: Path) -> None:
 def test_the_main_jobs_address() -> None:
     """What the README and the Makefile tell."""
     assert cli._DEFAULT_ADDRESS == "127.0.0.1:8080"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_serve_passes_arguments() -> None:
+    """`make serve ARGS="--tcp :9000"`, where the main job's port is taken."""
+    told = subprocess.run(
+        ["make", "--dry-run", "serve", "ARGS=--tcp :9000"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert told.stdout.rstrip().endswith("python -m asyncserver --tcp :9000")
 
 
 def test_the_line_that_tells_how_to_try_it_works(folder: Path) -> None:
@@ -101,7 +112,7 @@ def test_limits_reach_the_server(folder: Path) -> None:
     """--max-connections-per-host and --idle-timeout do what they say."""
     limits = ["--max-connections-per-host", "1", "--idle-timeout", "0.2", "--max-connections", "5"]
     limits += ["--drain-timeout", "1", "--max-pending", "5", "--loop", "asyncio", "--log-level", "debug"]
-    with command(folder, "app:handler", "--tcp", "127.0.0.1:0", *limits) as program:
+    with command(folder, "app:handler", "--tcp", "127.0.0.1:0", "--udp", "127.0.0.1:0", *limits) as program:
         address = internet_address(program)
         with socket.create_connection(address, PATIENCE) as first:
             first.sendall(b"one")
@@ -162,6 +173,17 @@ def test_environment_is_heard(folder: Path) -> None:
         program.wait_for("serving on b c.sock")
         assert ask(str(folder / "b c.sock")) == b"olleh"
         assert stat.S_IMODE((folder / "a.sock").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_variable_of_no_option_is_told(folder: Path, workers: str) -> None:
+    """Once, with what was meant, most likely; it keeps nobody from serving."""
+    with command(folder, "app:handler", "--unix", "x.sock", "--workers", workers, ASYNCSERVER_WORKER="3") as program:
+        program.wait_for("serving on x.sock" if workers == "1" else "workers serve on")
+        program.process.send_signal(signal.SIGTERM)
+        assert program.wait() == 0
+    told = "environment variable of no option: ASYNCSERVER_WORKER; did you mean ASYNCSERVER_WORKERS?"
+    assert program.errors.count(told) == 1
 
 
 # -- logs

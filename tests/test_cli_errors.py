@@ -12,7 +12,7 @@ import pytest
 import asyncserver
 from asyncserver import cli
 from tests.clikit import certificates, command, folder
-from tests.serverkit import Program
+from tests.serverkit import Program, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,6 +59,27 @@ def test_check_finds_what_is_wrong(folder: Path, arguments: list[str], status: i
         assert program.wait() == status
         assert message in program.errors
         assert "can be served" not in program.output
+
+
+@pytest.mark.parametrize("second", ["--tcp", "--metrics"])
+def test_check_finds_the_same_address_twice(folder: Path, second: str) -> None:
+    """What is to be served together is bound together, the metrics too."""
+    place = f"127.0.0.1:{free_port()}"
+    with command(folder, "app:handler", "--tcp", place, second, place, "--check") as program:
+        assert program.wait() == 1
+    assert f"{place}: it is taken" in program.errors
+    assert "can be served" not in program.output
+
+
+def test_check_binds_the_metrics_and_says_what_they_need(folder: Path) -> None:
+    """Their address has a line of its own; without prometheus-client the last line says what cannot be served."""
+    script = "import sys; sys.modules['prometheus_client'] = None; from asyncserver import cli; sys.exit(cli.main())"
+    arguments = ["app:handler", "--tcp", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--check"]
+    with Program(["-W", "error", "-c", script, *arguments], folder) as program:
+        assert program.wait() == 0
+    assert re.search(r"^metrics  127\.0\.0\.1:\d+$", program.output, re.MULTILINE)
+    assert "all of it can be served but /metrics: metrics need prometheus-client" in program.output
+    assert "until then only /ready and /live answer" in program.errors
 
 
 # -- what it says when something is wrong
@@ -109,6 +130,8 @@ WRONG: list[tuple[list[str], str]] = [
     (["app:handler", "--tcp", ":0", "--on-error", "app:missing"], "module 'app' has no 'missing'"),
     (["--loop", "trio"], "invalid choice: 'trio'"),
     (["--no-such-option"], "unrecognized arguments: --no-such-option"),
+    (["--tpc", "app:handler"], "unrecognized arguments: --tpc; did you mean --tcp?"),
+    (["--max-conections=5"], "unrecognized arguments: --max-conections=5; did you mean --max-connections?"),
 ]
 
 
@@ -200,6 +223,23 @@ def test_error_inside_the_handlers_module_keeps_its_traceback(folder: Path) -> N
         assert program.wait() == 1
     assert "no_such_module_at_all" in program.errors
     assert "broken.py" in program.errors
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(
+    "call", ["asyncserver.run({0})", "asyncserver.run({0}, workers=2)", "import asyncio; asyncio.run({0})"]
+)
+def test_module_that_serves_when_imported_says_where_that_belongs(folder: Path, call: str, workers: str) -> None:
+    """Whoever tries a program of the README with the command line: it would serve its own address, and no other."""
+    serving = call.format("asyncserver.serve(handler, path='own.sock')")
+    (folder / "program.py").write_text(f"from app import *\n{serving}\n")
+    with command(folder, "program:handler", "--unix", "x.sock", "--workers", workers) as program:
+        assert program.wait() == 1
+    assert "the command line imports program for its handler" in program.errors
+    assert 'put it under `if __name__ == "__main__":`' in program.errors
+    assert "program.py" in program.errors
+    assert "never awaited" not in program.errors
+    assert not (folder / "own.sock").exists()
 
 
 def test_main_returns_the_status(

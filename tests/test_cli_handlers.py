@@ -66,8 +66,8 @@ def test_threads_bound_hosted_handlers(folder: Path, threads: list[str], most: b
 def test_hosted_handlers_in_workers(folder: Path) -> None:
     """Each worker has threads of its own."""
     with command(folder, "legacy:Reverse", "--tcp", "127.0.0.1:0", "--workers", "2") as program:
-        program.wait_for("2 workers serve on (")
-        (port,) = re.findall(r"workers serve on \('127.0.0.1', (\d+)\)", program.errors)
+        program.wait_for("2 workers serve on tcp://127.0.0.1:")
+        (port,) = re.findall(r"workers serve on tcp://127\.0\.0\.1:(\d+)\n", program.errors)
         assert b"olleh" in ask(("127.0.0.1", int(port)), question=b"hello\n")
         program.process.send_signal(signal.SIGTERM)
         assert program.wait() == 0

@@ -312,5 +312,7 @@ def test_wrong_class_gets_advice() -> None:
     """hosted() says what it expects; serve() says to use it."""
     with pytest.raises(TypeError, match="subclass of BaseRequestHandler"):
         compat.hosted(7)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"hosted\(\) got Protocol, .*wrap it: asyncserver\.from_protocol\(Protocol\)"):
+        compat.hosted(asyncio.Protocol)
     with pytest.raises(TypeError, match=r"compat\.hosted\(.*Upper\)"):
         asyncserver.serve(Upper, "127.0.0.1", 0)  # type: ignore[arg-type]

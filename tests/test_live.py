@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import socket
@@ -18,7 +19,7 @@ from tests.serverkit import PATIENCE, ROOT
 from tests.workerkit import Start, ask, ask_udp, start
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 __all__ = ["start"]  # a fixture
 
@@ -236,6 +237,10 @@ def test_terminal_is_left_as_it_was(start: Start) -> None:
     ("arguments", "words"),
     [
         (["--interval", "0"], "--interval must be more than 0 seconds, got 0.0"),
+        *(
+            ([place], "expected HOST:PORT, such as 127.0.0.1:9100")
+            for place in ("9100", "127.0.0.1", ":9100", "h:http")
+        ),
         (["file:///etc/passwd"], "expected HOST:PORT, such as 127.0.0.1:9100, or a URL of http or https"),
     ],
 )
@@ -252,10 +257,7 @@ def test_wrong_arguments_say_what_was_expected(
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (
-            b"HTTP/1.1 501 Not Implemented\r\nContent-Length: 12\r\n\r\ninstall this",
-            "501 Not Implemented: install",
-        ),
+        (b"HTTP/1.1 500 Failed\r\nContent-Length: 7\r\n\r\nsee log", "500 Failed: see log"),
         (b"GET /METRICS HTTP/1.1\r\n\r\n", "expected the address of --metrics, got BadStatusLine"),
         (
             b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\ncut off",
@@ -272,6 +274,14 @@ def test_answer_that_is_none_is_shown_with_its_words(
     answer: bytes, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Another port of the program, most likely."""
+    with answering(answer) as place:
+        assert live.main([place, "--count", "1"]) == 1
+    assert words in capsys.readouterr().out
+
+
+@contextlib.contextmanager
+def answering(answer: bytes) -> Iterator[str]:
+    """The address of somebody who answers one request, and no other."""
 
     def serve() -> None:
         sock, _ = other.accept()
@@ -282,12 +292,19 @@ def test_answer_that_is_none_is_shown_with_its_words(
     with socket.create_server(("127.0.0.1", 0)) as other:
         thread = threading.Thread(target=serve)
         thread.start()
-        assert live.main([f"127.0.0.1:{other.getsockname()[1]}", "--count", "1"]) == 1
+        yield f"127.0.0.1:{other.getsockname()[1]}"
         thread.join(PATIENCE)
-    assert words in capsys.readouterr().out
 
 
-def test_port_that_is_none_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    """No traceback for a slip of the hand."""
-    assert live.main(["127.0.0.1:http", "--count", "1"]) == 1
-    assert "nonnumeric port" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"501 Not Implemented\r\nContent-Length: 12\r\n\r\ninstall this", "501 Not Implemented: install this"),
+        (b"404 Not Found\r\nContent-Length: 4\r\n\r\nn\x1b[o", "404 Not Found: n?[o"),
+    ],
+)
+def test_who_has_no_metrics_is_asked_once(answer: bytes, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Status 1 and the words, without --count: asked again, it would say the same."""
+    with answering(b"HTTP/1.1 " + answer) as place:
+        assert live.main([place]) == 1
+        assert capsys.readouterr().err == f"python -m asyncserver.live: http://{place}: {words}\n"

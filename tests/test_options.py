@@ -58,6 +58,8 @@ SAMPLES: dict[str, tuple[str, str, str | None]] = {
 
 
 def parsed(*arguments: str, **environment: str) -> dict[str, Any]:
+    if environment.get("ASYNCSERVER_UNIX_MODE") or any(word.startswith("--unix-mode") for word in arguments):
+        environment = {"ASYNCSERVER_UNIX": "a.sock", **environment}  # it is for files
     return vars(read(make_parser("7"), arguments, environment))
 
 
@@ -124,6 +126,57 @@ def test_wrong_value_says_where_it_is(option: Option, capsys: pytest.CaptureFixt
     from_command_line = capsys.readouterr().err.splitlines()[-1]
     assert f"argument {option.metavar if option.flag == 'handler' else option.flag}: " in from_command_line
     assert repr(wrong) in from_command_line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "words"),
+    [
+        (
+            ["--udp", ":0", "--certfile", "a.pem"],
+            {},
+            "--certfile (ASYNCSERVER_CERTFILE) has no effect without --tcp or",
+        ),
+        (["--udp", ":0", "--proxy-protocol"], {}, "has no effect without --tcp or --unix: leave it out"),
+        (["--unix-datagram", "x"], {"ASYNCSERVER_MAX_CONNECTIONS": "5"}, "(ASYNCSERVER_MAX_CONNECTIONS) has no effect"),
+        (["--tcp", ":0", "--max-pending", "1024"], {}, "has no effect without --udp or --unix-datagram"),
+        (
+            ["--tcp", ":0"],
+            {"ASYNCSERVER_MAX_DATAGRAM_SIZE": "9"},
+            "--max-datagram-size (ASYNCSERVER_MAX_DATAGRAM_SIZE)",
+        ),
+        (["--tcp", ":0", "--udp", ":0", "--unix-mode", "660"], {}, "no effect without --unix or --unix-datagram"),
+        (["--no-proxy-protocol", "--unix-mode", "660"], {}, "--unix-mode (ASYNCSERVER_UNIX_MODE) has no effect"),
+    ],
+)
+def test_option_without_effect_is_refused(
+    arguments: list[str], environment: dict[str, str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever gave it wanted something that would not happen: TLS for datagrams, say."""
+    with pytest.raises(SystemExit) as caught:
+        read(make_parser("7"), arguments, environment)
+    assert caught.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_option_that_is_switched_off_needs_no_effect() -> None:
+    """It asks for what is the case; and the default address is of both kinds."""
+    parsed("--udp", ":0", "--no-proxy-protocol", ASYNCSERVER_PROXY_PROTOCOL="0")
+    parsed("--max-pending", "5", "--max-connections", "5")
+
+
+def test_unknown_variables() -> None:
+    """Those that Kubernetes makes of a service's name are nobody's mistake."""
+    kubernetes = {
+        "ASYNCSERVER_SERVICE_HOST": "10.0.0.1",
+        "ASYNCSERVER_SERVICE_PORT_HTTP": "80",
+        "ASYNCSERVER_PORT": "tcp://10.0.0.1:80",
+        "ASYNCSERVER_PORT_80_TCP_ADDR": "10.0.0.1",
+    }
+    mistakes = {"ASYNCSERVER_MAXCONNECTIONS": "5", "ASYNCSERVER_PORT": "80"}
+    assert options.unknown_variables({**kubernetes, "PATH": "/", "ASYNCSERVER_TCP": ":0"}) == []
+    told = options.unknown_variables(mistakes)
+    assert told[0] == "ASYNCSERVER_MAXCONNECTIONS; did you mean ASYNCSERVER_MAX_CONNECTIONS?"
+    assert told[1].startswith("ASYNCSERVER_PORT")
 
 
 def test_quote_that_is_not_closed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -148,8 +148,15 @@ def test_what_is_no_server_says_what_is(wrong: Any) -> None:
 
 def test_nothing_to_run_says_what_to_write() -> None:
     """run() alone has nothing to do."""
-    with pytest.raises(TypeError, match=r"run\(serve\(handler, host, port\)\)"):
+    with pytest.raises(TypeError, match=r"run\(serve\(handler, host, port\)\); got none"):
         asyncserver.run()
+
+
+def test_nothing_from_systemd_is_said_to_be_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside systemd a program for its sockets has none, and run() is where that shows."""
+    monkeypatch.delenv("LISTEN_FDS", raising=False)
+    with pytest.raises(TypeError, match=r"systemd_sockets\(\) gives none where systemd has opened none"):
+        asyncserver.run(*[asyncserver.serve(upper, sock=one) for one in asyncserver.systemd_sockets("web")])
 
 
 @pytest.mark.parametrize("position", [0, 1, 2])

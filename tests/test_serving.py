@@ -7,7 +7,6 @@ import functools
 import gc
 import re
 import socket
-import socketserver
 import ssl
 import warnings
 from collections.abc import Callable  # noqa: TC003 - in a type that is looked at
@@ -219,81 +218,6 @@ async def test_exception_thrown_in_comes_out(serve: Callable[..., asyncserver.Se
     """As from a coroutine that has not begun."""
     with pytest.raises(LookupError):
         serve().throw(LookupError())
-
-
-# -- wrong handlers
-
-
-class Legacy(socketserver.BaseRequestHandler):
-    """A handler class of the standard library's."""
-
-
-class SomeProtocol(asyncio.Protocol):
-    """A protocol class."""
-
-
-class Plain:
-    """A class that is neither."""
-
-
-class AsyncCallable:
-    """What may be given as an instance, but not as a class."""
-
-    async def __call__(self, source: object) -> None:
-        """Do nothing."""
-
-
-def synchronous(source: object) -> None:
-    """Not a coroutine function."""
-
-
-@pytest.mark.parametrize(
-    ("handler", "words"),
-    [
-        (synchronous, ["expects a coroutine function, `async def handler(", "got synchronous", "make it `async def`"]),
-        (functools.partial(synchronous, 1), ["expects a coroutine function", "got synchronous"]),
-        (Legacy, ["got Legacy, a socketserver handler class; wrap it: {name}(compat.hosted(Legacy), ...)"]),
-        (SomeProtocol, ["a protocol class; wrap it: {name}(asyncserver.from_protocol(SomeProtocol), ...)"]),
-        (Plain, ["got Plain, a class; give a coroutine function, or an instance with `async def __call__`"]),
-        (AsyncCallable, ["got AsyncCallable, a class"]),
-        (Plain(), ["expects a coroutine function", "Plain object"]),
-        (None, ["expects a coroutine function", "got None"]),
-        ("app:handler", ["expects a coroutine function", "got 'app:handler'"]),
-    ],
-)
-def test_wrong_handler_is_told_what_to_do(name: str, handler: Any, words: list[str]) -> None:
-    """At once, with what was given and what would be right."""
-    with pytest.raises(TypeError) as caught:
-        SERVE[name][0](handler, "127.0.0.1", 0).close()
-    for word in (f"{name}() ", *words):
-        assert word.format(name=name) in str(caught.value)
-
-
-async def test_right_handlers_of_every_form_are_taken(name: str) -> None:
-    """Functions, methods, partials, partials of partials, instances with `async def __call__`, adapters."""
-
-    async def with_more(extra: int, source: object) -> None:
-        await asyncio.sleep(extra)
-
-    function = SERVE[name][0]
-    handlers: list[Any] = [
-        SERVE[name][1],
-        AsyncCallable(),
-        AsyncCallable().__call__,
-        functools.partial(with_more, 1),
-        functools.partial(functools.partial(with_more), 1),
-        asyncserver.from_protocol(asyncio.DatagramProtocol if "datagrams" in name else SomeProtocol),
-    ]
-    for handler in handlers:
-        async with function(handler, "127.0.0.1", 0):
-            pass
-
-
-@pytest.mark.parametrize("adapter", [asyncserver.from_protocol, asyncserver.from_callback])
-def test_adapter_of_what_cannot_be_called_says_so(adapter: Callable[[Any], object]) -> None:
-    """An instance instead of a class, most likely."""
-    with pytest.raises(TypeError, match=rf"{adapter.__name__}\(\) expects .*got 7"):
-        adapter(7)
 
 
 # -- wrong options

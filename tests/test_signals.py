@@ -200,7 +200,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
 
 
-@pytest.mark.parametrize(("workers", "ready"), [(1, "serving on x.sock"), (2, "2 workers serve on x.sock")])
+@pytest.mark.parametrize(("workers", "ready"), [(1, "serving on x.sock"), (2, "2 workers serve on unix:x.sock")])
 def test_a_closed_terminal_drains(tmp_path: Path, workers: int, ready: str) -> None:
     """SIGHUP then comes from the kernel: nobody could press Ctrl-C any more, so the program ends as if one had."""
     source = (

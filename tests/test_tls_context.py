@@ -68,6 +68,29 @@ def test_key_that_does_not_fit(tmp_path: Path, authority: trustme.CA) -> None:
         asyncserver.tls_context(tmp_path / "cert.pem", tmp_path / "key.pem")
 
 
+def test_part_that_is_missing_or_in_the_other_file_is_told(tmp_path: Path, authority: trustme.CA) -> None:
+    """OpenSSL says "PEM lib" to all of these."""
+    certificate = authority.issue_cert("localhost")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    certificate.cert_chain_pems[0].write_to_path(cert)
+    certificate.private_key_pem.write_to_path(key)
+    for arguments, words in [
+        ((cert,), r"no private key in .*cert\.pem: give keyfile \(--keyfile\)"),
+        ((cert, cert), r"no private key in .*cert\.pem: is it another file\?"),
+        ((key, cert), r"no certificate in .*key\.pem, but a key: exchange it with .*cert\.pem"),
+        ((key,), r"no certificate in .*key\.pem, but a key: give it as keyfile"),
+    ]:
+        with pytest.raises(ssl.SSLError, match=words):
+            asyncserver.tls_context(*arguments)
+
+
+@pytest.mark.parametrize("wrong", [("other.pem", "other.key"), ["ab"], [("other.pem",)]])
+def test_more_certificates_are_pairs(certfile: Path, wrong: Any) -> None:
+    """One pair instead of a sequence of them, most likely."""
+    with pytest.raises(TypeError, match=r"pairs, \[\(certfile, keyfile or None\), \.\.\.\]; got "):
+        asyncserver.tls_context(certfile, more_certificates=wrong)
+
+
 def _encrypted(tmp_path: Path, authority: trustme.CA) -> tuple[Path, Path]:
     from cryptography.hazmat.primitives import serialization
 

@@ -109,7 +109,7 @@ class Program:
     def serving(self) -> list[int]:
         """Wait until all workers serve; returns the ports."""
         found = self.expect(r"2 workers serve on (.*)")
-        return [int(port) for port in re.findall(r"', (\d+)\)", found[1])]
+        return [int(port) for port in re.findall(r"://[^,]*:(\d+)", found[1])]
 
     def received(self) -> list[str]:
         """Read the requests that handlers have received, as they were sent but for the end of line."""

@@ -1,0 +1,118 @@
+"""Handlers as they are given: whether they can be what they are given as, and if not, what to write instead."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import sys
+from typing import Any
+
+# Which server takes a protocol of which kind. Others than these may be of both kinds, or of one that does not tell.
+_PROTOCOLS: dict[str, tuple[type, ...]] = {
+    "serve": (asyncio.Protocol, asyncio.BufferedProtocol),
+    "serve_datagrams": (asyncio.DatagramProtocol,),
+}
+
+
+def check_handler(handler: object, name: str, argument: str) -> None:
+    """Raise TypeError, unless it is a coroutine function of one argument, or an object that is called like one."""
+    function = handler
+    while isinstance(function, functools.partial):
+        function = function.func
+    shown = _shown(function)
+    if isinstance(function, type):
+        advice = _wrapping(function, f"{name}({{}}, ...)")
+        advice = advice or "a class; give a coroutine function, or an instance with `async def __call__`"
+        raise TypeError(f"{name}() got {shown}, {advice}")
+    called = getattr(type(function), "__call__", None)  # noqa: B004 - not whether it can be called, but what is then
+    if not (inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)):
+        raise TypeError(
+            f"{name}() expects a coroutine function, `async def handler({argument})`; got {shown}"
+            + (": make it `async def`; for more arguments use functools.partial" if callable(function) else "")
+        )
+    if not _takes(handler, 1):
+        advice = f"it is called with one argument, the {argument}; for more use functools.partial"
+        if name == "serve" and _takes(handler, 2):
+            advice = f"takes (reader, writer)? wrap it: {name}(asyncserver.from_callback({shown}), ...)"
+        raise TypeError(f"{name}() got {shown}{_signature(handler)}: {advice}")
+
+
+def check_kind(factory: object, name: str) -> None:
+    """Raise TypeError for a protocol class that is for the other kind of server. What is no class cannot be told."""
+    other = next(one for one in _PROTOCOLS if one != name)
+    if _is_kind(factory, _PROTOCOLS[other]) and not _is_kind(factory, _PROTOCOLS[name]):
+        shown = _shown(factory)
+        raise TypeError(
+            f"{name}() got from_protocol({shown}), which is for {other}(): write {other}(from_protocol({shown}), ...)"
+        )
+
+
+def check_factory(factory: object) -> None:
+    """Raise TypeError for what `from_protocol()` cannot call."""
+    if not callable(factory):
+        raise TypeError(f"from_protocol() expects a factory, such as a Protocol class; got {factory!r}")
+    if isinstance(factory, type) and not _is_kind(factory, (asyncio.BaseProtocol,)):
+        _refuse(factory, "from_protocol")
+    if not _takes(factory, 0):
+        raise TypeError(
+            f"from_protocol() expects a factory that is called without arguments; got {_shown(factory)}"
+            f"{_signature(factory)}: give them by functools.partial"
+        )
+
+
+def check_callback(callback: object) -> None:
+    """Raise TypeError for what `from_callback()` cannot call with a reader and a writer."""
+    _refuse(callback, "from_callback")
+    if not callable(callback):
+        raise TypeError(f"from_callback() expects a function of (reader, writer); got {callback!r}")
+    if not _takes(callback, 2):
+        advice = "; a handler of a stream is given to serve() as it is" if _takes(callback, 1) else ""
+        raise TypeError(
+            f"from_callback() expects a function of (reader, writer); got {_shown(callback)}"
+            f"{_signature(callback)}{advice}"
+        )
+
+
+def _refuse(given: object, name: str) -> None:
+    if isinstance(given, type) and (advice := _wrapping(given, "{}")) is not None:
+        raise TypeError(f"{name}() got {_shown(given)}, {advice}")
+
+
+def _wrapping(given: type, call: str) -> str | None:
+    """Tell what makes a handler of a class that was written for others."""
+    # Whoever has such a class has imported its module; we need not.
+    legacy = getattr(sys.modules.get("socketserver"), "BaseRequestHandler", ())
+    if issubclass(given, legacy):
+        return "a socketserver handler class; wrap it: " + call.format(f"compat.hosted({_shown(given)})")
+    if issubclass(given, asyncio.BaseProtocol):
+        return "a protocol class; wrap it: " + call.format(f"asyncserver.from_protocol({_shown(given)})")
+    return None
+
+
+def _takes(function: object, count: int) -> bool:
+    """Whether it can be called with so many arguments; yes, if that cannot be known."""
+    signature = _signature(function)
+    if signature is None:
+        return True
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
+def _signature(function: Any) -> inspect.Signature | None:
+    try:
+        # Of a decorated function its own signature counts: that of what it wraps may be another.
+        return inspect.signature(function, follow_wrapped=False)
+    except (TypeError, ValueError):  # written in C, without one
+        return None
+
+
+def _is_kind(given: object, kinds: tuple[type, ...]) -> bool:
+    return isinstance(given, type) and issubclass(given, kinds)
+
+
+def _shown(function: object) -> str:
+    return getattr(function, "__qualname__", repr(function))
