@@ -5,7 +5,6 @@ Every record of the logger "asyncserver" that is about a server has the fields o
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from datetime import UTC, datetime
@@ -106,6 +105,8 @@ class JSONFormatter(logging.Formatter):
         if record.stack_info:
             fields["stack"] = record.stack_info
         further = {str(name): value for name, value in vars(record).items() if name not in _OWN}
+        import json  # noqa: PLC0415 - nobody else here needs it
+
         return json.dumps({name: _plain(value) for name, value in {**further, **fields}.items()})
 
 

@@ -10,16 +10,16 @@ import threading
 from typing import TYPE_CHECKING, Literal
 
 from ._logger import logger as _logger
-from ._monitor import Monitor, tell_where
+from ._terminals import open_terminals
 from .logs import about
 from .serving import Serving, check_seconds
 from .stream_server import can_reload
 from .systemd import NotifySocket
-from .workers import Supervisor, open_terminals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from ._monitor import Monitor
     from .server import Server
 
 __all__ = ["run"]
@@ -98,6 +98,8 @@ def run_program(
         metrics: as for `run()`.
         drain_delay: as for `run()`.
     """
+    from ._monitor import Monitor  # noqa: PLC0415 - not wanted by who only serves, and an eighth of the whole import
+
     monitoring: Serving | None = None
     try:
         _check(servings, workers)
@@ -109,6 +111,8 @@ def run_program(
         with NotifySocket.from_environment() as notify:
             if workers > 1:
                 _check_process()
+                from .workers import Supervisor  # noqa: PLC0415 - likewise
+
                 Supervisor(
                     servings,
                     load,
@@ -194,6 +198,8 @@ async def _run(
         with signals.handled():
             async with contextlib.AsyncExitStack() as stack:
                 if monitoring is not None:  # first, so that it can say "not ready" before and after
+                    from ._monitor import tell_where  # noqa: PLC0415 - likewise
+
                     tell_where((await stack.enter_async_context(monitoring))._bound)
                 servers = [await stack.enter_async_context(serving) for serving in servings]
                 signals.concern(servers)

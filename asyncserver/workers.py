@@ -26,6 +26,7 @@ from ._logger import logger as _logger
 from ._monitor import tell_where
 from ._slot import NEVER, Slot, Worker, open_slots
 from ._tally import Tally
+from ._terminals import open_terminals
 from ._watchdog import Watchdog
 from ._worker import FORCE, LEAVE, MOST_SERVERS, READY, SIGNALS, STOP, pass_over, work
 
@@ -387,11 +388,3 @@ class Supervisor:
             bound.share()
             if bound not in mine:
                 bound.close()
-
-
-def open_terminals() -> list[int]:
-    """Which of the standard streams are a terminal. When it is closed they are one no more, and SIGHUP says so.
-
-    Nobody could press Ctrl-C any more then: the program ends as if somebody had.
-    """
-    return [descriptor for descriptor in range(3) if os.isatty(descriptor)]
