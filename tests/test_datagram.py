@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -192,6 +193,8 @@ async def test_handler_with_the_wrong_signature_fails_each_datagram_only(
     async def no_argument() -> None:
         raise AssertionError("cannot be called")
 
+    # As a decorator may claim it; otherwise it would be refused at once.
+    no_argument.__signature__ = inspect.signature(upper)  # type: ignore[attr-defined]
     async with udp.serve(no_argument) as server:
         client = udp.client(server)
         client.send(b"a")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -139,6 +140,8 @@ async def test_handler_with_the_wrong_signature_fails_each_connection_only(
     async def no_argument() -> None:
         raise AssertionError("cannot be called")
 
+    # As a decorator may claim it; otherwise it would be refused at once.
+    no_argument.__signature__ = inspect.signature(upper)  # type: ignore[attr-defined]
     async with tcp.serve(no_argument) as server:
         for _ in range(2):
             async with tcp.connect(server) as client:
