@@ -10,6 +10,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from compat.openssl import clear_errors
 from compat.pool import ThreadPool
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def with_limited_handshake(server: Any) -> tuple[ssl.SSLSocket, Any]:
         request.settimeout(server.ssl_handshake_timeout)
         request.do_handshake()
     except BaseException:
+        clear_errors()  # the program may use TLS in this thread
         request.close()
         raise
     request.settimeout(timeout)
@@ -123,6 +125,7 @@ class Handshake:
         except ssl.SSLWantWriteError:
             self.serving.loop.add_writer(self.request.fileno(), self._ready)
         except (OSError, ValueError):  # as in the stdlib: closed without a word, no hook is called
+            clear_errors()  # the program may use TLS in this thread
             self.fail()
         else:
             self._end()
