@@ -199,6 +199,8 @@ class Acceptors:
             elif error is not None:
                 raise error
             else:
+                # Its handshake, in another thread, has not cleared what an earlier handler has left in this one.
+                self.pool.clear_tls_errors()
                 self.server._compat_proceed(request, client_address)
 
     def close(self) -> None:

@@ -203,12 +203,21 @@ def ask_politely(address: Any, trusting: ssl.SSLContext) -> bytes:
         return answer + client.recv(3)
 
 
-def test_threads_that_are_used_again_disturb_nobody(
-    server_context: ssl.SSLContext, client_context: ssl.SSLContext
+@pytest.mark.parametrize("kind", [compat.ThreadingTCPServer, compat.TCPServer])
+@pytest.mark.parametrize("wraps", ["listener", "request"])
+def test_handlers_in_the_same_thread_disturb_nobody(
+    kind: Any, wraps: str, server_context: ssl.SSLContext, client_context: ssl.SSLContext
 ) -> None:
-    """A threading server of compat's behind a TLS listener."""
-    server = compat.ThreadingTCPServer(("127.0.0.1", 0), Patient)
-    server.socket = server_context.wrap_socket(server.socket, server_side=True)
+    """That of a pool, or the serving one, wherever the handshake is made."""
+
+    class Server(kind):  # type: ignore[misc]
+        def get_request(self) -> Any:
+            request, address = super().get_request()
+            return server_context.wrap_socket(request, server_side=True), address
+
+    server = (Server if wraps == "request" else kind)(("127.0.0.1", 0), Patient)
+    if wraps == "listener":
+        server.socket = server_context.wrap_socket(server.socket, server_side=True)
     with serving(server):
         for turn in range(CLIENTS):
             leave_rudely(server.server_address, client_context)
