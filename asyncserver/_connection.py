@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import anyio
 
 from ._kernel import first_words_due, unread
+from ._openssl import clear_errors
 from ._poller import READ, WRITE
 from ._waiter import Waiter
 from .proxy_protocol import HeaderParser
@@ -160,11 +161,17 @@ class Connection:
 
     def _broken(self, exc: OSError) -> anyio.BrokenResourceError:
         """Be broken from now on. The kernel tells an error once and then reports an end, as if all had come."""
+        self._clear_errors()
         self._unwatch()
         self._send = functools.partial(self._refuse_broken, exc)
         self._recv = functools.partial(self._receive_rest, exc)
         self._wake_all()  # a task that waits in the other direction would wait for ever
         return self._brokenness(exc)
+
+    def _clear_errors(self) -> None:
+        """See that no other connection is told what happened to this one."""
+        if isinstance(self._sock, ssl.SSLSocket):
+            clear_errors()
 
     def _brokenness(self, exc: OSError) -> anyio.BrokenResourceError:
         return anyio.BrokenResourceError(f"the connection with {self.peer_address!r} broke: {exc}")
@@ -174,8 +181,12 @@ class Connection:
 
     def _receive_rest(self, exc: OSError, max_bytes: int) -> bytes:
         """Receive what had arrived before the connection broke."""
-        with contextlib.suppress(OSError, ValueError):  # ValueError: TLS came to its end, and then the rest broke
-            if data := self._read(max_bytes):
+        try:
+            data = self._read(max_bytes)
+        except (OSError, ValueError):  # ValueError: TLS came to its end, and then the rest broke
+            self._clear_errors()
+        else:
+            if data:
                 return data
         raise self._brokenness(exc) from exc
 

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from compat.openssl import clear_errors
 from compat.pool import ThreadPool
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def with_limited_handshake(server: Any) -> tuple[ssl.SSLSocket, Any]:
         request.settimeout(server.ssl_handshake_timeout)
         request.do_handshake()
     except BaseException:
+        clear_errors()  # the program may use TLS in this thread
         request.close()
         raise
     request.settimeout(timeout)
@@ -124,6 +126,7 @@ class Handshake:
         except ssl.SSLWantWriteError:
             self.serving.loop.add_writer(self.request.fileno(), self._ready)
         except (OSError, ValueError):  # as in the stdlib: closed without a word, no hook is called
+            clear_errors()  # the program may use TLS in this thread
             self.fail()
         else:
             self._end()
@@ -198,6 +201,8 @@ class Acceptors:
             elif error is not None:
                 raise error
             else:
+                # A handshake empties OpenSSL's queue as it begins, but this one was made in another thread.
+                clear_errors()
                 self.server._compat_proceed(request, client_address)
 
     def close(self) -> None:

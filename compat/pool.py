@@ -35,6 +35,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from compat.call import Call
 from compat.joinable import JoinableThreads
+from compat.openssl import quick_clearing
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -71,7 +72,7 @@ class ThreadPool(Executor):
     Unlike `concurrent.futures.ThreadPoolExecutor` it never queues a call while a thread may still be started,
     runs each call in a context of its own, as a new thread does, can be daemonic (the interpreter's exit does
     not wait for running calls) and can be asked what it is doing. `threading.local` values do survive from one
-    call to the next in the same thread, but the current event loop does not.
+    call to the next in the same thread, but the current event loop and OpenSSL's errors do not.
 
     Args:
         max_threads: the most threads at a time; None is no bound. May be changed at any time.
@@ -99,6 +100,7 @@ class ThreadPool(Executor):
         self.on_start: Callable[[threading.Thread], object] | None = None  # a thread has started
         self.on_starved: Callable[[], object] | None = None  # a worker could start none: wake() again, later
         self.on_room: Callable[[], object] | None = None  # a call has ended
+        self._clear_tls_errors = quick_clearing()
         self._reset()
         _pools[self] = None
 
@@ -307,6 +309,7 @@ class ThreadPool(Executor):
             if worker.name != worker.own_name:  # a handler renamed its thread
                 worker.name = worker.own_name
             asyncio.set_event_loop(None)  # 0.3 us; a loop that the call has closed must not meet the next one
+            self._clear_tls_errors()  # nor must what has happened to its connections
 
     def _rest(self, worker: _Worker) -> bool:
         """Lie down until somebody hands over the token; false when it is time to go."""

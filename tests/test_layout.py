@@ -17,7 +17,8 @@ ROOT = Path(__file__).parent.parent
 # What each module may import of its own package when it is loaded; imports for the type checker do not count.
 _BELOW_SERVER = {"_logger", "exceptions", "logs", "reports", "binding", "_socket_file", "systemd", "_types", "_tasks"}
 _STREAMS = {
-    "_attributes", "_connection", "_kernel", "_poller", "_served", "_waiter", "exceptions", "proxy_protocol", "_types",
+    "_attributes", "_connection", "_kernel", "_openssl", "_poller", "_served", "_waiter", "exceptions",
+    "proxy_protocol", "_types",
 }  # fmt: skip
 _SERVERS = _BELOW_SERVER | _STREAMS | {
     "_transports", "adapters", "datagram", "listener", "server", "stream", "tls",
@@ -29,6 +30,7 @@ ASYNCSERVER: dict[str, set[str]] = {
     "_tasks": set(),
     "_handlers": set(),
     "_kernel": set(),
+    "_openssl": set(),
     "_terminals": set(),
     "_waiter": {"exceptions", "_types"},
     "reports": {"_logger", "exceptions", "_types"},
@@ -41,7 +43,7 @@ ASYNCSERVER: dict[str, set[str]] = {
     "listener": {"_logger", "binding", "exceptions", "reports", "_types"},
     "proxy_protocol": {"exceptions"},
     "_poller": {"_types"},
-    "_connection": {"_kernel", "_poller", "_waiter", "exceptions", "proxy_protocol", "_types"},
+    "_connection": {"_kernel", "_openssl", "_poller", "_waiter", "exceptions", "proxy_protocol", "_types"},
     "_attributes": {"tls", "_types"},
     "_served": {"_connection", "_kernel", "_poller", "_waiter", "exceptions", "_types"},
     "stream": _STREAMS,
