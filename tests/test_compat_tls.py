@@ -333,3 +333,29 @@ def test_own_select_loops_can_serve_tls(context: ssl.SSLContext, trusting: ssl.S
         server._handle_request_noblock()
         assert answers.get(timeout=10) == b"ABC"
         client.join()
+
+
+@pytest.mark.parametrize("maker", list(MAKERS))
+def test_a_serial_servers_next_client_does_not_meet_the_last_ones_error(
+    maker: str, context: ssl.SSLContext, trusting: ssl.SSLContext
+) -> None:
+    """OpenSSL keeps it for the thread, and from 3.4 on tells it to whoever only has to wait."""
+    seen: queue.Queue[type] = queue.Queue()
+    breaks = iter([True, False])
+
+    def handler(request: Any, *_: Any) -> None:
+        if next(breaks):
+            socket.socket.shutdown(request, socket.SHUT_WR)
+        request.settimeout(0.01)
+        try:
+            request.sendall(b"ready")
+            request.recv(100)
+        except OSError as error:
+            seen.put(type(error))
+
+    server = MAKERS[maker](compat.TCPServer, context)
+    server.RequestHandlerClass = handler
+    with serving(server):
+        for error in (BrokenPipeError, TimeoutError):
+            with trusting.wrap_socket(connect(server), server_hostname="localhost"):
+                assert seen.get(timeout=20) is error
