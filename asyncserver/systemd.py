@@ -10,9 +10,11 @@ Where systemd has not started us there is nothing to take, and both do nothing.
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
 import os
 import re
+import select
 import socket
 import stat
 import time
@@ -71,7 +73,7 @@ def systemd_sockets(name: str | None = None) -> list[socket.socket]:
 
 def named_sockets() -> list[tuple[str, socket.socket]]:
     """Return all that `systemd_sockets()` has to choose from, each with its name."""
-    names = listen_names(os.environ, os.getpid())
+    names = listen_names(os.environ, os.getpid(), own_pidfd_id())
     if names:
         _check_open(len(names))
         for descriptor, name in enumerate(names, _FIRST_DESCRIPTOR):
@@ -87,14 +89,24 @@ def is_kept(sock: socket.socket) -> bool:
     return any(sock is one for _, one in _taken)
 
 
-def listen_names(environment: Mapping[str, str], pid: int) -> list[str]:
+def listen_names(environment: Mapping[str, str], pid: int, pidfd_id: int | None = None) -> list[str]:
     """Return the names of the descriptors that are passed, from number 3 on; none if they are not for this process.
+
+    Args:
+        environment: from systemd, or from a process between it and us.
+        pid: of this process.
+        pidfd_id: see `own_pidfd_id()`.
 
     Raises:
         ValueError: a variable is not as systemd makes it.
     """
     if "LISTEN_PID" not in environment or _number("LISTEN_PID", environment) != pid:
         return []
+    if "LISTEN_PIDFDID" in environment:
+        meant = _number("LISTEN_PIDFDID", environment)
+        # A 32-bit kernel shows the lower half only.
+        if pidfd_id is not None and pidfd_id not in {meant, meant & 0xFFFFFFFF}:
+            return []
     count = _number("LISTEN_FDS", environment) if "LISTEN_FDS" in environment else 0
     if count > _MOST_DESCRIPTORS:
         raise ValueError(f"LISTEN_FDS must be at most {_MOST_DESCRIPTORS}, got {count}")
@@ -107,6 +119,23 @@ def listen_names(environment: Mapping[str, str], pid: int) -> list[str]:
             f"colons; got {environment['LISTEN_FDNAMES']!r}"
         )
     return names
+
+
+def own_pidfd_id() -> int | None:
+    """Return the inode number of this process's pidfd, which no other process ever has, unlike its process number.
+
+    None where the kernel has no such numbers; sd_listen_fds() does not compare them there either. Before Linux 6.9
+    all pidfds have the one inode of all anonymous files, an epoll's too: pidfd_open(2).
+    """
+    try:
+        with contextlib.ExitStack() as stack:
+            pidfd = os.pidfd_open(os.getpid())
+            stack.callback(os.close, pidfd)
+            anonymous = os.fstat(stack.enter_context(select.epoll()).fileno())
+            own = os.fstat(pidfd)
+    except (AttributeError, OSError):  # not on Linux; forbidden; no descriptors left
+        return None
+    return own.st_ino if own.st_dev != anonymous.st_dev else None
 
 
 def _check_open(count: int) -> None:
@@ -255,7 +284,7 @@ def _summary(stats: Iterable[ServerStats]) -> str:
 
 def _number(name: str, environment: Mapping[str, str], default: int = 0) -> int:
     text = environment.get(name, str(default))
-    if not re.fullmatch("[0-9]{1,19}", text):
+    if not re.fullmatch("[0-9]{1,20}", text):
         raise ValueError(f"{name} must be a whole number, as systemd sets it; got {text!r}")
     return int(text)
 

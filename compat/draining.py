@@ -32,7 +32,8 @@ class Drain:
 
     def _on_signal(self, _: int, __: FrameType | None) -> None:
         # A child of fork has copies of its parent's loops: killed as always, unless it serves itself (a daemon).
-        loops = [serving for serving in live if serving.pid == os.getpid()]
+        # A copy first, in one step: other threads begin and end serving meanwhile.
+        loops = [serving for serving in list(live) if serving.pid == os.getpid()]
         if self.servers or not loops:
             _die()
         for serving in loops:

@@ -25,7 +25,7 @@ class ForkingMixIn(socketserver.ForkingMixIn):
         The stdlib waits for any child of the process there, and so takes a stranger's exit status away.
         """
         while self.active_children and len(self.active_children) >= self.max_children:
-            _wait_for_one(self.active_children)
+            _wait_for_one(list(self.active_children))
             self._compat_reap(os.WNOHANG)
         self._compat_reap(0 if blocking else os.WNOHANG)
 

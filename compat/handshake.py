@@ -1,6 +1,7 @@
 """TLS handshakes that cannot hold up a server: beside the accepting path, and with a time limit."""
 
 import contextlib
+import functools
 import socket
 import socketserver
 import ssl
@@ -177,8 +178,9 @@ class Acceptors:
     def start(self) -> None:
         """Call `get_request()` in a thread."""
         self.serving.hold(PATIENCE_SECONDS)
+        _note_sockets()
         try:
-            self.pool.add(self._accept)
+            self.pool.add(self._accept, [])
             self.pool.wake()
         except RuntimeError:  # no thread to be had: better wedged than deaf
             self.pool.take_back()
@@ -199,7 +201,7 @@ class Acceptors:
             elif error is not None:
                 raise error
             else:
-                # Its handshake, in another thread, has not cleared what an earlier handler has left in this one.
+                # A handshake empties OpenSSL's queue as it begins, but this one was made in another thread.
                 self.pool.clear_tls_errors()
                 self.server._compat_proceed(request, client_address)
 
@@ -224,8 +226,12 @@ class Acceptors:
             return None, None, error
         return request, client_address, None
 
-    def _accept(self) -> None:
-        self.outcomes.append(self._get())
+    def _accept(self, sockets: list[ssl.SSLSocket]) -> None:
+        _thread.sockets = sockets
+        outcome = self._get()
+        _thread.sockets = None
+        sockets.clear()  # before anybody gets what we have got: whose time is up no longer
+        self.outcomes.append(outcome)
         self.serving.wake()
         if self.closed:
             self._discard()
@@ -238,21 +244,34 @@ class Acceptors:
                     self.server.shutdown_request(request)
 
     def _cut_off(self, limit: float) -> None:
-        """Wake the threads whose client has kept them waiting for so long, by shutting their sockets down.
-
-        Nobody but the frame of the blocked `do_handshake` knows that socket.
-        """
-        frames = sys._current_frames()
+        """Wake the threads whose client has kept them waiting for so long, by shutting their sockets down."""
         for call in self.pool.calls():
-            if call.worker is None or call.age() < limit - PATIENCE_SECONDS:
-                continue
-            frame = frames.get(call.worker.ident or 0)
-            while frame is not None:
-                self._shut_down([value for value in frame.f_locals.values() if isinstance(value, ssl.SSLSocket)])
-                frame = frame.f_back
+            if call.age() >= limit - PATIENCE_SECONDS:
+                (sockets,) = call.args
+                self._shut_down(list(sockets))
 
     def _shut_down(self, sockets: list[ssl.SSLSocket]) -> None:
         for waiting in sockets:
             if waiting is not getattr(self.server, "socket", None):
                 with contextlib.suppress(OSError):
                     socket.socket.shutdown(waiting, socket.SHUT_RDWR)
+
+
+# Nobody but the frame of the blocked `do_handshake` knows its socket, and the variables of a frame that another
+# thread runs must not be read: without the GIL that corrupts memory (python/cpython gh-128421). So each thread
+# notes the TLS sockets that it makes, in the one place where the interpreter tells of them.
+
+_thread = threading.local()  # sockets: those of the get_request() that the thread is in
+
+
+@functools.cache
+def _note_sockets() -> None:
+    """Hear of all sockets that are made from now on. For ever, so only where a server needs it."""
+    sys.addaudithook(_note_socket)
+
+
+def _note_socket(event: str, args: tuple[Any, ...]) -> None:
+    if event == "socket.__new__" and isinstance(args[0], ssl.SSLSocket):
+        sockets: list[ssl.SSLSocket] | None = getattr(_thread, "sockets", None)
+        if sockets is not None:
+            sockets.append(args[0])

@@ -25,7 +25,6 @@ import itertools
 import os
 import sys
 import threading
-import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -34,6 +33,7 @@ from contextvars import Context
 from time import monotonic
 from typing import Any, ParamSpec, TypeVar
 
+from compat.call import Call
 from compat.joinable import JoinableThreads
 from compat.openssl import quick_clearing
 
@@ -45,35 +45,17 @@ IDLE_SECONDS = (
 )
 
 _numbers = itertools.count(1)  # one for all pools: thread names are unique among all live handlers
-_pools: "weakref.WeakSet[ThreadPool]" = weakref.WeakSet()
+# For its keyrefs(), a list made in one step: iterating a WeakSet fails when another thread makes a pool meanwhile.
+_pools: "weakref.WeakKeyDictionary[ThreadPool, None]" = weakref.WeakKeyDictionary()
 _exiting = threading.Event()  # the interpreter waits for non-daemon threads: they must not lie down any more
-
-
-class Call:
-    """One call that waits or runs, as `ThreadPool.calls()` shows it."""
-
-    __slots__ = ("args", "function", "started", "worker")
-
-    def __init__(self, function: Callable[..., object], args: tuple[Any, ...]) -> None:
-        self.function: Callable[..., object] = function
-        self.args: tuple[Any, ...] = args
-        self.started: float = 0.0
-        self.worker: threading.Thread | None = None
-
-    def age(self) -> float:
-        """Seconds since a thread took the call, 0 while it waits."""
-        return monotonic() - self.started if self.started else 0.0
-
-    def stack(self) -> str:
-        """Where the call is just now, as text; empty when it is not running."""
-        frame = sys._current_frames().get(self.worker.ident or 0) if self.worker else None
-        return "".join(traceback.format_stack(frame)) if frame else ""
 
 
 class _Worker(threading.Thread):
     def __init__(self, pool: "ThreadPool") -> None:
         self.own_name = f"{pool.name}-{next(_numbers)}"
-        super().__init__(name=self.own_name, daemon=pool.daemon)
+        # An inherited context would be kept, with all that is in it, for as long as the thread lives.
+        own: dict[str, Any] = {"context": Context()} if sys.version_info >= (3, 14) else {}
+        super().__init__(name=self.own_name, daemon=pool.daemon, **own)
         self.pool = pool
         self.wakeup = threading.Lock()  # released by whoever hands us the token, or sends us home
         self.wakeup.acquire()
@@ -88,9 +70,9 @@ class ThreadPool(Executor):
     """An executor whose threads are started on demand, reused, and retired when idle.
 
     Unlike `concurrent.futures.ThreadPoolExecutor` it never queues a call while a thread may still be started,
-    runs each call in an empty context, can be daemonic (the interpreter's exit does not wait for running
-    calls) and can be asked what it is doing. `threading.local` values do survive from one call to the next in
-    the same thread, but the current event loop and OpenSSL's errors do not.
+    runs each call in a context of its own, as a new thread does, can be daemonic (the interpreter's exit does
+    not wait for running calls) and can be asked what it is doing. `threading.local` values do survive from one
+    call to the next in the same thread, but the current event loop and OpenSSL's errors do not.
 
     Args:
         max_threads: the most threads at a time; None is no bound. May be changed at any time.
@@ -120,7 +102,7 @@ class ThreadPool(Executor):
         self.on_room: Callable[[], object] | None = None  # a call has ended
         self.clear_tls_errors: Callable[[], object] = quick_clearing()  # those of the calling thread
         self._reset()
-        _pools.add(self)
+        _pools[self] = None
 
     def _reset(self) -> None:
         self._queue: deque[Call] = deque()
@@ -233,7 +215,7 @@ class ThreadPool(Executor):
                 call.args[0].cancel()
         self._dismiss_idle()
         error = self._see_to_queue()
-        if error is not None and not self._workers and any(call.function is _fulfil for call in list(self._queue)):
+        if error is not None and not self._workers and any(call.function is _fulfil for call in self.calls()):
             self._refuse(error)
         if wait:
             self.threads.join()
@@ -316,7 +298,7 @@ class ThreadPool(Executor):
         call.worker = worker
         call.started = monotonic()
         try:
-            Context().run(call.function, *call.args)
+            call.context.run(call.function, *call.args)
         except BaseException:
             _report(worker)
         finally:
@@ -381,15 +363,19 @@ def _report(worker: threading.Thread) -> None:
         sys.excepthook(*sys.exc_info())
 
 
+def _all_pools() -> "list[ThreadPool]":
+    return [pool for reference in _pools.keyrefs() if (pool := reference()) is not None]
+
+
 def _send_idle_threads_home() -> None:
     _exiting.set()
-    for pool in list(_pools):
+    for pool in _all_pools():
         if not pool.daemon:
             pool._dismiss_idle()
 
 
 def _forget_threads_after_fork() -> None:
-    for pool in list(_pools):
+    for pool in _all_pools():
         pool._reset()
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from time import monotonic, sleep
 from typing import Any
 
+from compat.call import Call
 from compat.joinable import JoinableThreads
-from compat.pool import Call, ThreadPool
+from compat.pool import ThreadPool
 from compat.servers import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer, redeclares
 
 _logger = logging.getLogger("compat")

@@ -58,6 +58,7 @@ for number, descriptor in enumerate(moved, 3):
     os.dup2(descriptor, number)
     os.close(descriptor)
 os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(moved)), "LISTEN_FDNAMES": names}
+os.environ["LISTEN_PIDFDID"] = str(os.fstat(os.pidfd_open(os.getpid())).st_ino)
 os.execv(sys.executable, [sys.executable, *arguments])
 """
 

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -90,6 +91,24 @@ def test_a_stateful_ftp_server_serves_ftplib(tmp_path: Path) -> None:
             other.storbinary("STOR new/copy", io.BytesIO(b"stored"))
             assert (other.nlst(), one.nlst()) == (["inner", "new"], ["file"])
         assert (tmp_path / "new" / "copy").read_bytes() == b"stored"
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="http.server has --tls-cert from Python 3.14 on")
+def test_silent_clients_do_not_stall_http_server_with_tls(
+    certfile: Path, client_context: ssl.SSLContext, tmp_path: Path
+) -> None:
+    """Alone it makes each handshake where it accepts, and one client that says nothing stalls it."""
+    (tmp_path / "file").write_text("content")
+    options = ["--tls-cert", certfile, "--bind", "127.0.0.1", "0"]
+    with started("-m", "compat", "-m", "http.server", *options, cwd=tmp_path) as process, ExitStack() as stack:
+        words = line_of(process)
+        port = words[words.index("port") + 1]
+        for _ in range(3):
+            stack.enter_context(connect(port))
+        plain = stack.enter_context(connect(port))
+        client = stack.enter_context(client_context.wrap_socket(plain, server_hostname="localhost"))
+        client.sendall(b"GET /file HTTP/1.0\r\n\r\n")
+        assert b"".join(iter(lambda: client.recv(1000), b"")).endswith(b"\r\n\r\ncontent")
 
 
 # How a program sees itself.

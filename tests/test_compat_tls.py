@@ -4,6 +4,7 @@ import queue
 import selectors
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -129,10 +130,49 @@ def test_a_silent_client_is_cut_off_in_the_end(
 ) -> None:
     """After ssl_handshake_timeout, without a hook being called for it."""
     monkeypatch.setattr(compat.TCPServer, "ssl_handshake_timeout", 0.2)
+    # Without the GIL the frames of other threads must be left alone.
+    monkeypatch.setattr(sys, "_current_frames", lambda: pytest.fail("it looks at other threads' frames"))
     server = MAKERS[maker](compat.ThreadingTCPServer, context)
     server.verify_request = None  # whoever calls it fails
     with serving(server), connect(server) as client:
         assert client.recv(1) == b""
+
+
+@pytest.mark.parametrize("how", ["through_super", "by_hand"])
+def test_only_those_whose_handshake_goes_on_are_cut_off(
+    how: str, context: ssl.SSLContext, trusting: ssl.SSLContext
+) -> None:
+    """A connection that was made in time is none of them, nor is the listener."""
+    server = wrapping(compat.ThreadingTCPServer, context, how)(LOOPBACK, echo_twice)
+    with serving(server), ExitStack() as stack:
+        client = stack.enter_context(trusting.wrap_socket(connect(server), server_hostname="localhost"))
+        client.sendall(b"abc")
+        assert client.recv(100) == b"ABC"
+        silent = stack.enter_context(connect(server))
+        until_accepted(server, [silent], how)
+        for loop in server._compat_loops:
+            until_cut_off(loop.acceptors, silent)
+        client.sendall(b"def")
+        assert client.recv(100) == b"DEF"
+        assert ask(server, trusting) == b"ABC"
+
+
+def until_cut_off(acceptors: Any, client: socket.socket) -> None:
+    """As when the time is up; the thread may be just before its handshake."""
+    client.settimeout(0.01)
+    deadline = time.monotonic() + 10
+    while True:
+        acceptors._cut_off(0.0)
+        with suppress(TimeoutError):
+            assert client.recv(1) == b""
+            return
+        assert time.monotonic() < deadline
+
+
+def echo_twice(request: Any, *_: Any) -> None:
+    """Answers twice."""
+    echo(request)
+    echo(request)
 
 
 @pytest.mark.parametrize("kind", ["TCPServer", "ThreadingTCPServer", "ForkingTCPServer"])
@@ -293,3 +333,29 @@ def test_own_select_loops_can_serve_tls(context: ssl.SSLContext, trusting: ssl.S
         server._handle_request_noblock()
         assert answers.get(timeout=10) == b"ABC"
         client.join()
+
+
+@pytest.mark.parametrize("maker", list(MAKERS))
+def test_a_serial_servers_next_client_does_not_meet_the_last_ones_error(
+    maker: str, context: ssl.SSLContext, trusting: ssl.SSLContext
+) -> None:
+    """OpenSSL keeps it for the thread, and from 3.4 on tells it to whoever only has to wait."""
+    seen: queue.Queue[type] = queue.Queue()
+    breaks = iter([True, False])
+
+    def handler(request: Any, *_: Any) -> None:
+        if next(breaks):
+            socket.socket.shutdown(request, socket.SHUT_WR)
+        request.settimeout(0.01)
+        try:
+            request.sendall(b"ready")
+            request.recv(100)
+        except OSError as error:
+            seen.put(type(error))
+
+    server = MAKERS[maker](compat.TCPServer, context)
+    server.RequestHandlerClass = handler
+    with serving(server):
+        for error in (BrokenPipeError, TimeoutError):
+            with trusting.wrap_socket(connect(server), server_hostname="localhost"):
+                assert seen.get(timeout=20) is error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import select
 import shutil
 import socket
 import subprocess
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from asyncserver.options import make_parser
 from asyncserver.reports import ServerStats
-from asyncserver.systemd import NotifySocket, listen_names, notify_address, watchdog_seconds
+from asyncserver.systemd import NotifySocket, listen_names, notify_address, own_pidfd_id, watchdog_seconds
 from tests.serverkit import PATIENCE, ROOT
 from tests.systemdkit import Systemd, ask, either_address, folder, systemd
 
@@ -29,6 +30,9 @@ __all__ = ["folder", "systemd"]  # fixtures
 
 
 # -- what the environment says
+
+
+BIG = 2**63 + 5  # more than any inode number yet, and as long as they may get
 
 
 def listen(pid: object = 7, fds: object = 1, names: str | None = None) -> dict[str, str]:
@@ -56,6 +60,43 @@ def test_names_of_the_descriptors(environment: dict[str, str], names: list[str])
 
 
 @pytest.mark.parametrize(
+    ("given", "own", "ours"),
+    [
+        ("321", 321, True),
+        ("322", 321, False),
+        (str(BIG), BIG, True),
+        (str(BIG), BIG - 1, False),
+        ("322", None, True),  # a kernel without such numbers
+        (str(BIG), 5, True),  # a 32-bit kernel, which has the lower half only
+    ],
+)
+def test_the_pidfds_number_tells_whose_they_are(given: str, own: int | None, ours: bool) -> None:
+    """As LISTEN_PID does, which another process may have had before, or has in another namespace."""
+    environment = listen(names="web") | {"LISTEN_PIDFDID": given}
+    assert listen_names(environment, 7, own) == (["web"] if ours else [])
+    assert listen_names(environment, 8, own) == []
+
+
+def test_own_pidfd_has_a_number_of_its_own() -> None:
+    """Of this process only; None on a kernel whose pidfds share one inode."""
+    if own_pidfd_id() is None:
+        assert tuple(int(part) for part in os.uname().release.split(".")[:2]) < (6, 9)
+        return
+    assert own_pidfd_id() == own_pidfd_id()
+    command = [sys.executable, "-c", "from asyncserver.systemd import own_pidfd_id; print(own_pidfd_id())"]
+    assert int(subprocess.check_output(command, cwd=ROOT)) != own_pidfd_id()
+
+
+def test_kernels_without_such_numbers_are_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One inode for all, as epoll's; or no pidfd at all."""
+    with select.epoll() as anonymous, monkeypatch.context() as patched:
+        patched.setattr(os, "pidfd_open", lambda _: os.dup(anonymous.fileno()))
+        assert own_pidfd_id() is None
+    monkeypatch.delattr(os, "pidfd_open")
+    assert own_pidfd_id() is None
+
+
+@pytest.mark.parametrize(
     ("environment", "message"),
     [
         (listen(pid="seven"), "LISTEN_PID must be a whole number, as systemd sets it; got 'seven'"),
@@ -68,6 +109,12 @@ def test_names_of_the_descriptors(environment: dict[str, str], names: list[str])
         (listen(fds=" 1"), "LISTEN_FDS must be a whole number"),
         (listen(fds="9" * 5000), "LISTEN_FDS must be a whole number"),
         (listen(fds=99999999), "LISTEN_FDS must be at most 1048576, got 99999999"),
+        (
+            listen() | {"LISTEN_PIDFDID": "0x12"},
+            "LISTEN_PIDFDID must be a whole number, as systemd sets it; got '0x12'",
+        ),
+        (listen() | {"LISTEN_PIDFDID": ""}, "LISTEN_PIDFDID must be a whole number"),
+        (listen() | {"LISTEN_PIDFDID": "-1"}, "LISTEN_PIDFDID must be a whole number"),
         (listen(fds=2, names="web"), "LISTEN_FDNAMES must hold a name for each of the 2 descriptors .* got 'web'"),
         (listen(fds=1, names="web:"), "LISTEN_FDNAMES must hold a name for each of the 1"),
     ],
@@ -82,14 +129,17 @@ def test_malformed_variables_are_refused(environment: dict[str, str], message: s
 texts = st.text("0123456789:-_. aZ@/\0\n\u00e4\u0663", max_size=12) | st.text("0123:", max_size=4)
 
 
-@given(st.dictionaries(st.sampled_from(["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"]), texts), st.integers(0, 30))
+VARIABLES = ["LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES"]
+
+
+@given(st.dictionaries(st.sampled_from(VARIABLES), texts), st.integers(0, 30))
 @example({"LISTEN_PID": "7", "LISTEN_FDS": "2", "LISTEN_FDNAMES": ":"}, 7)
 def test_any_environment_has_names_or_is_refused(environment: dict[str, str], pid: int) -> None:
     """Names for as many as LISTEN_FDS says and for nobody else, or an error that names the variable."""
     try:
         names = listen_names(environment, pid)
     except ValueError as exc:
-        assert str(exc).startswith(("LISTEN_PID must", "LISTEN_FDS must", "LISTEN_FDNAMES must"))
+        assert str(exc).startswith(tuple(f"{name} must" for name in VARIABLES))
         return
     if names:
         assert int(environment["LISTEN_PID"]) == pid

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import itertools
 import os
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from asyncserver.systemd import own_pidfd_id
 from tests.serverkit import LOOPS, PATIENCE, Program
 from tests.systemdkit import Client, ask, folder
 
@@ -234,6 +236,42 @@ def test_sockets_of_another_process_are_left_alone(folder: Path, variables: dict
     with Program(arguments, folder, **variables) as program:
         assert program.wait() == 2
         assert message in program.errors
+
+
+PIDFDID = """
+import os, subprocess, sys
+own = os.fstat(os.pidfd_open(os.getpid())).st_ino
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "web"}
+os.environ["LISTEN_PIDFDID"] = {"right": str(own), "wrong": str(own + 1), "nonsense": "web"}[sys.argv[1]]
+import asyncserver
+try:
+    print(len(asyncserver.systemd_sockets()), "taken")
+except ValueError as exc:
+    print(exc)
+child = "import os; print([name for name in os.environ if name.startswith('LISTEN_')])"
+subprocess.run([sys.executable, "-c", child], check=True)
+print("inherited" if os.get_inheritable(3) else "kept")
+"""
+
+
+LISTEN = "['LISTEN_FDNAMES', 'LISTEN_FDS', 'LISTEN_PID', 'LISTEN_PIDFDID']"
+
+
+@pytest.mark.skipif(own_pidfd_id() is None, reason="this kernel's pidfds have no numbers")
+@pytest.mark.parametrize(
+    ("which", "outcome"),
+    [
+        ("right", ["1 taken", "[]", "kept"]),
+        ("wrong", ["0 taken", LISTEN, "inherited"]),
+        ("nonsense", ["LISTEN_PIDFDID must be a whole number, as systemd sets it; got 'web'", LISTEN, "inherited"]),
+    ],
+)
+def test_sockets_of_another_pidfd_are_left_alone(folder: Path, which: str, outcome: list[str]) -> None:
+    """LISTEN_PIDFDID tells two processes of one number apart; what is not ours is passed on as it was."""
+    with opened(folder, "tcp") as socks, Activated(folder, socks, "web", "-c", PIDFDID, which) as program:
+        assert program.wait() == 0
+        first, variables, last = program.output.splitlines()
+        assert [first, str(sorted(ast.literal_eval(variables))), last] == outcome
 
 
 def test_descriptors_that_are_not_open_are_told(folder: Path) -> None:

@@ -1,0 +1,43 @@
+"""One call of a pool, and what may be asked about it."""
+
+import sys
+import traceback
+from collections.abc import Callable
+from contextvars import Context, copy_context
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import threading
+
+# What Thread.start() gives a new thread: nothing, or a copy of its starter's from Python 3.14 on, if
+# `-X thread_inherit_context` or free threading says so.
+_new_context: Callable[[], Context] = copy_context if getattr(sys.flags, "thread_inherit_context", 0) else Context
+
+
+class Call:
+    """One call that waits or runs, as `ThreadPool.calls()` shows it."""
+
+    __slots__ = ("args", "context", "function", "started", "worker")
+
+    def __init__(self, function: Callable[..., object], args: tuple[Any, ...]) -> None:
+        self.function: Callable[..., object] = function
+        self.args: tuple[Any, ...] = args
+        self.context: Context = _new_context()
+        self.started: float = 0.0
+        self.worker: threading.Thread | None = None
+
+    def age(self) -> float:
+        """Seconds since a thread took the call, 0 while it waits."""
+        return monotonic() - self.started if self.started else 0.0
+
+    def stack(self) -> str:
+        """Where the call is just now, as text; empty when it is not running.
+
+        Empty also with Python 3.13 and without the GIL: looking at the frames of a thread that runs is a
+        use-after-free there (python/cpython gh-152355). 3.14 locks what we look at.
+        """
+        if sys.version_info < (3, 14) and not getattr(sys, "_is_gil_enabled", lambda: True)():
+            return ""
+        frame = sys._current_frames().get(self.worker.ident or 0) if self.worker else None
+        return "".join(traceback.format_stack(frame)) if frame else ""
