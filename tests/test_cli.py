@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -54,6 +55,12 @@ def test_make_serve_passes_arguments() -> None:
         ["make", "--dry-run", "serve", "ARGS=--tcp :9000"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert told.stdout.rstrip().endswith("python -m asyncserver --tcp :9000")
+
+
+def test_tests_do_not_inherit_what_started_them() -> None:
+    """In make a make says more, and what runs in the background (`make test &`) hears no SIGINT."""
+    assert not {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"} & os.environ.keys()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_the_line_that_tells_how_to_try_it_works(folder: Path) -> None:
