@@ -106,7 +106,7 @@ def test_shutdown_is_quick_while_clients_are_silent(maker: str, context: ssl.SSL
             until_accepted(server, clients, maker)
             begun = time.perf_counter()
             server.shutdown()
-            assert time.perf_counter() - begun < 2
+            assert time.perf_counter() - begun < 10  # the handshake would have 30 s
         for client in clients:
             assert client.recv(1) == b""
 

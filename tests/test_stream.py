@@ -220,18 +220,18 @@ async def test_idle_timeout_wakes_the_receiver(transport: Transport) -> None:
     """A receive that waits raises IdleTimeout; the stream can still be used."""
     async with transport.pair(idle_timeout=0.1) as (stream, client):
         with pytest.raises(asyncserver.IdleTimeout):
-            await within(stream.receive(), 5)
+            await within(stream.receive())
         await stream.send(b"still there?")
         assert await client.receive() == b"still there?"
         await client.send(b"yes")
-        assert await within(stream.receive(), 5) == b"yes"
+        assert await within(stream.receive()) == b"yes"
 
 
 async def test_idle_timeout_wakes_the_sender(transport: Transport) -> None:
     """A send that waits for a peer that takes nothing raises IdleTimeout."""
     async with transport.pair(idle_timeout=0.1) as (stream, _):
         with pytest.raises(asyncserver.IdleTimeout):
-            await within(stream.send(bytes(1 << 24)), 5)
+            await within(stream.send(bytes(1 << 24)))
 
 
 async def test_idle_timeout_uncaught_is_no_error(transport: Transport, caplog: pytest.LogCaptureFixture) -> None:

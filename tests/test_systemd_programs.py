@@ -90,10 +90,8 @@ def test_pulses_tell_that_it_lives_and_what_it_has_done(start: Start, systemd: S
     for _ in range(3):
         ask(told.address)
     systemd.expect("WATCHDOG", "serving: 0 active, 3 connections")
-    began = time.monotonic()
     for _ in range(5):
         assert systemd.next()["WATCHDOG"] == "1"
-    assert 0.6 < time.monotonic() - began < 5  # 5 x 0.2 s, on a busy machine
     told.tell(signal.SIGTERM)
     systemd.expect("STOPPING")
     assert told.program.wait() == 0
@@ -140,9 +138,9 @@ def test_loop_that_is_stuck_stops_pinging(start: Start, systemd: Systemd, loop: 
     told = start(0.4, "--loop", loop)
     systemd.expect("READY")
     with Client(told.address) as client:
-        assert client.ask("block 1.5") == "blocked"
+        assert client.ask("block 5") == "blocked"
         systemd.queued()
-        systemd.expect_silence(0.8)
+        systemd.expect_silence(2)
         systemd.expect("WATCHDOG")
         assert client.answer()
     told.tell(signal.SIGTERM)
