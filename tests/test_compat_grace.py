@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import compat
+from compat import threads
 from tests.compatkit import LOOPBACK, Echo, connect, serving, until
 
 # Threads end with the server, and change with its attributes.
@@ -59,7 +60,9 @@ def test_a_request_that_is_processed_after_the_close_is_still_handled() -> None:
 
 
 @pytest.mark.parametrize("daemon", [False, True])
-def test_a_blocked_handler_is_woken_after_the_grace(daemon: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_blocked_handler_is_woken_after_the_grace(
+    daemon: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its recv sees the end of the stream; who ends by itself in time is left in peace; a report tells."""
     gate, finishing, reading = threading.Event(), threading.Event(), threading.Semaphore(0)
 
@@ -72,6 +75,12 @@ def test_a_blocked_handler_is_woken_after_the_grace(daemon: bool, caplog: pytest
                 gate.wait(20)
                 self.request.sendall(b"finished")
 
+    def wait(*args: Any) -> Any:
+        gate.set()
+        return waiting(*args)
+
+    waiting = threads._wait
+    monkeypatch.setattr(threads, "_wait", wait)
     server: Any = compat.ThreadingTCPServer(LOOPBACK, Handler)
     server.graceful_timeout, server.daemon_threads = 2, daemon
     with connect(server) as quick, connect(server) as blocked:
@@ -81,7 +90,6 @@ def test_a_blocked_handler_is_woken_after_the_grace(daemon: bool, caplog: pytest
                 assert reading.acquire(timeout=10)
             quick.sendall(b"finish")
             assert finishing.wait(10)
-            gate.set()
         assert quick.recv(100) == b"finished"
         assert blocked.recv(100) == b""
     assert server.close_report == compat.CloseReport(completed=1, interrupted=1, running=0)

@@ -33,7 +33,7 @@ def start(server: Any) -> threading.Thread:
     """Serve in a thread, with a poll interval that nobody would wait for."""
     thread = threading.Thread(target=server.serve_forever, args=(POLL_SECONDS,))
     thread.start()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 20
     while not server._compat_loops:
         assert time.monotonic() < deadline
         time.sleep(0.001)
@@ -103,7 +103,7 @@ def test_several_threads_serve_at_once() -> None:
         threads = [threading.Thread(target=server.serve_forever, args=(30,)) for _ in range(3)]
         for thread in threads:
             thread.start()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 20
         while len(server._compat_loops) < 3:  # one that began after shutdown() would go on, as with the stdlib
             assert time.monotonic() < deadline
             time.sleep(0.001)
