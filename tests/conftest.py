@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 uvloop: Any = importlib.import_module("uvloop") if importlib.util.find_spec("uvloop") else None
 
-#: They tell make that it runs in make, a service of sockets that are not its own, and how a terminal shows help.
+#: They tell make that it runs in make, a service of sockets that are not its own, help of a terminal, clients of a proxy.
 _OTHERS_VARIABLES = ("MAKE", "MFLAGS", "LISTEN_", "NOTIFY_", "WATCHDOG_", "COLUMNS", "FORCE_COLOR")
+_OTHERS_PROXIES = {"http_proxy", "https_proxy", "all_proxy"}
 #: Those that the tests send.
 _SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -63,7 +64,7 @@ def _own_environment() -> Iterator[None]:
     """Start the tests' programs as from a person's shell, whatever started the tests: make, systemd, a shell's `&`."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
-            if name.startswith(_OTHERS_VARIABLES):
+            if name.startswith(_OTHERS_VARIABLES) or name.lower() in _OTHERS_PROXIES:
                 patch.delenv(name)
         # What is ignored stays ignored in the programs that are started; a background process ignores SIGINT.
         ignored = [number for number in _SIGNALS if signal.getsignal(number) is signal.SIG_IGN]

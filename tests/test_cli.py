@@ -117,7 +117,7 @@ def test_empty_host_is_every_interface(folder: Path) -> None:
 
 def test_limits_reach_the_server(folder: Path) -> None:
     """--max-connections-per-host and --idle-timeout do what they say."""
-    limits = ["--max-connections-per-host", "1", "--idle-timeout", "0.2", "--max-connections", "5"]
+    limits = ["--max-connections-per-host", "1", "--idle-timeout", "1", "--max-connections", "5"]
     limits += ["--drain-timeout", "1", "--max-pending", "5", "--loop", "asyncio", "--log-level", "debug"]
     with command(folder, "app:handler", "--tcp", "127.0.0.1:0", "--udp", "127.0.0.1:0", *limits) as program:
         address = internet_address(program)
