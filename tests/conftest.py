@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 uvloop: Any = importlib.import_module("uvloop") if importlib.util.find_spec("uvloop") else None
 
-#: They tell make that it runs in make, a service of sockets that are not its own, help of a terminal, clients of a proxy.
+#: What tells make that it runs in make, a service of others' sockets, help of a terminal, and clients of a proxy.
 _OTHERS_VARIABLES = ("MAKE", "MFLAGS", "LISTEN_", "NOTIFY_", "WATCHDOG_", "COLUMNS", "FORCE_COLOR")
 _OTHERS_PROXIES = {"http_proxy", "https_proxy", "all_proxy"}
 #: Those that the tests send.
