@@ -65,7 +65,7 @@ def test_second_signal_skips_the_delay_and_the_drain_is_seen(start: Start, worke
     assert scrape(port)["ready"] == 0
     with Client(tcp) as client:  # comes after the signal, and is served
         client.ask()
-        client.send(1000, 1.0)
+        client.send(1000, 5)
         size = client.head()[2]
         program.tell(signal.SIGINT)
         program.expect("SIGINT: no new work")
