@@ -14,6 +14,7 @@ import select
 import socket
 import statistics
 import struct
+import sysconfig
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,6 +27,9 @@ from tests.serverkit import LOOPS, Program
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Iterator, Sequence
+
+# MiB for a thousand threads with clients: without the GIL each has a heap of its own, 189 KB instead of 21.
+THOUSAND_THREADS = 400 if sysconfig.get_config_var("Py_GIL_DISABLED") else 200
 
 HOSTED = [f"hosted-{loop}" for loop in LOOPS]
 STREAMS = ["ThreadingTCPServer", "ThreadingUnixStreamServer", *HOSTED]
@@ -256,7 +260,7 @@ def quiet(clients: set[socket.socket]) -> list[socket.socket]:
 
 @pytest.mark.parametrize("kind", MANY)
 def test_1000_clients_that_never_read_cost_little(kind: str, tmp_path: Path) -> None:
-    """Each has asked for 4 MiB; memory grows by less than 200 MiB, and others wait no more than 5 times as long."""
+    """Each has asked for 4 MiB; memory grows within the limit, and others wait no more than 5 times as long."""
     with Server(kind, tmp_path) as server, ExitStack() as stack, server.connect() as honest:
         before, alone = server.memory(), latency(honest)
         for _ in range(1000):
@@ -264,7 +268,7 @@ def test_1000_clients_that_never_read_cost_little(kind: str, tmp_path: Path) -> 
         server.until(lambda told: told["threads"] >= 1000)
         beside, grown = latency(honest), server.memory() - before
         print(f"memory +{grown:.0f} MiB, p99 {alone * 1e3:.2f} -> {beside * 1e3:.2f} ms")
-        assert grown < 200
+        assert grown < THOUSAND_THREADS
         assert beside < max(5 * alone, 1)  # less is the noise of a busy machine
 
 
