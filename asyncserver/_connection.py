@@ -1,30 +1,30 @@
-"""Connection: a connected, non-blocking socket, plain or TLS, and the tasks that wait for it.
+"""Connection: a connected, non-blocking socket, the tasks that wait for it, and how its server ends it.
 
-What a Stream stands on: the descriptor's watches, the waiters, the TLS handshake, and the ways to end.
-
-States are functions. `_recv` and `_send` are what the next call does: use the socket, report the end, or refuse with
-the reason. The hot path looks at nothing else, and a state that is swapped in cannot be forgotten by a check.
+What a Stream stands on: the descriptor's watches, the waiters, the PROXY header, the drain, the idle
+timeout, and the ways to close. TLS is one floor up (_tls_connection.py); what `_recv` and `_send` are is
+told in _states.py, when a drain may end a connection in _dialogue.py.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import socket
-import ssl
 import struct
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import anyio
 
+from ._dialogue import Dialogue
 from ._kernel import first_words_due, unread
-from ._openssl import clear_errors
 from ._poller import READ, WRITE
+from ._states import refuse_closed, refuse_unheard
 from ._waiter import Waiter
+from .exceptions import IdleTimeout
 from .proxy_protocol import HeaderParser
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
     from ._poller import Poller
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from .proxy_protocol import ProxyHeader
 
 CHUNK = 65536  # what one receive takes at most unless told otherwise; anyio's default, and a pipe's capacity
-_RECORD = 16384  # the payload of a TLS record at most (RFC 8446, 5.1)
 
 # Chunks that are thrown away at most where nobody is waited for.
 _LEFTOVERS = 16
@@ -40,42 +39,20 @@ _LEFTOVERS = 16
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # socket(7): SO_LINGER with no time discards what is unsent and resets
 
 
-def refuse_closed(_: object) -> NoReturn:
-    """Be a stream closed on this side."""
-    raise anyio.ClosedResourceError("this stream has been closed")
+class Connection(Dialogue):
+    """A connected socket in a server's hands.
 
-
-def refuse_after_eof(_: object) -> NoReturn:
-    """Be a stream whose sending side has been ended."""
-    raise anyio.ClosedResourceError("send_eof() has been called on this stream: nothing more can be sent")
-
-
-def refuse_busy(_: object) -> NoReturn:
-    """Be a stream on which a send is under way."""
-    raise anyio.BusyResourceError("sending to")
-
-
-def refuse_torn(_: object) -> NoReturn:
-    """Be a TLS stream that stopped in the middle of a record or of its handshake."""
-    raise anyio.BrokenResourceError("TLS was interrupted in the middle of a record: this stream can only be closed")
-
-
-def refuse_unheard(_: object) -> NoReturn:
-    """Be a stream whose peer has yet to begin with its handshake, or with its PROXY header."""
-    refuse_torn(None)
-
-
-def at_end(_: int) -> bytes:
-    """Be a stream whose peer has ended."""
-    return b""
-
-
-class Connection:
-    """A connected socket and who waits for it."""
+    Attributes:
+        proxy_header: what the proxy in front has said, if it has.
+    """
 
     __slots__ = (
+        "_buffer",
+        "_closing",
         "_events",
         "_fd",
+        "_idle_read",
+        "_idle_write",
         "_poller",
         "_read",
         "_reading",
@@ -85,9 +62,11 @@ class Connection:
         "_watching",
         "_writing",
         "peer_address",
+        "proxy_header",
     )
 
-    def __init__(self, poller: Poller, sock: socket.socket, peer_address: Address) -> None:
+    def __init__(self, poller: Poller, sock: socket.socket, peer_address: Address, closing: asyncio.Event) -> None:
+        Dialogue.__init__(self)
         self._poller = poller
         self._sock = sock
         self._fd = sock.fileno()
@@ -100,6 +79,28 @@ class Connection:
         self._writing: Waiter | None = None
         self._events = 0  # what the poller watches for,
         self._watching = False  # and whether that includes READ
+        self._closing = closing
+        self._buffer: bytearray | None = None  # received from the kernel, and not yet by the handler
+        # `moved` when the idle timeout struck, until the one that waits, or the next that would, has told.
+        self._idle_read = self._idle_write = -1
+        self.proxy_header: ProxyHeader | None = None
+
+    @property
+    def closing(self) -> asyncio.Event:
+        """Set as soon as the server has begun to drain."""
+        return self._closing
+
+    @property
+    def local_address(self) -> Address:
+        """The address on this side.
+
+        Raises:
+            anyio.ClosedResourceError: the stream has been closed.
+        """
+        if self._fd < 0:
+            refuse_closed(None)
+        address: Address = self._sock.getsockname()
+        return address
 
     # -- waiting
 
@@ -156,22 +157,16 @@ class Connection:
             self._writing.wake_soon()
 
     def _unread(self) -> int:
-        """Bytes in the kernel, and in OpenSSL, that nobody has received."""
-        return unread(self._fd) + (self._sock.pending() if isinstance(self._sock, ssl.SSLSocket) else 0)
+        """Bytes that nobody has received."""
+        return unread(self._fd)
 
     def _broken(self, exc: OSError) -> anyio.BrokenResourceError:
         """Be broken from now on. The kernel tells an error once and then reports an end, as if all had come."""
-        self._clear_errors()
         self._unwatch()
         self._send = functools.partial(self._refuse_broken, exc)
         self._recv = functools.partial(self._receive_rest, exc)
         self._wake_all()  # a task that waits in the other direction would wait for ever
         return self._brokenness(exc)
-
-    def _clear_errors(self) -> None:
-        """See that no other connection is told what happened to this one."""
-        if isinstance(self._sock, ssl.SSLSocket):
-            clear_errors()
 
     def _brokenness(self, exc: OSError) -> anyio.BrokenResourceError:
         return anyio.BrokenResourceError(f"the connection with {self.peer_address!r} broke: {exc}")
@@ -181,12 +176,8 @@ class Connection:
 
     def _receive_rest(self, exc: OSError, max_bytes: int) -> bytes:
         """Receive what had arrived before the connection broke."""
-        try:
-            data = self._read(max_bytes)
-        except (OSError, ValueError):  # ValueError: TLS came to its end, and then the rest broke
-            self._clear_errors()
-        else:
-            if data:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: TLS came to its end, and then the rest broke
+            if data := self._read(max_bytes):
                 return data
         raise self._brokenness(exc) from exc
 
@@ -199,6 +190,8 @@ class Connection:
             anyio.ClosedResourceError: closed meanwhile, for example by a server that drains.
             anyio.BrokenResourceError: the connection broke.
         """
+        if self._closing.is_set():
+            self._end_if_unheard_soon()
         if self._recv is not refuse_closed:
             self._recv = refuse_unheard
         while self._recv is refuse_unheard:
@@ -248,107 +241,68 @@ class Connection:
                 parser.feed(data)
         return parser.header
 
-    # -- TLS
+    # -- for the server
 
-    async def _handshake(self, context: ssl.SSLContext) -> None:
-        """Become the server side of a TLS connection. Fails with OSError, and is then good for closing only."""
+    def _begin_drain(self) -> None:
+        """End at the next message boundary, but answer what had reached this host by now."""
+        if self._recv is refuse_unheard:
+            self._end_if_unheard_soon()
+        elif self._recv is self._read and self._fd >= 0:  # otherwise at its end
+            self._await_first_words()
+
+    def _await_first_words(self, waited: float = 0.0) -> None:
+        """Owe what is here; if nothing has ever come, what may be on its way, for as long as that can take."""
+        if self._fd < 0 or (waited and (self.moved or self._recv != self._receive_owed)):
+            return  # they have come, or it has ended, or is in its handshake
+        due = first_words_due(self._sock, waited)
+        if self.begin_drain(self._unread(), due):
+            self._poller.loop.call_later(due, self._await_first_words, waited + due)
+        self._look_for_the_end()
+
+    def _look_for_the_end(self) -> None:
+        """Ask before each read from now on whether the dialogue may end."""
+        self._recv = self._receive_owed
         self._unwatch()
-        self._recv = self._send = refuse_torn
-        self._sock.getpeername()  # fails after a reset; up to Python 3.12 wrap_socket() then leaves the descriptor open
-        try:
-            self._sock = sock = context.wrap_socket(
-                self._sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
-            )
-        except BaseException:  # it has closed the descriptor that it took over
-            self._close()
-            raise
-        try:
-            await self._hear()
-            self._recv = refuse_torn
-            await self._shake_hands(sock)
-        finally:
-            self._unwatch()  # what is watched is waited for before anybody asks for the state
-        self._recv = self._read = self._read_tls
-        self._send = self._send_tls
+        self._reading.wake_soon()
 
-    async def _shake_hands(self, sock: ssl.SSLSocket) -> None:
-        while True:
-            try:
-                sock.do_handshake()
-            except ssl.SSLWantReadError:
-                await self._readable()
-            except ssl.SSLWantWriteError:
-                await self._writable()
-            else:
-                return
-            if self._recv is refuse_closed:  # by another task, which may still wait for the peer
-                refuse_closed(None)
-
-    def _read_tls(self, max_bytes: int) -> bytes:
-        sock = self._sock
-        try:
-            data: bytes = sock.read(max_bytes)  # type: ignore[attr-defined] # an SSLSocket; the hot path asks nothing
-        except ssl.SSLZeroReturnError:  # both sides have sent close_notify
+    def _receive_owed(self, max_bytes: int) -> bytes:
+        """State: the server drains. Read to a message boundary, then report the end."""
+        self.begin_message(len(self._buffer or b""))
+        if self.may_end():
             return b""
-        if len(data) == max_bytes:
-            self._unwatch()  # the rest of a record is in OpenSSL, where the loop cannot see it: try that first
+        data = self._read(max_bytes)
+        # TLS: its bytes are more than their payload, so what the kernel holds now is the better estimate.
+        self.owe_at_most(len(data) + self._unread())
+        self._unwatch()  # so that the next receive comes by here before it waits
         return data
 
-    def _send_tls(self, item: Any) -> int:
-        """Send a record: given more, OpenSSL goes on until the kernel is full, and does not tell how far it came."""
-        return self._sock.send(item if len(item) <= _RECORD else memoryview(item)[:_RECORD])
+    def _expire(self) -> None:
+        """Make the pending or the next wait raise IdleTimeout, unless something moves before."""
+        self._idle_read = self._idle_write = self.moved
+        self._unwatch()
+        self._wake_all()
 
-    async def _close_notify(self, sock: ssl.SSLSocket) -> None:
-        """Send TLS's end of stream, before the socket is closed; does not wait for the peer's."""
-        while True:
-            try:
-                sock.unwrap()
-            except ssl.SSLWantWriteError:
-                await self._writable()
-            except ssl.SSLWantReadError:
-                return  # sent, and the peer's is not here yet
-            else:
-                return
+    def _check_idle_read(self) -> None:
+        mark, self._idle_read = self._idle_read, -1
+        self._check_idle(mark)
 
-    async def _half_close_notify(self, sock: ssl.SSLSocket) -> None:
-        """Send TLS's end of stream and leave the peer's side alone.
+    def _check_idle_write(self) -> None:
+        mark, self._idle_write = self._idle_write, -1
+        self._check_idle(mark)
 
-        Python's `unwrap()` goes on to look for the peer's close_notify, and OpenSSL gives the connection up when it
-        finds data there instead. So for the time of the call the descriptor is a socket that nothing comes out of,
-        and what was written into it is sent on.
-        """
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            ours.setblocking(False)
-            kept = os.dup(self._fd)
-            try:
-                os.dup2(ours.fileno(), self._fd, inheritable=False)
-                with contextlib.suppress(ssl.SSLWantReadError):
-                    sock.unwrap()
-            finally:
-                # epoll watches what the descriptor stood for, and that lives on in `kept`.
-                os.dup2(kept, self._fd, inheritable=False)
-                os.close(kept)
-            theirs.setblocking(False)
-            alert = theirs.recv(CHUNK)
-        while alert:
-            try:
-                alert = alert[socket.socket.send(sock, alert) :]
-            except BlockingIOError:
-                await self._writable()
+    def _check_idle(self, mark: int) -> None:
+        if mark == self.moved:
+            raise IdleTimeout(f"nothing received from or sent to {self.peer_address!r} for the idle timeout")
 
     # -- ending
 
-    async def _finish(self, *, notify: bool, broken: bool) -> None:
+    async def _finish(self, *, broken: bool) -> None:
         """Bring the last bytes across, as far as the peer cooperates.
 
         A broken connection has only an alert of TLS to bring across. Its peer may go on sending without end, and is
         not waited for.
         """
         sock = self._sock
-        if notify and isinstance(sock, ssl.SSLSocket):
-            with contextlib.suppress(ssl.SSLError, ValueError):  # for example: its data crosses our close_notify
-                await self._close_notify(sock)
         if self._fd >= 0 and self._unread():
             sock.shutdown(socket.SHUT_WR)
             if broken:

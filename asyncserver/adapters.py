@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from ._connection import Connection
+from ._dialogue import Dialogue
 from ._handlers import check_callback, check_factory
 from ._kernel import first_words_due, unread
 from ._transports import relay
@@ -135,7 +136,7 @@ def from_callback(callback: Callable[..., Awaitable[object] | None], *, limit: i
     return _CallbackHandler(callback, limit)
 
 
-class ProtocolConnection:
+class ProtocolConnection(Dialogue):
     """A connection that a protocol serves; in `Server.connections` what a Stream is for other handlers.
 
     Attributes:
@@ -143,18 +144,14 @@ class ProtocolConnection:
     """
 
     __slots__ = (
-        "_answered",
         "_closing",
         "_ended",
         "_failure",
         "_lost",
-        "_owed",
         "_plain",
         "_poller",
         "_sock",
         "_transport",
-        "bytes_received",
-        "bytes_sent",
         "loop",
         "peer_address",
         "protocol",
@@ -169,10 +166,9 @@ class ProtocolConnection:
         peer_address: Address,
         closing: asyncio.Event,
     ) -> None:
+        Dialogue.__init__(self)
         self.loop: asyncio.AbstractEventLoop = poller.loop
         self.peer_address: Address = peer_address
-        self.bytes_received: int = 0
-        self.bytes_sent: int = 0
         self.protocol: asyncio.BaseProtocol | None = None
         self.task: asyncio.Task[Any] | None = None
         self.proxy_header: ProxyHeader | None = None
@@ -182,9 +178,7 @@ class ProtocolConnection:
         self._transport: ProtocolTransport | None = None
         self._lost: asyncio.Future[None] = self.loop.create_future()
         self._failure: BaseException | None = None
-        self._answered = 0
         self._closing = closing
-        self._owed: int | None = None  # while draining: bytes_received that must be answered before we may end it
         self._ended: bool | None = None  # once eof_received() was called: whether the protocol stays open
 
     async def _take_proxy_header(self) -> ProxyHeader:
@@ -194,9 +188,7 @@ class ProtocolConnection:
     @contextlib.contextmanager
     def _before_transport(self) -> Iterator[Connection]:
         """The socket, before the loop's transport gets it, for what the peer has to say first."""
-        self._plain = plain = Connection(self._poller, self._sock, self.peer_address)
-        if self._closing.is_set():
-            plain._end_if_unheard_soon()
+        self._plain = plain = Connection(self._poller, self._sock, self.peer_address, self._closing)
         yield plain
         plain._unwatch()
         self._plain = None
@@ -275,7 +267,7 @@ class ProtocolConnection:
             self._begin_drain()
             if transport.get_extra_info("sslcontext") is not None or self.proxy_header is not None:
                 # Who came through a handshake or a header while we drain has its question still before it.
-                self._owed = self.bytes_received + max(1, self._unread())
+                self.owe(max(1, self._unread()))
 
     def lost(self) -> None:
         if not self._lost.done():
@@ -317,19 +309,19 @@ class ProtocolConnection:
 
     def count_received(self, nbytes: int) -> None:
         self.bytes_received += nbytes
-        if self._owed is not None:
-            self._owed = min(self._owed, self.bytes_received + self._unread())
+        if self.draining:
+            self.owe_at_most(self._unread())
 
     def count_sent(self, nbytes: int) -> None:
         self.bytes_sent += nbytes
-        self._answered = self.bytes_received
-        if self._owed is not None:
+        self.answer()
+        if self.draining:
             self.loop.call_soon(self._end_between_messages)
 
     # -- for the server
 
     def _begin_drain(self) -> None:
-        if self._transport is None or self._owed is not None:
+        if self._transport is None or self.draining:
             if self._plain is not None:
                 self._plain._end_if_unheard_soon()
             return  # not there yet: made() will come by here
@@ -337,25 +329,17 @@ class ProtocolConnection:
 
     def _await_first_words(self, waited: float = 0.0) -> None:
         """Owe what is here; if nothing has ever come, what may be on its way, for as long as that can take."""
-        if waited and (self.bytes_received or self.bytes_sent):
+        if waited and self.moved:
             return
-        unread = self._unread()
-        self._owed = self.bytes_received + unread
-        silent = not (unread or self.bytes_received or self.bytes_sent)
-        if silent and (due := self._first_words_due(waited)):
-            self._owed = 1
+        due = first_words_due(self._sock, waited) if self._sock.fileno() >= 0 else 0.0
+        if self.begin_drain(self._unread(), due):
             self.loop.call_later(due, self._await_first_words, waited + due)
         self.loop.call_soon(self._end_between_messages)
 
-    def _first_words_due(self, waited: float) -> float:
-        return first_words_due(self._sock, waited) if self._sock.fileno() >= 0 else 0.0
-
     def _end_between_messages(self) -> None:
         transport = self._transport
-        # Where the message under way begins, as in ServedConnection._receive_owed.
-        begun = self.bytes_received - self._unconsumed()
-        between = self._answered == self.bytes_received and begun >= (self._owed or 0)
-        if not between or self.ended or transport is None or transport.is_closing():
+        self._began = self.bytes_sent, self.bytes_received - self._unconsumed()
+        if not self.may_end() or self.ended or transport is None or transport.is_closing():
             return
         if not self.end():
             transport.close()

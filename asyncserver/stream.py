@@ -26,8 +26,9 @@ import anyio
 from anyio.abc import ByteStream
 
 from ._attributes import socket_attributes
-from ._connection import CHUNK, at_end, refuse_after_eof, refuse_busy, refuse_closed, refuse_torn
-from ._served import ServedConnection
+from ._connection import CHUNK
+from ._states import at_end, refuse_after_eof, refuse_busy, refuse_closed, refuse_torn
+from ._tls_connection import TLSConnection
 from ._waiter import Waiter
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ _CLOSE_TIMEOUT = 2.0
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError)
 
 
-class Stream(ServedConnection, ByteStream):
+class Stream(TLSConnection, ByteStream):
     """One connection, as its handler sees it. Made by a server, and closed by it when the handler ends.
 
     One task may receive while another sends; two that receive, or two that send, at once get `BusyResourceError` and
@@ -64,11 +65,8 @@ class Stream(ServedConnection, ByteStream):
 
     __slots__ = ("_spins",)
 
-    bytes_received: int
-    bytes_sent: int
-
     def __init__(self, poller: Poller, sock: socket.socket, peer_address: Address, closing: asyncio.Event) -> None:
-        ServedConnection.__init__(self, poller, sock, peer_address, closing)
+        TLSConnection.__init__(self, poller, sock, peer_address, closing)
         self._spins = 0
 
     def __repr__(self) -> str:
@@ -213,7 +211,7 @@ class Stream(ServedConnection, ByteStream):
         return self._buffer
 
     def _cut(self, buffer: bytearray, nbytes: int) -> bytes:
-        self._begin_message()
+        self.begin_message(len(buffer))
         with memoryview(buffer) as view:
             data = bytes(view[:nbytes])
         del buffer[:nbytes]
@@ -315,7 +313,7 @@ class Stream(ServedConnection, ByteStream):
                 self._send = send
                 raise
             raise self._broken(exc) from exc
-        self._answered = self.bytes_received
+        self.answer()
 
     # -- ending
 
@@ -338,7 +336,9 @@ class Stream(ServedConnection, ByteStream):
         self._reading, self._writing = Waiter(self._poller.loop, "closing"), None
         try:
             async with asyncio.timeout(_CLOSE_TIMEOUT):
-                await self._finish(notify=notify, broken=broken)
+                if notify:
+                    await self._close_notify()
+                await self._finish(broken=broken)
         except OSError:  # broken, or too slow (TimeoutError): nothing more can be done for this peer
             self._clear_errors()
         finally:
@@ -381,7 +381,8 @@ class Stream(ServedConnection, ByteStream):
         except OSError as exc:
             raise self._broken(exc) from exc
         if self._closing.is_set():
-            self._owe(1)  # who came through a handshake while we drain has its question still before it
+            self.owe(1)  # who came through a handshake while we drain has its question still before it
+            self._look_for_the_end()
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:

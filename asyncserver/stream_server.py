@@ -136,6 +136,8 @@ class StreamServer(Server):
             async with asyncio.timeout(_PROXY_TIMEOUT):
                 header = await connection._take_proxy_header()
             self._name(connection, header)
+            if self._closing.is_set():
+                connection._begin_drain()
         except TimeoutError as exc:
             self._refuse_proxied("proxy_timed_out", connection.peer_address, "its PROXY header did not come in time")
             raise Refused from exc
@@ -251,7 +253,7 @@ class StreamServer(Server):
         for connection in self._live.values():
             if connection in self._unnamed:
                 continue  # has a time limit of its own
-            moved = connection.bytes_received + connection.bytes_sent
+            moved = connection.moved
             seen, since = self._idle_seen.get(connection, (-1, now))
             if seen != moved:
                 self._idle_seen[connection] = moved, now

@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent
 # What each module may import of its own package when it is loaded; imports for the type checker do not count.
 _BELOW_SERVER = {"_logger", "exceptions", "logs", "reports", "binding", "_socket_file", "systemd", "_types", "_tasks"}
 _STREAMS = {
-    "_attributes", "_connection", "_kernel", "_openssl", "_poller", "_served", "_waiter", "exceptions",
-    "proxy_protocol", "_types",
+    "_attributes", "_connection", "_dialogue", "_kernel", "_openssl", "_poller", "_states", "_tls_connection",
+    "_waiter", "exceptions", "proxy_protocol", "_types",
 }  # fmt: skip
 _SERVERS = _BELOW_SERVER | _STREAMS | {
     "_transports", "adapters", "datagram", "listener", "server", "stream", "tls",
@@ -43,14 +43,17 @@ ASYNCSERVER: dict[str, set[str]] = {
     "listener": {"_logger", "binding", "exceptions", "reports", "_types"},
     "proxy_protocol": {"exceptions"},
     "_poller": {"_types"},
-    "_connection": {"_kernel", "_openssl", "_poller", "_waiter", "exceptions", "proxy_protocol", "_types"},
+    "_dialogue": set(),
+    "_states": set(),
+    "_connection": {"_dialogue", "_kernel", "_poller", "_states", "_waiter", "exceptions", "proxy_protocol", "_types"},
     "_attributes": {"tls", "_types"},
-    "_served": {"_connection", "_kernel", "_poller", "_waiter", "exceptions", "_types"},
+    "_tls_connection": {"_connection", "_openssl", "_states"},
     "stream": _STREAMS,
     "datagram": {"_logger", "binding", "exceptions", "reports", "_types"},
     "_transports": {"_logger", "datagram", "exceptions", "stream", "_types"} | _STREAMS,
     "adapters": {
         "_connection",
+        "_dialogue",
         "_handlers",
         "_kernel",
         "_transports",
