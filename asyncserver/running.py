@@ -10,6 +10,7 @@ import threading
 from typing import TYPE_CHECKING, Literal
 
 from ._logger import logger as _logger
+from ._stopping import Stage, Stopping
 from ._terminals import open_terminals
 from .logs import about
 from .serving import Serving, check_seconds
@@ -247,7 +248,7 @@ class _Signals:
         self.given_up = False
         self._monitor = monitor
         self._notify = notify
-        self._drain_delay = drain_delay
+        self._stopping = Stopping(drain_delay)
         self._delay: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._starting = asyncio.current_task()
@@ -258,6 +259,7 @@ class _Signals:
     def concern(self, servers: Sequence[Server]) -> None:
         """Say which servers have started."""
         self._servers, self._starting = servers, None
+        self._stopping.start()
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
@@ -280,29 +282,23 @@ class _Signals:
     def _stop(self, number: signal.Signals) -> None:
         """Close the servers, perhaps after a delay; a second time at once."""
         self._notify.stopping()
-        if self._starting is not None:
-            _logger.info("%s: not all servers had started; those that had are closed", number.name)
-            self.given_up = True
-            self._starting.cancel()
+        if self._starting is None:
+            self._advance(number.name)
             return
-        if self._drain_delay and self._delay is None:
-            _logger.info(
-                "%s: not ready any more; in %g s, or when told again, the drain", number.name, self._drain_delay
-            )
-            self._monitor.stopping = True
-            self._delay = self._loop.call_later(self._drain_delay, self._drain, number)
-        else:
-            self._drain(number)
+        _logger.info("%s: not all servers had started; those that had are closed", number.name)
+        self.given_up = True
+        self._starting.cancel()
 
-    def _drain(self, number: signal.Signals) -> None:
+    def _advance(self, cause: str) -> None:
         if self._delay is not None:
             self._delay.cancel()
-        if self._closing:
-            _logger.warning("%s again: cancelling what still runs", number.name)
+        stage = self._stopping.advance(cause)
+        if stage is Stage.DELAYED:
+            self._monitor.stopping = True
+            self._delay = self._loop.call_later(self._stopping.drain_delay, self._advance, "the delay is over")
         else:
-            _logger.info("%s: no new work, waiting for what runs; once more to end it now", number.name)
-        timeout = 0.0 if self._closing else None
-        self._closing.extend([self._loop.create_task(server.close(timeout)) for server in self._servers])
+            timeout = None if stage is Stage.DRAINING else 0.0
+            self._closing.extend([self._loop.create_task(server.close(timeout)) for server in self._servers])
 
     def _reload(self) -> None:
         """Read the certificates again."""
@@ -310,7 +306,7 @@ class _Signals:
             self._terminals = open_terminals()
             self._stop(signal.SIGHUP)
             return
-        if self._closing or self._delay is not None or self._starting is not None:
+        if self._stopping.stage is not Stage.SERVING:
             return
         self._notify.reloading()
         note = ""

@@ -26,6 +26,7 @@ from ._exchanges import Exchanges
 from ._logger import logger as _logger
 from ._monitor import tell_where
 from ._slot import NEVER, Slot, Worker, open_slots
+from ._stopping import Stage, Stopping
 from ._tally import Tally
 from ._terminals import open_terminals
 from ._watchdog import Watchdog
@@ -83,7 +84,7 @@ class Supervisor:
         self._open = functools.partial(open_slots, servings, count)
         self._started = started
         self._monitor = monitor
-        self._drain_delay = drain_delay
+        self._stopping = Stopping(drain_delay)
         self._drain_at = NEVER
         self._notify = notify
         self._exchanges: Exchanges | None = None
@@ -92,10 +93,7 @@ class Supervisor:
         self._workers: set[Worker] = set()
         self._selector = selectors.DefaultSelector()
         self._terminals = open_terminals()
-        self._ending = False  # told to end, perhaps after the delay
-        self._stops = 0
         self._reloads = 0
-        self._complete = False
         self._failure = ""
 
     def run(self) -> None:
@@ -105,7 +103,7 @@ class Supervisor:
                 self._bind()
                 for slot in self._slots:
                     slot.worker = self._fork(slot)
-                while self._workers or not self._stops:
+                while self._workers or not self._stopping.draining:
                     self._turn()
                 self._log_stats()
             finally:
@@ -185,34 +183,28 @@ class Supervisor:
             elif number == signal.SIGHUP and open_terminals() != self._terminals:
                 self._terminals = open_terminals()
                 self._on_stop("SIGHUP")
-            elif number == signal.SIGHUP and not self._ending:
+            elif number == signal.SIGHUP and not self._stopping.stopping:
                 self._on_reload()
             elif number == signal.SIGUSR1:
                 self._tally.ask(self._log_stats)
 
-    def _on_stop(self, name: str) -> None:
-        if self._drain_delay and self._complete and not self._ending:
-            self._watchdog.stop()
-            _logger.info("%s: not ready any more; in %g s, or when told again, the drain", name, self._drain_delay)
-            self._drain_at = time.monotonic() + self._drain_delay
-            self._ending = True
-            return
+    def _on_stop(self, cause: str) -> None:
         self._drain_at = NEVER
-        self._stops += 1
-        if self._stops == 1:
-            _logger.info("%s: no new work, waiting for what runs; once more to end it now", name)
-            self._stop()
-        elif self._stops == 2:
-            _logger.warning("%s again: cancelling what still runs", name)
-            self._tell_all(FORCE, _GRACE)
-        else:
-            self._kill(self._workers)
+        match self._stopping.advance(cause):
+            case Stage.DELAYED:
+                self._watchdog.stop()
+                self._drain_at = time.monotonic() + self._stopping.drain_delay
+            case Stage.DRAINING:
+                self._stop()
+            case Stage.FORCED:
+                self._tell_all(FORCE, _GRACE)
+            case _:
+                self._kill(self._workers)
 
     def _stop(self) -> None:
-        self._ending, self._stops = True, max(self._stops, 1)
         self._watchdog.stop()
         for slot in self._slots:
-            if slot.worker is None and self._complete:
+            if slot.worker is None and self._stopping.started:
                 self._fill(slot)  # for those in its queue, which would be reset
             slot.restart_at = NEVER
         self._tally.leave_sockets()
@@ -239,7 +231,7 @@ class Supervisor:
         if message == READY:
             self._on_ready(worker)
         elif message == LEAVE:
-            if worker is worker.slot.worker and worker.slot.successor is None and not self._ending:
+            if worker is worker.slot.worker and worker.slot.successor is None and not self._stopping.stopping:
                 self._renew(worker.slot)
         else:
             self._tally.hear(worker, message)
@@ -252,8 +244,8 @@ class Supervisor:
             if old is not None:
                 self._retire(old)
         if all(each.successor is None and each.worker and each.worker.serving for each in self._slots):
-            self._complete = True
-            if not self._stops:
+            self._stopping.start()
+            if not self._stopping.draining:
                 _logger.info("%d workers serve on %s", len(self._slots), ", ".join(self._tally.places))
         self._watchdog.settle()
 
@@ -269,7 +261,7 @@ class Supervisor:
         worker.close()
         self._tally.bury(worker)
         how = f"worker {worker.pid} ended " + (f"with status {status}" if status >= 0 else f"by signal {-status}")
-        if worker.leaving or self._stops:
+        if worker.leaving or self._stopping.draining:
             _logger.log(logging.ERROR if status else logging.DEBUG, "%s while it drained", how)
         else:
             self._replace(worker, how)
@@ -284,8 +276,9 @@ class Supervisor:
         elif slot.successor is not None:
             slot.worker, slot.successor = slot.successor, None
             _logger.error("%s, its successor is starting already", how)
-        elif not self._complete and not worker.serving:
+        elif not self._stopping.started and not worker.serving:
             self._failure = how
+            self._stopping.fail()
             self._stop()
         else:
             slot.worker = None
@@ -370,7 +363,9 @@ class Supervisor:
 
     def _is_ready(self) -> bool:
         """Whether every slot has a worker that takes new work, and no signal has come to end that."""
-        return not self._ending and all(slot.worker is not None and slot.worker.taking for slot in self._slots)
+        return not self._stopping.stopping and all(
+            slot.worker is not None and slot.worker.taking for slot in self._slots
+        )
 
     def _log_stats(self) -> None:
         for place, stats in zip(self._tally.places, self.stats(), strict=True):

@@ -32,6 +32,7 @@ ASYNCSERVER: dict[str, set[str]] = {
     "_kernel": set(),
     "_openssl": set(),
     "_terminals": set(),
+    "_stopping": {"_logger"},
     "_waiter": {"exceptions", "_types"},
     "reports": {"_logger", "exceptions", "_types"},
     "_certificate": set(),
@@ -79,6 +80,7 @@ ASYNCSERVER: dict[str, set[str]] = {
     "_slot": {"_worker", "binding", "serving"},
     "_watchdog": {"_logger", "_slot", "reports", "systemd"},
     "workers": {
+        "_stopping",
         "_terminals",
         "_exchanges",
         "_logger",
@@ -95,6 +97,7 @@ ASYNCSERVER: dict[str, set[str]] = {
     "running": {
         "_logger",
         "_monitor",
+        "_stopping",
         "_terminals",
         "logs",
         "server",
