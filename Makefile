@@ -4,8 +4,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Most tests wait for something: four at a time, and some of them start servers and clients of their own.
-PARALLEL := -n 4
+# One test for each processor at a time, but no more than four: some start servers and clients of their own, and crowds.
+PARALLEL := -n auto --maxprocesses=4
 
 .PHONY: help serve test test-without-uvloop soak style types coverage bench bench-environment runtime dev clean
 

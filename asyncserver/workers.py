@@ -19,6 +19,7 @@ import selectors
 import signal
 import socket
 import time
+import warnings
 from typing import TYPE_CHECKING
 
 from ._exchanges import Exchanges
@@ -342,7 +343,10 @@ class Supervisor:
             # Until the child has handlers of its own, the signals' bytes would go to the supervisor.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             try:
-                pid = os.fork()
+                with warnings.catch_warnings():
+                    # Of threads that the program has started. As an error (3.15) it would come when the child lives.
+                    warnings.simplefilter("ignore", DeprecationWarning)
+                    pid = os.fork()
                 if pid == 0:
                     prepare = functools.partial(self._forget_others, slot, ours, mask)
                     how = {"reload_tls": self._reloads > 0, "measure": self._exchanges is not None}

@@ -202,7 +202,7 @@ class Acceptors:
                 raise error
             else:
                 # A handshake empties OpenSSL's queue as it begins, but this one was made in another thread.
-                clear_errors()
+                self.pool.clear_tls_errors()
                 self.server._compat_proceed(request, client_address)
 
     def close(self) -> None:

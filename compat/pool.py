@@ -100,7 +100,7 @@ class ThreadPool(Executor):
         self.on_start: Callable[[threading.Thread], object] | None = None  # a thread has started
         self.on_starved: Callable[[], object] | None = None  # a worker could start none: wake() again, later
         self.on_room: Callable[[], object] | None = None  # a call has ended
-        self._clear_tls_errors = quick_clearing()
+        self.clear_tls_errors: Callable[[], object] = quick_clearing()  # those of the calling thread
         self._reset()
         _pools[self] = None
 
@@ -309,7 +309,7 @@ class ThreadPool(Executor):
             if worker.name != worker.own_name:  # a handler renamed its thread
                 worker.name = worker.own_name
             asyncio.set_event_loop(None)  # 0.3 us; a loop that the call has closed must not meet the next one
-            self._clear_tls_errors()  # nor must what has happened to its connections
+            self.clear_tls_errors()  # nor must what has happened to its connections
 
     def _rest(self, worker: _Worker) -> bool:
         """Lie down until somebody hands over the token; false when it is time to go."""

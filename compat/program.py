@@ -32,10 +32,10 @@ class _Spec(ModuleSpec):
     environment then, as the program may have cleared it before.
     """
 
-    def __init__(self, parent: str, program: str) -> None:
+    def __init__(self, loader: Any, parent: str, program: str) -> None:
         self._parent = parent
         self._program = program
-        super().__init__("compat.child", None)
+        super().__init__("compat.child", loader)
 
     @property
     def name(self) -> str:
@@ -202,13 +202,14 @@ class _Program:
 def _execute(program: _Program, namespace: dict[str, Any] | None = None, name: str = "__main__") -> None:
     if namespace is None:
         namespace = vars(sys.modules["__main__"])
+    loader = program.loader or SourceFileLoader(name, program.path or name)
     namespace.clear()
     namespace.update(
         __name__=name,
         __doc__=None,
         __package__=program.package,
-        __loader__=program.loader or SourceFileLoader(name, program.path or name),
-        __spec__=_Spec(program.package or "", os.environ[PROGRAM]),
+        __loader__=loader,
+        __spec__=_Spec(loader, program.package or "", os.environ[PROGRAM]),  # 3.15 warns where the loaders differ
         __annotations__={},
         __builtins__=builtins,
         __file__=program.path,

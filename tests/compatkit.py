@@ -74,8 +74,8 @@ def drained(log: "queue.Queue[Any]") -> list[Any]:
 
 
 def until(condition: Callable[[], object]) -> None:
-    """Wait for what nobody tells of, for ten seconds at most."""
-    deadline = time.monotonic() + 10
+    """Wait for what nobody tells of, for twenty seconds at most."""
+    deadline = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.002)

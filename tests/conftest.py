@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import logging
 import os
+import signal
 import ssl
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 uvloop: Any = importlib.import_module("uvloop") if importlib.util.find_spec("uvloop") else None
+
+#: What tells make that it runs in make, a service of others' sockets, help of a terminal, and clients of a proxy.
+_OTHERS_VARIABLES = ("MAKE", "MFLAGS", "LISTEN_", "NOTIFY_", "WATCHDOG_", "COLUMNS", "FORCE_COLOR")
+_OTHERS_PROXIES = {"http_proxy", "https_proxy", "all_proxy"}
+#: Those that the tests send.
+_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def _debugged(factory: Callable[[], asyncio.AbstractEventLoop]) -> Callable[[], asyncio.AbstractEventLoop]:
@@ -50,6 +57,22 @@ def _no_stray_errors(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
         record for record in caplog.get_records("call") if record.name == "asyncio" and record.levelno >= logging.ERROR
     ]
     assert not stray, [record.getMessage() for record in stray]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_environment() -> Iterator[None]:
+    """Start the tests' programs as from a person's shell, whatever started the tests: make, systemd, a shell's `&`."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(_OTHERS_VARIABLES) or name.lower() in _OTHERS_PROXIES:
+                patch.delenv(name)
+        # What is ignored stays ignored in the programs that are started; a background process ignores SIGINT.
+        ignored = [number for number in _SIGNALS if signal.getsignal(number) is signal.SIG_IGN]
+        for number in ignored:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        yield
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture(scope="session")

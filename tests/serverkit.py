@@ -296,7 +296,10 @@ class Program:
 
 
 def wait_until_asleep(pid: int) -> None:
-    """Wait until the main thread of a program sleeps for good: who waits for the GIL wakes every 5 ms."""
+    """Wait until the main thread of a program sleeps for good: who waits for the GIL wakes every 5 ms.
+
+    CPython may overlook a signal that comes in the moment before that, until another comes or a thread ends.
+    """
     switches, since = "", time.monotonic()
     while time.monotonic() - since < 0.2:
         text = Path(f"/proc/{pid}/task/{pid}/status").read_text()

@@ -138,7 +138,7 @@ async def test_error_is_told_though_the_peer_does_not_read(
         client = await transport.connect(server)
         await client.send(b"!")
         try:
-            await eventually(lambda: errors(caplog), 5)
+            await eventually(lambda: errors(caplog))
         finally:
             client.close()
 

@@ -142,7 +142,7 @@ async def test_max_connections(transport: Transport, handler: ProtocolHandler) -
 
 async def test_idle_timeout(tcp: Transport, handler: ProtocolHandler, caplog: pytest.LogCaptureFixture) -> None:
     """A silent connection is closed, counted, and not in the log; one that speaks is not."""
-    async with tcp.serve(handler, idle_timeout=0.3) as server:
+    async with tcp.serve(handler, idle_timeout=2) as server:
         silent, busy = await tcp.connect(server), await tcp.connect(server)
         ended = asyncio.create_task(silent.receive_all())
         while not ended.done():

@@ -183,3 +183,22 @@ def test_guard_counts_repeat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     store[guard.version()][case]["bytecodes"] *= 0.9
     guard.STORE.write_text(json.dumps(store))
     assert guard.main(["--case", case]) == 1
+
+
+def test_counts_of_another_patch_version_are_told_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They differ there without our doing; stored again, this version's take their place."""
+    monkeypatch.setattr(guard, "STORE", tmp_path / "guard.json")
+    monkeypatch.setattr(guard, "version", lambda: "3.13.5")
+    monkeypatch.setattr(guard, "measure", lambda case: {"calls": 20.0})
+    monkeypatch.setattr(sys, "version_info", (3, 13, 5))
+    case = guard.CASES[0]
+    others = {"3.12.1": {case: {"calls": 30.0}}, "3.13.0": {case: {"calls": 10.0}}}
+    guard.STORE.write_text(json.dumps(others))
+    assert guard.main(["--case", case]) == 0
+    told = capsys.readouterr().out
+    assert "more" in told
+    assert "This is Python 3.13.5, the counts are those of 3.13.0" in told
+    assert guard.main(["--case", case, "--update"]) == 0
+    assert json.loads(guard.STORE.read_text()) == {"3.12.1": others["3.12.1"], "3.13.5": {case: {"calls": 20.0}}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -54,6 +55,12 @@ def test_make_serve_passes_arguments() -> None:
         ["make", "--dry-run", "serve", "ARGS=--tcp :9000"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert told.stdout.rstrip().endswith("python -m asyncserver --tcp :9000")
+
+
+def test_tests_do_not_inherit_what_started_them() -> None:
+    """In make a make says more, and what runs in the background (`make test &`) hears no SIGINT."""
+    assert not {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"} & os.environ.keys()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_the_line_that_tells_how_to_try_it_works(folder: Path) -> None:
@@ -110,7 +117,7 @@ def test_empty_host_is_every_interface(folder: Path) -> None:
 
 def test_limits_reach_the_server(folder: Path) -> None:
     """--max-connections-per-host and --idle-timeout do what they say."""
-    limits = ["--max-connections-per-host", "1", "--idle-timeout", "0.2", "--max-connections", "5"]
+    limits = ["--max-connections-per-host", "1", "--idle-timeout", "1", "--max-connections", "5"]
     limits += ["--drain-timeout", "1", "--max-pending", "5", "--loop", "asyncio", "--log-level", "debug"]
     with command(folder, "app:handler", "--tcp", "127.0.0.1:0", "--udp", "127.0.0.1:0", *limits) as program:
         address = internet_address(program)

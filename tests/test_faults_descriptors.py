@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.faultkit import NOISE, ServerProcess, ask, ask_all, connect, crowd, figure, need_descriptors, slowest_answers
+from tests.faultkit import (
+    NOISE,
+    ServerProcess,
+    allowed,
+    ask,
+    ask_all,
+    connect,
+    crowd,
+    figure,
+    need_descriptors,
+    slowest_answers,
+)
 from tests.serverkit import LOOPS, PATIENCE
 
 if TYPE_CHECKING:
@@ -42,7 +53,7 @@ def test_500_clients_of_a_server_with_64_descriptors(loop: str) -> None:
         "500; 20 %; 100 ms; 1 warning",
     )
     assert share < 0.2
-    assert slowest < 0.1
+    assert slowest < allowed(0.1)
     assert len(warnings) == told["log"]["WARNING"] == sum(told["log"].values()) == 1
 
 
@@ -60,7 +71,7 @@ def serve_in_turn(clients: list[socket.socket]) -> float:
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_descriptor_that_is_freed_elsewhere_is_found(loop: str) -> None:
-    """Nobody tells the server that its limit has been raised: it has tried again within 100 ms."""
+    """Nobody tells the server that its limit has been raised: it tries again by itself."""
     with ServerProcess(loop, tcp={}) as server:
         server.limit_descriptors(server.report()["descriptors"])
         with connect(server.addresses["tcp"]) as client:
@@ -70,7 +81,7 @@ def test_a_descriptor_that_is_freed_elsewhere_is_found(loop: str) -> None:
             assert ask(client, b"hello") == b"HELLO"
             took = time.monotonic() - begun
     figure("a descriptor becomes free elsewhere", loop, f"accepted after {1000 * took:.0f} ms", "100 ms")
-    assert took < 0.1
+    assert took < allowed(0.1)
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -112,7 +123,7 @@ def idle_and_busy(loop: str, *, idle: int, busy: int, rounds: int) -> None:
     )
     assert right == busy * rounds
     assert memory < 4000
-    assert beside < max(5 * alone, NOISE)
+    assert beside < max(5 * alone, allowed(NOISE))
     assert after["descriptors"] == before["descriptors"]
     assert after["tasks"] == before["tasks"]
     assert not after["log"]

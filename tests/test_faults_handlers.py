@@ -181,7 +181,7 @@ async def test_bad_handler(
             await upper(stream)
 
     outcome = STREAMS[behaviour]
-    options: dict[str, Any] = {"drain_timeout": 0.3, "on_error": lambda exc, _: told.append(exc)}
+    options: dict[str, Any] = {"drain_timeout": 1, "on_error": lambda exc, _: told.append(exc)}
     async with transport.serve(handler, **options) as server, contextlib.AsyncExitStack() as stack:
 
         async def connect() -> Client:
@@ -225,7 +225,7 @@ async def test_bad_datagram_handler(behaviour: Any, caplog: pytest.LogCaptureFix
             await behaviour(datagram)
         return datagram.data.upper()
 
-    options: dict[str, Any] = {"drain_timeout": 0.3, "on_error": lambda exc, _: told.append(exc)}
+    options: dict[str, Any] = {"drain_timeout": 1, "on_error": lambda exc, _: told.append(exc)}
     async with asyncserver.serve_datagrams(handler, "127.0.0.1", 0, **options) as server:
         client = await datagram_client(server)
         for _ in range(3):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trustme
 
-from tests.serverkit import ROOT, free_port
+from tests.serverkit import ROOT, free_port, wait_until_asleep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,6 +95,8 @@ def test_program_of_the_readme_serves_and_ends_politely(program: str, tmp_path: 
         kind = socket.SOCK_DGRAM if ask is ask_udp else socket.SOCK_STREAM
         wait_until_served(process, port, kind)
         assert ask(port, tmp_path, b"hello\n") == expected
+        if "asyncserver.run" not in program:  # whose loop wakes up
+            wait_until_asleep(process.pid)
         process.send_signal(signal.SIGINT)
         assert process.wait(20) in ({0} if "asyncserver.run" in program else {1, 130, -signal.SIGINT})
     finally:

@@ -59,7 +59,7 @@ async def test_half_a_message_behind_an_answered_one_is_waited_for(transport: Tr
         await client.send(b"f\n")
         assert await client.receive_all() == b"HALF\n"
         client.close()
-        assert await within(closing, 5) == DrainReport(completed=1)
+        assert await within(closing) == DrainReport(completed=1)
 
 
 async def test_message_whose_header_was_taken_is_waited_for(transport: Transport) -> None:
@@ -73,7 +73,7 @@ async def test_message_whose_header_was_taken_is_waited_for(transport: Transport
         await client.send(b"half")
         assert await client.receive_all() == b"HALF"
         client.close()
-        assert await within(closing, 5) == DrainReport(completed=1)
+        assert await within(closing) == DrainReport(completed=1)
 
 
 @pytest.mark.parametrize("kind", ["stream", "callback"])
@@ -98,7 +98,7 @@ async def test_client_that_always_begins_another_message_cannot_hold_the_drain(t
                 assert answers < 5
                 await client.send(rest + half)
         client.close()
-        assert await within(closing, 5) == DrainReport(completed=1)
+        assert await within(closing) == DrainReport(completed=1)
         assert answers >= 1
 
 
@@ -121,7 +121,7 @@ async def test_client_that_pipelines_into_the_drain_is_not_reset(tcp: Transport)
         release.set()
         assert await client.receive_all() == b"SECOND"  # a reset would raise
         client.close()
-        assert await within(closing, 5) == DrainReport(completed=1)
+        assert await within(closing) == DrainReport(completed=1)
 
 
 # -- who has yet to say the first byte
@@ -166,7 +166,7 @@ async def test_client_silent_in_its_handshake_does_not_hold_the_drain(
         for client in clients:
             assert await client.receive_all() == b""
             client.close()
-        assert await within(closing, 3) == DrainReport()
+        assert await within(closing, 10) == DrainReport()
         assert (server.stats().accepted, server.stats().refused) == (2, 2)
 
 
@@ -181,12 +181,12 @@ async def test_client_silent_after_starttls_does_not_hold_the_drain(tcp: Transpo
         closing = asyncio.create_task(server.close())
         assert await client.receive_all() == b""
         client.close()
-        assert await within(closing, 3) == DrainReport(completed=1)
+        assert await within(closing, 10) == DrainReport(completed=1)
 
 
 async def test_hello_that_comes_at_once_is_answered(tls: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who has begun with its handshake before the time for the first byte is over gets its answer."""
-    monkeypatch.setattr("asyncserver._kernel._FIRST_WORDS", 0.4)
+    monkeypatch.setattr("asyncserver._kernel._FIRST_WORDS", 2)
     async with tls.serve(upper, drain_timeout=30) as server:
         sock = await open_socket(server.addresses[0])
         await eventually(lambda: server.stats().active == 1)
@@ -197,13 +197,13 @@ async def test_hello_that_comes_at_once_is_answered(tls: Transport, monkeypatch:
         closing = asyncio.create_task(server.close())
         await eventually(lambda: not server.sockets)
         await client.loop.sock_sendall(sock, hello[:10])
-        await asyncio.wait([closing], timeout=0.6)  # longer than a silent client would have
+        await asyncio.wait([closing], timeout=2.5)  # longer than a silent client would have
         await client.loop.sock_sendall(sock, hello[10:])
         await client.handshake()
         assert await client.ask(b"hello") == b"HELLO"
         assert await client.receive_all() == b""
         client.close()
-        assert await within(closing, 5) == DrainReport(completed=1)
+        assert await within(closing) == DrainReport(completed=1)
 
 
 async def test_silent_handshake_of_a_protocol_times_out(tls: Transport) -> None:
@@ -224,8 +224,8 @@ async def test_silent_handshake_of_a_protocol_times_out(tls: Transport) -> None:
 async def test_close_under_the_eager_task_factory(transport: Transport, inside: bool) -> None:
     """The drain knows who calls close(), also where tasks start at once."""
     loop = asyncio.get_running_loop()
-    if type(loop).__module__.startswith("uvloop"):
-        pytest.skip("asyncio's eager_task_factory breaks on uvloop 0.23 with CPython 3.13.0")
+    if type(loop).__module__.startswith("uvloop") and sys.version_info < (3, 14):
+        pytest.skip("asyncio's eager_task_factory breaks on uvloop 0.23 before CPython 3.14")
 
     async def handler(stream: Stream) -> None:
         async for data in stream:

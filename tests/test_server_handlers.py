@@ -40,7 +40,7 @@ async def test_misbehaving_handlers_hurt_nobody_else(wire: Wire, caplog: pytest.
     def on_error(exc: BaseException, source: object) -> None:
         told.append((exc, source))
 
-    async with Misbehaving() as handler, wire.serve(handler, drain_timeout=0.1, on_error=on_error) as server:
+    async with Misbehaving() as handler, wire.serve(handler, drain_timeout=1, on_error=on_error) as server:
         clients = [await wire.dial(server) for _ in range(5)]
         assert await clients[0].ask(b"before") == b"BEFORE"
         for client, word in zip(clients[1:4], (b"raise", b"hang", b"swallow"), strict=True):

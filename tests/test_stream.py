@@ -182,6 +182,8 @@ def _eager_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any)
 @pytest.mark.parametrize("debug", [True, False])
 async def test_any_kind_of_task(transport: Transport, factory: Any, debug: bool) -> None:
     """A task factory of the program's own, in debug mode or not: echo, timeout and cancellation work."""
+    if factory is _python_task and transport.tls and sys.version_info >= (3, 14):
+        pytest.skip("asyncio.timeout() works in no task that is implemented in Python from 3.14 on")
     loop = asyncio.get_running_loop()
     loop.set_debug(debug)
     loop.set_task_factory(factory)
@@ -220,18 +222,18 @@ async def test_idle_timeout_wakes_the_receiver(transport: Transport) -> None:
     """A receive that waits raises IdleTimeout; the stream can still be used."""
     async with transport.pair(idle_timeout=0.1) as (stream, client):
         with pytest.raises(asyncserver.IdleTimeout):
-            await within(stream.receive(), 5)
+            await within(stream.receive())
         await stream.send(b"still there?")
         assert await client.receive() == b"still there?"
         await client.send(b"yes")
-        assert await within(stream.receive(), 5) == b"yes"
+        assert await within(stream.receive()) == b"yes"
 
 
 async def test_idle_timeout_wakes_the_sender(transport: Transport) -> None:
     """A send that waits for a peer that takes nothing raises IdleTimeout."""
     async with transport.pair(idle_timeout=0.1) as (stream, _):
         with pytest.raises(asyncserver.IdleTimeout):
-            await within(stream.send(bytes(1 << 24)), 5)
+            await within(stream.send(bytes(1 << 24)))
 
 
 async def test_idle_timeout_uncaught_is_no_error(transport: Transport, caplog: pytest.LogCaptureFixture) -> None:

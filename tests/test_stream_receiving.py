@@ -61,9 +61,9 @@ async def test_max_bytes_below_one_is_refused(transport: Transport) -> None:
         await client.send(b"abcdef")
         for buffered in (False, True):
             with pytest.raises(ValueError, match=r"at least 1|negative"):
-                await within(stream.receive(0), 1)
+                await within(stream.receive(0))
             with pytest.raises(ValueError, match=r"at least 1|negative|size"):
-                await within(stream.receive(-1), 1)
+                await within(stream.receive(-1))
             if not buffered:
                 assert await stream.receive_until(b"b", 10) == b"a"
         assert await stream.receive_exactly(4) == b"cdef"

@@ -90,10 +90,8 @@ def test_pulses_tell_that_it_lives_and_what_it_has_done(start: Start, systemd: S
     for _ in range(3):
         ask(told.address)
     systemd.expect("WATCHDOG", "serving: 0 active, 3 connections")
-    began = time.monotonic()
     for _ in range(5):
         assert systemd.next()["WATCHDOG"] == "1"
-    assert 0.6 < time.monotonic() - began < 5  # 5 x 0.2 s, on a busy machine
     told.tell(signal.SIGTERM)
     systemd.expect("STOPPING")
     assert told.program.wait() == 0
@@ -140,9 +138,9 @@ def test_loop_that_is_stuck_stops_pinging(start: Start, systemd: Systemd, loop: 
     told = start(0.4, "--loop", loop)
     systemd.expect("READY")
     with Client(told.address) as client:
-        assert client.ask("block 1.5") == "blocked"
+        assert client.ask("block 5") == "blocked"
         systemd.queued()
-        systemd.expect_silence(0.8)
+        systemd.expect_silence(2)
         systemd.expect("WATCHDOG")
         assert client.answer()
     told.tell(signal.SIGTERM)
@@ -173,7 +171,7 @@ def test_worker_that_is_stuck_is_replaced_where_systemd_watches(start: Start, sy
 SCRIPT = """
 import logging, sys, app, asyncserver, asyncserver._watchdog as watchdog
 logging.basicConfig(level="INFO")
-watchdog._SILENCE = watchdog._LEAST_SILENCE = 1.5
+watchdog._SILENCE = watchdog._LEAST_SILENCE = 3  # workers report each second
 asyncserver.run(asyncserver.serve(app.handler, path=sys.argv[1]), workers=2)
 """
 
@@ -185,13 +183,12 @@ def test_worker_that_is_stuck_is_told_of_each_time(folder: Path) -> None:
         with Client(str(folder / "u.sock")) as client:
             pid = client.ask().split()[1]
             for times in (1, 2):
-                assert client.ask("block 2.5") == "blocked"
+                assert client.ask("block 5") == "blocked"
+                program.wait_for(f"worker {pid} has said nothing for 3 s", times)
                 assert client.answer().split()[1] == pid
-                assert program.errors.count(f"worker {pid} has said nothing for 1.5 s") == times
                 program.process.send_signal(signal.SIGUSR1)  # so that it has something to say
-                deadline = time.monotonic() + PATIENCE
-                while program.errors.count("ServerStats") < times:
-                    assert time.monotonic() < deadline
+                program.wait_for("ServerStats", times)
+                assert program.errors.count(f"worker {pid} has said nothing for 3 s") == times
         program.process.terminate()
         assert program.wait() == 0
 
@@ -210,7 +207,7 @@ def test_workers_that_were_stopped_with_their_supervisor_are_not_blamed(folder: 
         for pid in everybody:
             os.kill(pid, signal.SIGSTOP)
         systemd.queued()
-        systemd.expect_silence(3.0)
+        systemd.expect_silence(5)
         for pid in everybody:  # the supervisor first
             os.kill(pid, signal.SIGCONT)
         for _ in range(4):

@@ -9,7 +9,6 @@ import os
 import random
 import signal
 import socket
-import time
 import zlib
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -78,10 +77,8 @@ def test_killed_worker_breaks_its_own_connections_only_and_is_replaced_within_a_
     with victim, other, Load(*[job] * 4) as load:
         load.wait_for("answered", 100)
         pid = victim.ask()[1]
-        killed = time.monotonic()
         os.kill(pid, signal.SIGKILL)
         load.wait_for("new", 1)
-        assert time.monotonic() - killed < 1.0
         load.wait_for("answered", 200)
         for _ in range(3):
             assert other.ask()[1] != pid
@@ -159,6 +156,26 @@ except BlockingIOError:
     assert Path("/proc/self/task", str(os.getpid()), "children").read_text() == ""
     print("nothing is left", file=sys.stderr)
 """
+
+
+THREADED = """
+import logging, sys, threading
+import asyncserver, app
+
+logging.basicConfig(level="INFO")
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+asyncserver.run(asyncserver.serve(app.handler, "127.0.0.1", 0), loop=sys.argv[1], workers=2)
+"""
+
+
+def test_warning_of_threads_that_is_an_error_does_not_lose_a_worker(start: Start) -> None:
+    """Python 3.15 raises it in the parent, when the child is there; at the start, and at each reload."""
+    program = start(script=THREADED)
+    (tcp,) = program.serving()
+    program.tell(signal.SIGHUP)
+    program.serving()
+    ask(tcp)
+    assert program.end() == 0
 
 
 def test_start_that_fails_leaves_nothing(start: Start) -> None:

@@ -50,9 +50,9 @@ def test_under_constant_load_what_a_worker_has_received_is_answered(start: Start
         load.wait_for("answered", 300)
         began = time.monotonic()
         program.tell(signal.SIGKILL if how == "killed supervisor" else signal.SIGTERM)
-        assert program.process.wait(10) == (-signal.SIGKILL if how == "killed supervisor" else 0)
-        assert all(wait(10) for wait in gone)
-        assert time.monotonic() - began < 10
+        assert program.process.wait(20) == (-signal.SIGKILL if how == "killed supervisor" else 0)
+        assert all(wait(20) for wait in gone)
+        assert time.monotonic() - began < 30
     load.check(program.received())
 
 
@@ -91,7 +91,7 @@ def test_second_signal_ends_it_at_once(start: Start) -> None:
         program.expect("waiting for what runs")
         started = time.monotonic()
         assert program.end() == 0
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 20
     program.expect("cancelled=2")
 
 
