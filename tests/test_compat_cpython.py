@@ -50,7 +50,7 @@ SUITES = {
     "test_xmlrpc": 40,
     "test_wsgiref": 30,
     "test_logging": 150,
-    "test_imaplib": 100,
+    "test_imaplib": 80,
     "test_docxmlrpc": 8,
     "test_urllib2_localnet": 15,
     "test_pydoc": 80,
