@@ -53,7 +53,7 @@ SUITES = {
     "test_imaplib": 80,
     "test_docxmlrpc": 8,
     "test_urllib2_localnet": 15,
-    "test_pydoc": 80,
+    "test_pydoc": 60,
 }
 
 
