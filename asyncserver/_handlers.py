@@ -6,6 +6,7 @@ import asyncio
 import functools
 import inspect
 import sys
+import types
 from typing import Any
 
 # Which server takes a protocol of which kind. Others than these may be of both kinds, or of one that does not tell.
@@ -102,12 +103,41 @@ def _takes(function: object, count: int) -> bool:
     return True
 
 
-def _signature(function: Any) -> inspect.Signature | None:
+def _signature(function: object) -> inspect.Signature | None:
     try:
         # Of a decorated function its own signature counts: that of what it wraps may be another.
-        return inspect.signature(function, follow_wrapped=False)
+        return inspect.signature(_unannotated(function), follow_wrapped=False)
     except (TypeError, ValueError):  # written in C, without one
         return None
+
+
+def _unannotated(given: Any) -> Any:
+    """Make what is called with the same arguments, and has no annotations.
+
+    From Python 3.14 on those are code, which `inspect.signature()` runs in all its formats: with names that exist for
+    the type checker only, or imports that are lazy so as not to happen.
+    """
+    if isinstance(given, types.FunctionType):
+        if hasattr(given, "__signature__"):  # its author says it otherwise
+            return given
+        bare = types.FunctionType(given.__code__, {}, given.__name__, given.__defaults__, given.__closure__)
+        bare.__kwdefaults__ = given.__kwdefaults__
+        return bare
+    if isinstance(given, types.MethodType):
+        return types.MethodType(_unannotated(given.__func__), given.__self__)
+    if isinstance(given, functools.partial):
+        return functools.partial(_unannotated(given.func), *given.args, **given.keywords)
+    if isinstance(given, type):
+        found = ((type(given), "__call__"), (given, "__new__"), (given, "__init__"))
+        calls = [one for one in (getattr(*where) for where in found) if isinstance(one, types.FunctionType)]
+        if len(calls) > 1:
+            raise ValueError(f"{given!r} has {calls}: which of them are called depends on what they return")
+        return types.MethodType(_unannotated(calls[0]), given) if calls else given
+    call = inspect.getattr_static(type(given), "__call__", None)
+    bound = call.__get__(given, type(given)) if hasattr(call, "__get__") else call
+    if isinstance(bound, types.FunctionType | types.MethodType | functools.partial):
+        return _unannotated(bound)
+    return given
 
 
 def _is_kind(given: object, kinds: tuple[type, ...]) -> bool:

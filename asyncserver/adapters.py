@@ -71,7 +71,11 @@ class _CallbackHandler(ProtocolHandler):
         reader = asyncio.StreamReader(limit=self._limit, loop=connection.loop)
 
         def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            result = self._callback(reader, writer)
+            try:
+                result = self._callback(reader, writer)
+            except Exception as exc:  # here, because from Python 3.14.10 on asyncio would keep it to itself
+                connection.fail(exc)
+                return
             if asyncio.iscoroutine(result):
                 connection.task = connection.loop.create_task(result)
                 connection.task.add_done_callback(connection.callback_ended)

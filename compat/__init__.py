@@ -6,7 +6,10 @@ everything that is imported afterwards. `python -m compat script.py` does that f
 """
 
 import socketserver as _socketserver
+import sys as _sys
+from functools import partial as _partial
 from socketserver import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from compat.forking import (
@@ -54,13 +57,18 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Find `hosted`, and what else programs find in `socketserver` (`_SocketWriter`, the modules it imports)."""
-    if name == "hosted":
-        from compat.hosting import hosted  # noqa: PLC0415 - brings asyncserver, which the server classes do not need
+class _Package(ModuleType):
+    """Finds `hosted` when somebody asks for it. Comes after the `__getattr__` below."""
 
-        return hosted
-    try:
-        return getattr(_socketserver, name)
-    except AttributeError:
-        raise AttributeError(f"neither module {__name__!r} nor 'socketserver' has an attribute {name!r}") from None
+    def __getattr__(self, name: str) -> Any:
+        if name == "hosted":
+            from compat.hosting import hosted  # noqa: PLC0415 - brings asyncserver, which servers do not need
+
+            return hosted
+        raise AttributeError(f"neither module {__name__!r} nor 'socketserver' has an attribute {name!r}")
+
+
+_sys.modules[__name__].__class__ = _Package
+# What else programs find in `socketserver`: `_SocketWriter`, the modules it imports. Without a frame of ours, because
+# its warnings (of `__version__`, from Python 3.15 on) count frames to find the line that they are about.
+__getattr__ = _partial(getattr, _socketserver)

@@ -81,9 +81,9 @@ def execute_in_child(namespace: dict[str, Any]) -> None:
     if kind == "module":
         spec = _find(name)
         if not spec.name.endswith(".__main__"):  # multiprocessing does not execute those either
-            _execute(_Program(_code_of(spec), spec.origin, spec.loader, spec.parent or ""), namespace, "__mp_main__")
+            _execute(_program_of(spec, spec.parent or ""), namespace, "__mp_main__")
     elif kind == "script":
-        _execute(_Program(_compile(name), name), namespace, "__mp_main__")
+        _execute(_Program(_compile(name), name, None, ""), namespace, "__mp_main__")
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -145,7 +145,7 @@ def _run_script(path: str, arguments: list[str]) -> None:
     _warn_of_namesake(folder)
     sys.argv = [path, *arguments]
     os.environ[PROGRAM] = f"script {full}"
-    _execute(_Program(code, full))
+    _execute(_Program(code, full, SourceFileLoader("__main__", full), None))
 
 
 def _run_archive(spec: ModuleSpec, path: str, full: str, arguments: list[str]) -> None:
@@ -155,14 +155,14 @@ def _run_archive(spec: ModuleSpec, path: str, full: str, arguments: list[str]) -
     sys.path.insert(0, full)
     sys.argv = [path, *arguments]
     os.environ[PROGRAM] = "archive"  # multiprocessing does not execute it in children either
-    _execute(_Program(_code_of(spec), spec.origin, spec.loader, ""))
+    _execute(_program_of(spec, ""))
 
 
 def _run_module(name: str, arguments: list[str]) -> None:
     spec = _find(name)
     sys.argv = [spec.origin or name, *arguments]
     os.environ[PROGRAM] = f"module {name}"
-    _execute(_Program(_code_of(spec), spec.origin, spec.loader, spec.parent or ""))
+    _execute(_program_of(spec, spec.parent or ""))
 
 
 def _compile(path: str) -> CodeType:
@@ -195,26 +195,34 @@ def _code_of(spec: ModuleSpec) -> CodeType:
 class _Program:
     code: CodeType
     path: str | None
-    loader: Any = None
-    package: str | None = None
+    loader: Any
+    package: str | None
+    cached: str | None = None
+
+
+def _program_of(spec: ModuleSpec, package: str) -> _Program:
+    return _Program(_code_of(spec), spec.origin, spec.loader, package, spec.cached)
 
 
 def _execute(program: _Program, namespace: dict[str, Any] | None = None, name: str = "__main__") -> None:
+    """Run a program in a namespace that holds what this version of Python puts there, under each of the names."""
     if namespace is None:
         namespace = vars(sys.modules["__main__"])
-    loader = program.loader or SourceFileLoader(name, program.path or name)
     namespace.clear()
     namespace.update(
         __name__=name,
         __doc__=None,
         __package__=program.package,
-        __loader__=loader,
-        __spec__=_Spec(loader, program.package or "", os.environ[PROGRAM]),  # 3.15 warns where the loaders differ
-        __annotations__={},
-        __builtins__=builtins,
+        __loader__=program.loader,
+        __spec__=_Spec(program.loader, program.package or "", os.environ[PROGRAM]),  # 3.15 warns of another loader
         __file__=program.path,
-        __cached__=None,
     )
+    if sys.version_info < (3, 15):
+        namespace["__cached__"] = program.cached
+    if name == "__main__":
+        namespace["__builtins__"] = builtins  # otherwise exec() adds them, as a dict
+        if sys.version_info < (3, 14):  # from then on it would hide those that the program's code makes (PEP 649)
+            namespace["__annotations__"] = {}
     exec(program.code, namespace)  # noqa: S102  # it is what the user asked for
 
 

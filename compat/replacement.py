@@ -24,7 +24,21 @@ def install() -> None:
             " socketserver. Call it before they are imported (in the first lines of the program), or start"
             " the unchanged program with `python -m compat script.py`"
         )
+    _import_all()
     sys.modules["socketserver"] = compat
+
+
+def _import_all() -> None:
+    """Import what this package has left for later under `-X lazy_imports=all` (PEP 810).
+
+    What builds on the standard library's `socketserver` has to find that before it is swapped.
+    """
+    seen: set[str] = set()
+    while ours := {name for name in sys.modules if name.partition(".")[0] == "compat"} - seen:
+        seen |= ours
+        for module in map(sys.modules.__getitem__, ours):
+            for name in list(vars(module)):
+                getattr(module, name)
 
 
 def _holds_original(name: str, module: ModuleType | None) -> bool:

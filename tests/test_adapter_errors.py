@@ -145,22 +145,28 @@ async def test_error_is_told_though_the_peer_does_not_read(
 
 @pytest.mark.parametrize("kind", ["coroutine", "function"])
 async def test_error_in_a_callback(transport: Transport, kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A callback that raises: logged once, its connection closed, and what it had written is delivered."""
+    """A callback that raises, of whatever kind and on whatever Python: told once, by us, and its connection closed."""
+    told: list[tuple[BaseException, Any]] = []
 
-    async def coroutine(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"before")
         raise ValueError("in the callback")
 
-    def function(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        raise ValueError("in the callback")
+    async def coroutine(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        plain(reader, writer)
 
-    async with transport.serve(from_callback(coroutine if kind == "coroutine" else function)) as server:
+    handler = from_callback(coroutine if kind == "coroutine" else plain)
+    async with transport.serve(handler, on_error=lambda exc, source: told.append((exc, source))) as server:
         client = await transport.connect(server)
         with contextlib.suppress(OSError):
-            assert await client.receive_all() == (b"before" if kind == "coroutine" else b"")
+            assert await client.receive_all() == b"before"
         client.close()
         await eventually(lambda: server.stats().failed == 1)
-    assert len(errors(caplog)) == 1
+    assert server.stats().completed == 0
+    assert [str(exc) for exc, _ in told] == ["in the callback"]
+    (record,) = [one for one in caplog.records if one.name in {"asyncserver", "asyncio"} and one.levelname == "ERROR"]
+    assert (record.name, vars(record)["outcome"]) == ("asyncserver", "failed")
+    assert repr(told[0][1].peer_address) in record.getMessage()
 
 
 async def test_reset_is_no_error(

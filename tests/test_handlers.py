@@ -109,7 +109,7 @@ def test_handler_of_other_arguments_is_told_what_to_do(name: str) -> None:
     wanted = r"wrap it: serve\(asyncserver\.from_callback\(callback\), \.\.\.\)" if name == "serve" else "one argument"
     with pytest.raises(TypeError, match=rf"{name}\(\) got callback\(reader.*{wanted}"):
         function(callback, "127.0.0.1", 0)
-    with pytest.raises(TypeError, match=r"got three\(c: .*one argument|got three\(b: "):
+    with pytest.raises(TypeError, match=r"got three\(b, c\): "):
         function(functools.partial(three, 1), "127.0.0.1", 0)
     function(functools.partial(three, 1, 2), "127.0.0.1", 0).close()
 
