@@ -18,8 +18,10 @@ import anyio
 from ._connection import Connection
 from ._handlers import check_callback, check_factory
 from ._kernel import first_words_due, unread
+from ._tasks import name_task
 from ._transports import relay
 from .exceptions import IdleTimeout, Refused
+from .logs import task_name
 
 if TYPE_CHECKING:
     import socket
@@ -78,6 +80,7 @@ class _CallbackHandler(ProtocolHandler):
                 return
             if asyncio.iscoroutine(result):
                 connection.task = connection.loop.create_task(result)
+                name_task(connection.task, task_name(connection.peer_address))
                 connection.task.add_done_callback(connection.callback_ended)
 
         return _CallbackProtocol(reader, connected, loop=connection.loop)
