@@ -57,8 +57,8 @@ def shown(address: Address | None) -> str:
 def task_name(address: Address) -> str:
     """Name the task that serves a peer, for those who list tasks: "tcp 127.0.0.1:50123", "unix"."""
     if isinstance(address, tuple):
-        host, port = address[0], address[1]
-        return f"tcp [{host}]:{port}" if ":" in host else f"tcp {host}:{port}"
+        host = address[0]
+        return f"tcp [{host}]:{address[1]}" if ":" in host else f"tcp {host}:{address[1]}"
     return f"unix {shown(address)}" if address else "unix"
 
 
