@@ -56,6 +56,7 @@ ASYNCSERVER: dict[str, set[str]] = {
         "_transports",
         "datagram",
         "exceptions",
+        "logs",
         "stream",
         "_tasks",
         "_types",
