@@ -135,6 +135,7 @@ def test_a_silent_client_is_cut_off_in_the_end(
         assert client.recv(1) == b""
 
 
+@pytest.mark.filterwarnings("ignore:.* is multi-threaded:DeprecationWarning")  # this process, which forks
 @pytest.mark.parametrize("kind", ["TCPServer", "ThreadingTCPServer", "ForkingTCPServer"])
 def test_hooks_see_a_connection_whose_handshake_is_done(
     kind: str, context: ssl.SSLContext, trusting: ssl.SSLContext
