@@ -175,6 +175,7 @@ def echo_twice(request: Any, *_: Any) -> None:
     echo(request)
 
 
+@pytest.mark.filterwarnings("ignore:.* is multi-threaded:DeprecationWarning")  # this process, which forks
 @pytest.mark.parametrize("kind", ["TCPServer", "ThreadingTCPServer", "ForkingTCPServer"])
 def test_hooks_see_a_connection_whose_handshake_is_done(
     kind: str, context: ssl.SSLContext, trusting: ssl.SSLContext
