@@ -26,7 +26,7 @@ from .server import Server
 from .serving import Serving, serve, serve_datagrams
 from .stream import Stream
 from .systemd import systemd_sockets
-from .tls import SNIAttribute, TLSContext, tls_context
+from .tls import KeyExchangeAttribute, SNIAttribute, TLSContext, tls_context
 
 __all__ = [
     "Address",
@@ -37,6 +37,7 @@ __all__ = [
     "Durations",
     "ErrorHandler",
     "IdleTimeout",
+    "KeyExchangeAttribute",
     "ProtocolHandler",
     "ProxyHeader",
     "SNIAttribute",

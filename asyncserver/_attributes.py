@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from anyio.abc import SocketAttribute
 from anyio.streams.tls import TLSAttribute
 
-from .tls import SNIAttribute
+from .tls import KeyExchangeAttribute, SNIAttribute
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,4 +55,6 @@ def _tls_attributes(sock: ssl.SSLSocket) -> dict[Any, Callable[[], Any]]:
     }
     if hasattr(sock, "server_name"):  # a context of tls_context()'s
         attributes[SNIAttribute.server_name] = lambda: sock.server_name
+    if (group := getattr(sock, "group", None)) is not None:  # from Python 3.15 on
+        attributes[KeyExchangeAttribute.group] = group
     return attributes

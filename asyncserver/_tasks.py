@@ -1,4 +1,4 @@
-"""start_task: how handlers start. Progress: how one task waits for what they bring about."""
+"""start_task, name_task: how handlers start. Progress: how one task waits for what they bring about."""
 
 from __future__ import annotations
 
@@ -12,10 +12,29 @@ if TYPE_CHECKING:
 
 _Result = TypeVar("_Result")
 
+
+def _create_task(
+    coroutine: Coroutine[Any, Any, _Result], loop: asyncio.AbstractEventLoop, context: Context, name: str | None
+) -> asyncio.Task[_Result]:
+    task = context.copy().run(loop.create_task, coroutine)  # a copy: it may be entered just now
+    if name is not None:
+        name_task(task, name)
+    return task
+
+
+def name_task(task: asyncio.Task[Any] | None, name: str) -> None:
+    """Name a task that is there: not all factories take a name, nor make tasks that have one."""
+    if isinstance(task, asyncio.Task):
+        task.set_name(name)
+
+
 if sys.version_info >= (3, 12):
 
     def start_task(
-        coroutine: Coroutine[Any, Any, _Result], loop: asyncio.AbstractEventLoop, context: Context
+        coroutine: Coroutine[Any, Any, _Result],
+        loop: asyncio.AbstractEventLoop,
+        context: Context,
+        name: str | None = None,
     ) -> asyncio.Task[_Result]:
         """Start a task, in a copy of a context, and run it to its first wait.
 
@@ -23,16 +42,19 @@ if sys.version_info >= (3, 12):
         breaks on uvloop 0.23 with CPython 3.13.0; and a factory that the program has set is used.
         """
         if loop.get_task_factory() is None:
-            return asyncio.Task(coroutine, loop=loop, eager_start=True, context=context.copy())
-        return context.copy().run(loop.create_task, coroutine)  # a copy: it may be entered just now
+            return asyncio.Task(coroutine, loop=loop, name=name, eager_start=True, context=context.copy())
+        return _create_task(coroutine, loop, context, name)
 
 else:
 
     def start_task(
-        coroutine: Coroutine[Any, Any, _Result], loop: asyncio.AbstractEventLoop, context: Context
+        coroutine: Coroutine[Any, Any, _Result],
+        loop: asyncio.AbstractEventLoop,
+        context: Context,
+        name: str | None = None,
     ) -> asyncio.Task[_Result]:
         """Start a task in a copy of a context."""
-        return context.copy().run(loop.create_task, coroutine)  # a copy: it may be entered just now
+        return _create_task(coroutine, loop, context, name)
 
 
 class Progress:

@@ -19,8 +19,10 @@ from ._connection import Connection
 from ._dialogue import Dialogue
 from ._handlers import check_callback, check_factory
 from ._kernel import first_words_due, unread
+from ._tasks import name_task
 from ._transports import relay
 from .exceptions import IdleTimeout, Refused
+from .logs import task_name
 
 if TYPE_CHECKING:
     import socket
@@ -79,6 +81,7 @@ class _CallbackHandler(ProtocolHandler):
                 return
             if asyncio.iscoroutine(result):
                 connection.task = connection.loop.create_task(result)
+                name_task(connection.task, task_name(connection.peer_address))
                 connection.task.add_done_callback(connection.callback_ended)
 
         return _CallbackProtocol(reader, connected, loop=connection.loop)
@@ -121,9 +124,10 @@ def from_protocol(factory: Callable[[], asyncio.BaseProtocol]) -> ProtocolHandle
 def from_callback(callback: Callable[..., Awaitable[object] | None], *, limit: int = 2**16) -> ProtocolHandler:
     """Use the `(reader, writer)` callback of an `asyncio.start_server` as a handler, unchanged.
 
-    As there, the connection stays open until the writer is closed, even when the callback has returned. When the
-    server drains, a reader between two messages comes to its end. A peer that ends TLS without close_notify may have
-    been cut off: the reader raises ConnectionAbortedError.
+    As there, the connection stays open until the writer is closed, even when the callback has returned; from Python
+    3.13 on, asyncio closes a writer that nobody holds any more, and warns. When the server drains, a reader between two
+    messages comes to its end. A peer that ends TLS without close_notify may have been cut off: the reader raises
+    ConnectionAbortedError.
 
     Args:
         callback: called with a StreamReader and a StreamWriter for each connection; a coroutine function or a

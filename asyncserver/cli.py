@@ -138,7 +138,7 @@ def _servings(options: argparse.Namespace, *, places_only: bool = False) -> list
 
 def _tls(options: argparse.Namespace) -> TLSContext | None:
     if not options.certfile:
-        if options.keyfile or options.client_ca:
+        if options.keyfile or options.client_ca or options.tls_groups:
             raise ValueError("TLS needs --certfile")
         return None
     if len(options.keyfile) not in {0, len(options.certfile)}:
@@ -153,6 +153,7 @@ def _tls(options: argparse.Namespace) -> TLSContext | None:
         client_ca=options.client_ca,
         client_cert=options.client_cert,
         minimum_version=ssl.TLSVersion.TLSv1_3 if options.tls_min == "1.3" else ssl.TLSVersion.TLSv1_2,
+        groups=options.tls_groups,
     )
 
 

@@ -54,6 +54,14 @@ def shown(address: Address | None) -> str:
     return (name if name.isprintable() else repr(name)) or "unix"  # the peer has chosen it: it must not forge lines
 
 
+def task_name(address: Address) -> str:
+    """Name the task that serves a peer, for those who list tasks: "tcp 127.0.0.1:50123", "unix"."""
+    if isinstance(address, tuple):
+        host = address[0]
+        return f"tcp [{host}]:{address[1]}" if ":" in host else f"tcp {host}:{address[1]}"
+    return f"unix {shown(address)}" if address else "unix"
+
+
 def with_lines(server: Server, run: Callable[[Any], Coroutine[Any, Any, object]]) -> Any:
     """Make what a server starts for each connection log it when it has ended, if that is asked for at this time."""
     level = logging.INFO if _connections.logger.level else logging.DEBUG

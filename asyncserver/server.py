@@ -231,11 +231,11 @@ class Server:
         make = getattr(handler, "for_server", None)
         return handler if make is None else make(self)
 
-    def _start(self, handler: Callable[[Any], Coroutine[Any, Any, Any]], source: Any) -> None:
+    def _start(self, handler: Callable[[Any], Coroutine[Any, Any, Any]], source: Any, name: str | None = None) -> None:
         """Run a handler in a task of its own, up to its first wait at once."""
         self._starting = source
         try:
-            task = start_task(handler(source), self._loop, self._context)
+            task = start_task(handler(source), self._loop, self._context, name)
         except Exception as exc:  # not even a coroutine: a wrong signature, most likely
             self._settle(source, exc, None)
             return

@@ -13,10 +13,11 @@ import anyio
 
 from ._logger import logger as _logger
 from ._poller import Poller
+from ._tasks import name_task
 from .adapters import ProtocolConnection, ProtocolHandler
 from .exceptions import Refused
 from .listener import Listener
-from .logs import about, shown, with_lines
+from .logs import about, shown, task_name, with_lines
 from .proxy_protocol import HeaderError
 from .server import Server
 from .stream import Stream
@@ -109,7 +110,7 @@ class StreamServer(Server):
             connection._begin_drain()
         if self._proxies is not None:
             self._unnamed.add(connection)
-        self._start(self._run, connection)
+        self._start(self._run, connection, task_name(address))
         if self._max_connections is not None:
             self._full = len(self._live) + len(self._finishing) >= self._max_connections
             if self._full:
@@ -158,6 +159,7 @@ class StreamServer(Server):
         connection.proxy_header = header
         if header.source is not None:
             connection.peer_address = header.source
+            name_task(asyncio.current_task(), task_name(header.source))
         if self._max_per_host is not None and not self._enter_host(connection.peer_address):
             raise Refused
         self._unnamed.discard(connection)

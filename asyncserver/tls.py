@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import ssl
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -15,7 +16,7 @@ from ._certificate import read_certificate
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["SNIAttribute", "TLSContext", "tls_context"]
+__all__ = ["KeyExchangeAttribute", "SNIAttribute", "TLSContext", "tls_context"]
 
 _Path: TypeAlias = str | os.PathLike[str]
 
@@ -25,6 +26,13 @@ class SNIAttribute(TypedAttributeSet):
 
     #: the server's name that the client asked for, in lower case (RFC 6066); None if it asked for none
     server_name: str | None = typed_attribute()
+
+
+class KeyExchangeAttribute(TypedAttributeSet):
+    """What `stream.extra()` tells under TLS from Python 3.15 on, besides anyio's TLSAttribute."""
+
+    #: the group that the keys were agreed on with, as OpenSSL calls it: "X25519MLKEM768"; None if without one
+    group: str | None = typed_attribute()
 
 
 class _Socket(ssl.SSLSocket):
@@ -60,6 +68,7 @@ def tls_context(
     client_cert: Literal["required", "optional"] = "required",
     alpn: Sequence[str] = (),
     minimum_version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_2,
+    groups: Sequence[str] | None = None,
 ) -> TLSContext:
     """Make a context for `serve(..., ssl=...)`. `Server.reload_tls()` reads its files again.
 
@@ -75,10 +84,13 @@ def tls_context(
             `stream.extra(TLSAttribute.peer_certificate)`.
         alpn: application protocols to offer, the preferred first (RFC 7301).
         minimum_version: TLS 1.2 unless told otherwise (RFC 8996 retired what came before).
+        groups: what keys may be agreed on with, the preferred first: ["X25519MLKEM768", "X25519"]; None leaves it to
+            OpenSSL. Needs Python 3.15; which one it was, `stream.extra(KeyExchangeAttribute.group)` tells.
 
     Raises:
         OSError: a file cannot be read; as ssl.SSLError it does not hold what it should. The message names the file.
-        ValueError: one of `more_certificates` is for no name; a key is encrypted and there is no password.
+        ValueError: one of `more_certificates` is for no name; a key is encrypted and there is no password; OpenSSL
+            does not know one of `groups`, or Python cannot tell it.
     """
     if client_cert not in {"required", "optional"}:
         raise ValueError(f'client_cert must be "required" or "optional", got {client_cert!r}')
@@ -88,6 +100,7 @@ def tls_context(
         "client_cert": client_cert,
         "alpn": tuple(alpn),
         "minimum_version": minimum_version,
+        "groups": None if groups is None else _checked_groups(groups),
     }
     others: tuple[Any, ...] = tuple(more_certificates)
     for pair in others:
@@ -117,9 +130,12 @@ def _make(
     client_cert: str,
     alpn: Sequence[str],
     minimum_version: ssl.TLSVersion,
+    groups: Sequence[str] | None,
 ) -> TLSContext:
-    context = TLSContext(ssl.PROTOCOL_TLS_SERVER)
+    context: Any = TLSContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = minimum_version
+    if groups is not None:
+        context.set_groups(":".join(groups))
     context.options |= ssl.OP_NO_RENEGOTIATION  # costs the server more than the client, and TLS 1.3 has it no more
     with _explained("certificate and key", certfile, keyfile):
         try:
@@ -135,7 +151,28 @@ def _make(
         context.verify_mode = ssl.CERT_REQUIRED if client_cert == "required" else ssl.CERT_OPTIONAL
     if alpn:
         context.set_alpn_protocols(alpn)
-    return context
+    made: TLSContext = context
+    return made
+
+
+def _checked_groups(groups: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(groups, str) or not groups or not all(groups):
+        example = '["X25519MLKEM768", "X25519"]'
+        raise ValueError(f"groups expects names, the preferred first, such as {example}; got {groups!r}")
+    set_groups: Any = getattr(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), "set_groups", None)
+    if set_groups is None:
+        raise ValueError(
+            f"groups needs Python 3.15 or newer, whose ssl can set them; this is {sys.version.split()[0]}: leave it out"
+        )
+    for one in groups:
+        try:
+            set_groups(one)
+        except ssl.SSLError as exc:
+            raise ValueError(
+                f"{ssl.OPENSSL_VERSION} does not know the group {one!r} of groups={list(groups)!r}; "
+                "ssl.SSLContext.get_groups() tells those it knows"
+            ) from exc
+    return tuple(groups)
 
 
 @contextlib.contextmanager

@@ -32,6 +32,8 @@ from compat.threads import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from compat.hosting import hosted as hosted
 
 # As in socketserver, for `from socketserver import *`: a program's own `install` or `hosted` must not be hidden.
@@ -71,4 +73,4 @@ class _Package(ModuleType):
 _sys.modules[__name__].__class__ = _Package
 # What else programs find in `socketserver`: `_SocketWriter`, the modules it imports. Without a frame of ours, because
 # its warnings (of `__version__`, from Python 3.15 on) count frames to find the line that they are about.
-__getattr__ = _partial(getattr, _socketserver)
+__getattr__: "Callable[[str], Any]" = _partial(getattr, _socketserver)

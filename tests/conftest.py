@@ -14,7 +14,7 @@ import pytest
 import trustme
 
 import asyncserver
-from tests.support import INTERRUPTIONS, Interrupt, Transport
+from tests.support import INTERRUPTIONS, PATIENCE, Interrupt, Transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -124,6 +124,12 @@ def tcp(tmp_path: Path, server_context: ssl.SSLContext, client_context: ssl.SSLC
 def tls(tmp_path: Path, server_context: ssl.SSLContext, client_context: ssl.SSLContext) -> Transport:
     """TLS over TCP."""
     return Transport("tls", tmp_path, server_context, client_context)
+
+
+@pytest.fixture
+def slow_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients may take a while to begin: in the few threads of an executor, on a busy machine."""
+    monkeypatch.setattr("asyncserver._kernel._FIRST_WORDS", PATIENCE)
 
 
 @pytest.fixture(params=list(INTERRUPTIONS))

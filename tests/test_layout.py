@@ -60,6 +60,7 @@ ASYNCSERVER: dict[str, set[str]] = {
         "_transports",
         "datagram",
         "exceptions",
+        "logs",
         "stream",
         "_tasks",
         "_types",

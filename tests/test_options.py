@@ -43,6 +43,7 @@ SAMPLES: dict[str, tuple[str, str, str | None]] = {
     "--client-ca": ("a.pem", "b.pem", None),
     "--client-cert": ("optional", "required", "maybe"),
     "--tls-min": ("1.3", "1.2", "1.1"),
+    "--tls-groups": ("X25519MLKEM768:X25519", "secp384r1", None),
     "--ssl-handshake-timeout": ("1", "2.5", "nan"),
     "--threads": ("1", "16", "0"),
     "--on-error": ("app:report", "app:other", "report"),
@@ -201,6 +202,7 @@ def test_every_parameter_has_an_option() -> None:
     other_names = {
         "host": "tcp", "port": "tcp", "fd": "tcp", "path": "unix", "path_mode": "unix_mode", "servings": "tcp",
         "ssl": "certfile", "more_certificates": "certfile", "minimum_version": "tls_min",
+            "groups": "tls_groups",
     }  # fmt: skip
     # A socket is an object of a program's; a handler's protocols for ALPN and a password are not for a command line.
     not_typed = {"sock", "alpn", "password"}

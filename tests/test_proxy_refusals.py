@@ -68,6 +68,7 @@ async def test_header_that_does_not_come_in_time(handler: Any, monkeypatch: pyte
     assert 1 < sent < 0xFFFF
 
 
+@pytest.mark.usefixtures("slow_clients")
 @pytest.mark.parametrize("handler", KINDS)
 async def test_header_on_its_way_when_the_drain_begins(handler: Any) -> None:
     """A connection accepted before the drain whose header comes after its beginning is served its question."""

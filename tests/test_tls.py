@@ -207,6 +207,7 @@ async def test_mutual_tls_refuses_strangers(
 # -- while the server drains
 
 
+@pytest.mark.usefixtures("slow_clients")
 async def test_handshake_during_the_drain(tls: Transport) -> None:
     """A client that was in the middle of its handshake when the drain began gets its one answer, then the end."""
     async with tls.serve(upper, drain_timeout=10) as server:
