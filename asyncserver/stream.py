@@ -339,7 +339,7 @@ class Stream(ServedConnection, ByteStream):
         try:
             async with asyncio.timeout(_CLOSE_TIMEOUT):
                 await self._finish(notify=notify, broken=broken)
-        except OSError:  # broken, or too slow (TimeoutError): nothing more can be done for this peer
+        except OSError:  # broken, or too slow (TimeoutError): no more can be done for this peer
             self._clear_errors()
         finally:
             self._close()
