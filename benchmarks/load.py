@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
-BUILD = HERE / ".build"
+# For each C library: a program that a newer one was found for does not start beside an older, as in a container.
+BUILD = HERE / ".build" / "-".join([platform.machine(), *platform.libc_ver()])
 FLAGS = ["-O2", "-Wall", "-Wextra"]
 
 
@@ -34,7 +36,7 @@ def compile_c(
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         return None
-    BUILD.mkdir(exist_ok=True)
+    BUILD.mkdir(parents=True, exist_ok=True)
     fresh = program.with_suffix(f".{os.getpid()}")  # renamed when complete, so that two runs at once do no harm
     command = [compiler, *FLAGS, *defines, "-o", str(fresh), str(source), *libraries]
     subprocess.run(command, check=True, capture_output=True, text=True)

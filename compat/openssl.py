@@ -28,13 +28,15 @@ def quick_clearing() -> Callable[[], object]:
     """Find a way for the plain path, where it is done after each request, in 0.2 us.
 
     It is OpenSSL's own function, in the library that Python's `_ssl` is linked with. Where that cannot
-    be reached (linked in statically, no ctypes, no descriptors left) it is `clear_errors`.
+    be reached it is `clear_errors`: OpenSSL is linked in statically, there is no ctypes, no descriptor is
+    left, or memory may not be made executable (an older libffi's MemoryError). ctypes keeps one
+    descriptor of the process, that of a newer libffi.
     """
     try:
         import ctypes  # noqa: PLC0415 - 5 ms, for those who have threads
 
         function = ctypes.PyDLL(_ssl.__file__).ERR_clear_error  # ERR_clear_error(3ssl)
-    except (ImportError, AttributeError, OSError):
+    except (ImportError, AttributeError, OSError, MemoryError):
         return clear_errors
     function.restype = None
     return function

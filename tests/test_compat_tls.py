@@ -109,7 +109,8 @@ def test_shutdown_is_quick_while_clients_are_silent(maker: str, context: ssl.SSL
             server.shutdown()
             assert time.perf_counter() - begun < 10  # the handshake would have 30 s
         for client in clients:
-            assert client.recv(1) == b""
+            with suppress(ConnectionResetError):  # the thread that would have accepted it came too late
+                assert client.recv(1) == b""
 
 
 def until_accepted(server: Any, clients: list[socket.socket], maker: str) -> None:

@@ -159,10 +159,23 @@ def test_the_queue_is_emptied(
         quiet.recv(1)
 
 
-def test_there_is_a_way_without_ctypes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where OpenSSL is linked in statically its own function cannot be found."""
-    monkeypatch.delattr("_ssl.__file__")
-    assert quick_clearing() is clear_in_compat
+def test_there_is_a_way_without_openssls_own_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot be found where OpenSSL is linked in statically, nor be called where ctypes cannot be loaded."""
+    with monkeypatch.context() as patch:
+        patch.delattr("_ssl.__file__")
+        assert quick_clearing() is clear_in_compat
+    for error in ImportError, OSError, MemoryError:
+        monkeypatch.setattr("ctypes.PyDLL", raising(error))
+        assert quick_clearing() is clear_in_compat
+
+
+def raising(error: type[Exception]) -> Callable[[object], None]:
+    """Stand in for a function that cannot do what it should."""
+
+    def fail(_: object) -> None:
+        raise error
+
+    return fail
 
 
 def test_a_call_leaves_nothing_to_the_next_in_its_thread(
