@@ -114,8 +114,8 @@ def _signature(function: object) -> inspect.Signature | None:
 def _unannotated(given: Any) -> Any:
     """Make what is called with the same arguments, and has no annotations.
 
-    From Python 3.14 on those are code, which `inspect.signature()` runs in all its formats: with names that exist for
-    the type checker only, or imports that are lazy so as not to happen.
+    From Python 3.14 on annotations are code, which `inspect.signature()` runs in all its formats,
+    though it may use names that only the type checker knows, or do imports that are lazy.
     """
     if isinstance(given, types.FunctionType):
         if hasattr(given, "__signature__"):  # its author says it otherwise
@@ -131,7 +131,7 @@ def _unannotated(given: Any) -> Any:
         found = ((type(given), "__call__"), (given, "__new__"), (given, "__init__"))
         calls = [one for one in (getattr(*where) for where in found) if isinstance(one, types.FunctionType)]
         if len(calls) > 1:
-            raise ValueError(f"{given!r} has {calls}: which of them are called depends on what they return")
+            raise ValueError(f"{given!r}: which of {calls} are called depends on what they return")
         return types.MethodType(_unannotated(calls[0]), given) if calls else given
     call = inspect.getattr_static(type(given), "__call__", None)
     bound = call.__get__(given, type(given)) if hasattr(call, "__get__") else call

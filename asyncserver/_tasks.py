@@ -1,4 +1,4 @@
-"""start_task, name_task: how handlers start. Progress: how one task waits for what they bring about."""
+"""start_task, name_task: how handlers start. Progress: how one task waits for what they do."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class _CallbackHandler(ProtocolHandler):
         def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
                 result = self._callback(reader, writer)
-            except Exception as exc:  # here, because from Python 3.14.10 on asyncio would keep it to itself
+            except Exception as exc:  # from Python 3.14.10 on asyncio would keep it to itself
                 connection.fail(exc)
                 return
             if asyncio.iscoroutine(result):
@@ -124,10 +124,10 @@ def from_protocol(factory: Callable[[], asyncio.BaseProtocol]) -> ProtocolHandle
 def from_callback(callback: Callable[..., Awaitable[object] | None], *, limit: int = 2**16) -> ProtocolHandler:
     """Use the `(reader, writer)` callback of an `asyncio.start_server` as a handler, unchanged.
 
-    As there, the connection stays open until the writer is closed, even when the callback has returned; from Python
-    3.13 on, asyncio closes a writer that nobody holds any more, and warns. When the server drains, a reader between two
-    messages comes to its end. A peer that ends TLS without close_notify may have been cut off: the reader raises
-    ConnectionAbortedError.
+    As there, the connection stays open until the writer is closed, even when the callback has
+    returned; from Python 3.13 on, asyncio closes a writer that nobody holds any more, and warns.
+    When the server drains, a reader between two messages comes to its end. A peer that ends TLS
+    without close_notify may have been cut off: the reader raises ConnectionAbortedError.
 
     Args:
         callback: called with a StreamReader and a StreamWriter for each connection; a coroutine function or a

@@ -139,7 +139,7 @@ def name(text: str) -> str:
 
 
 def groups(text: str) -> list[str]:
-    """Names of groups for TLS, the preferred first, as OpenSSL's own tools write them."""
+    """Names of key exchange groups, the preferred first, as OpenSSL's own tools write them."""
     return text.split(":")
 
 
@@ -247,7 +247,7 @@ OPTIONS: tuple[Option, ...] = (
            default="required", choices=("required", "optional")),
     Option(_TLS, "--tls-min", "VERSION", "1.2 or 1.3", default="1.2", choices=("1.2", "1.3")),
     Option(_TLS, "--tls-groups", "GROUP[:...]",
-           "what keys are agreed on with, such as X25519MLKEM768:X25519; needs Python 3.15", groups),
+           "key exchange groups, the preferred first, such as X25519MLKEM768:X25519; needs Python 3.15", groups),
     Option(_TLS, "--ssl-handshake-timeout", "SECONDS", "how long a client's handshake may take", seconds(), 30.0),
     Option(_CODE, "--threads", "N", "limit for subclasses of socketserver.BaseRequestHandler (default: 4096)",
            count(1)),

@@ -122,10 +122,11 @@ def listen_names(environment: Mapping[str, str], pid: int, pidfd_id: int | None 
 
 
 def own_pidfd_id() -> int | None:
-    """Return the inode number of this process's pidfd, which no other process ever has, unlike its process number.
+    """Return the inode number of this process's pidfd; unlike process numbers, none is used again.
 
-    None where the kernel has no such numbers; sd_listen_fds() does not compare them there either. Before Linux 6.9
-    all pidfds have the one inode of all anonymous files, an epoll's too: pidfd_open(2).
+    None where the kernel has no such numbers; sd_listen_fds() does not compare them there either.
+    Before Linux 6.9 all pidfds share one inode with all anonymous files, such as an epoll:
+    pidfd_open(2).
     """
     try:
         with contextlib.ExitStack() as stack:

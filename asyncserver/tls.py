@@ -31,7 +31,7 @@ class SNIAttribute(TypedAttributeSet):
 class KeyExchangeAttribute(TypedAttributeSet):
     """What `stream.extra()` tells under TLS from Python 3.15 on, besides anyio's TLSAttribute."""
 
-    #: the group that the keys were agreed on with, as OpenSSL calls it: "X25519MLKEM768"; None if without one
+    #: the key exchange group in use, as OpenSSL calls it: "X25519MLKEM768"; None if there is none
     group: str | None = typed_attribute()
 
 
@@ -84,13 +84,14 @@ def tls_context(
             `stream.extra(TLSAttribute.peer_certificate)`.
         alpn: application protocols to offer, the preferred first (RFC 7301).
         minimum_version: TLS 1.2 unless told otherwise (RFC 8996 retired what came before).
-        groups: what keys may be agreed on with, the preferred first: ["X25519MLKEM768", "X25519"]; None leaves it to
-            OpenSSL. Needs Python 3.15; which one it was, `stream.extra(KeyExchangeAttribute.group)` tells.
+        groups: key exchange groups, the preferred first: ["X25519MLKEM768", "X25519"]; None leaves
+            them to OpenSSL. Needs Python 3.15. A handler finds the one in use as
+            `stream.extra(KeyExchangeAttribute.group)`.
 
     Raises:
         OSError: a file cannot be read; as ssl.SSLError it does not hold what it should. The message names the file.
-        ValueError: one of `more_certificates` is for no name; a key is encrypted and there is no password; OpenSSL
-            does not know one of `groups`, or Python cannot tell it.
+        ValueError: one of `more_certificates` is for no name; a key is encrypted and there is no
+            password; OpenSSL does not know one of `groups`, or Python is too old for them.
     """
     if client_cert not in {"required", "optional"}:
         raise ValueError(f'client_cert must be "required" or "optional", got {client_cert!r}')
@@ -132,10 +133,11 @@ def _make(
     minimum_version: ssl.TLSVersion,
     groups: Sequence[str] | None,
 ) -> TLSContext:
-    context: Any = TLSContext(ssl.PROTOCOL_TLS_SERVER)
+    context = TLSContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = minimum_version
     if groups is not None:
-        context.set_groups(":".join(groups))
+        newer: Any = context  # Python 3.15's, see _checked_groups()
+        newer.set_groups(":".join(groups))
     context.options |= ssl.OP_NO_RENEGOTIATION  # costs the server more than the client, and TLS 1.3 has it no more
     with _explained("certificate and key", certfile, keyfile):
         try:
@@ -151,8 +153,7 @@ def _make(
         context.verify_mode = ssl.CERT_REQUIRED if client_cert == "required" else ssl.CERT_OPTIONAL
     if alpn:
         context.set_alpn_protocols(alpn)
-    made: TLSContext = context
-    return made
+    return context
 
 
 def _checked_groups(groups: Sequence[str]) -> tuple[str, ...]:

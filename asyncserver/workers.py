@@ -337,7 +337,8 @@ class Supervisor:
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             try:
                 with warnings.catch_warnings():
-                    # Of threads that the program has started. As an error (3.15) it would come when the child lives.
+                    # It is about threads of the program's. Where warnings are errors, Python 3.15 would
+                    # raise it in the parent when the child runs already.
                     warnings.simplefilter("ignore", DeprecationWarning)
                     pid = os.fork()
                 if pid == 0:

@@ -60,17 +60,18 @@ __all__ = [
 
 
 class _Package(ModuleType):
-    """Finds `hosted` when somebody asks for it. Comes after the `__getattr__` below."""
+    """Finds `hosted` when somebody asks for it, after the `__getattr__` below has found nothing."""
 
     def __getattr__(self, name: str) -> Any:
         if name == "hosted":
-            from compat.hosting import hosted  # noqa: PLC0415 - brings asyncserver, which servers do not need
+            from compat.hosting import hosted  # noqa: PLC0415 - brings asyncserver, only needed here
 
             return hosted
         raise AttributeError(f"neither module {__name__!r} nor 'socketserver' has an attribute {name!r}")
 
 
 _sys.modules[__name__].__class__ = _Package
-# What else programs find in `socketserver`: `_SocketWriter`, the modules it imports. Without a frame of ours, because
-# its warnings (of `__version__`, from Python 3.15 on) count frames to find the line that they are about.
+# What else programs find in `socketserver`: `_SocketWriter`, the modules it imports. Without a
+# frame of ours, because its warnings (of `__version__`, from Python 3.15 on) count frames to find
+# the program's line.
 __getattr__: "Callable[[str], Any]" = _partial(getattr, _socketserver)

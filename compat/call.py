@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import threading
 
-# What Thread.start() gives a new thread: nothing, or a copy of its starter's from Python 3.14 on, if
-# `-X thread_inherit_context` or free threading says so.
+# What Thread.start() gives a new thread: an empty context; or from Python 3.14 on, if
+# `-X thread_inherit_context` or free threading says so, a copy of its starter's.
 _new_context: Callable[[], Context] = copy_context if getattr(sys.flags, "thread_inherit_context", 0) else Context
 
 
@@ -34,7 +34,7 @@ class Call:
     def stack(self) -> str:
         """Where the call is just now, as text; empty when it is not running.
 
-        Empty also with Python 3.13 and without the GIL: looking at the frames of a thread that runs is a
+        Empty also on Python 3.13 without the GIL: looking at the frames of a thread that runs is a
         use-after-free there (python/cpython gh-152355). 3.14 locks what we look at.
         """
         if sys.version_info < (3, 14) and not getattr(sys, "_is_gil_enabled", lambda: True)():

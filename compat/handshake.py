@@ -201,7 +201,7 @@ class Acceptors:
             elif error is not None:
                 raise error
             else:
-                # A handshake empties OpenSSL's queue as it begins, but this one was made in another thread.
+                # A handshake empties OpenSSL's queue as it begins, but this one was in another thread.
                 self.pool.clear_tls_errors()
                 self.server._compat_proceed(request, client_address)
 
@@ -230,7 +230,7 @@ class Acceptors:
         _thread.sockets = sockets
         outcome = self._get()
         _thread.sockets = None
-        sockets.clear()  # before anybody gets what we have got: whose time is up no longer
+        sockets.clear()  # before anybody gets the outcome: its socket must not be shut down any more
         self.outcomes.append(outcome)
         self.serving.wake()
         if self.closed:
@@ -244,7 +244,7 @@ class Acceptors:
                     self.server.shutdown_request(request)
 
     def _cut_off(self, limit: float) -> None:
-        """Wake the threads whose client has kept them waiting for so long, by shutting their sockets down."""
+        """Wake the threads whose client has been silent for so long, by shutting their sockets down."""
         for call in self.pool.calls():
             if call.age() >= limit - PATIENCE_SECONDS:
                 (sockets,) = call.args
@@ -257,9 +257,10 @@ class Acceptors:
                     socket.socket.shutdown(waiting, socket.SHUT_RDWR)
 
 
-# Nobody but the frame of the blocked `do_handshake` knows its socket, and the variables of a frame that another
-# thread runs must not be read: without the GIL that corrupts memory (python/cpython gh-128421). So each thread
-# notes the TLS sockets that it makes, in the one place where the interpreter tells of them.
+# Nobody but the frame of the blocked `do_handshake` knows its socket, and the variables of a frame
+# that another thread runs must not be read: without the GIL that corrupts memory (python/cpython
+# gh-128421). So each thread notes the TLS sockets that it makes, in the one place where the
+# interpreter tells of them.
 
 _thread = threading.local()  # sockets: those of the get_request() that the thread is in
 

@@ -45,7 +45,8 @@ IDLE_SECONDS = (
 )
 
 _numbers = itertools.count(1)  # one for all pools: thread names are unique among all live handlers
-# For its keyrefs(), a list made in one step: iterating a WeakSet fails when another thread makes a pool meanwhile.
+# For its keyrefs(), a list made in one step: iterating a WeakSet fails when another thread makes a
+# pool meanwhile.
 _pools: "weakref.WeakKeyDictionary[ThreadPool, None]" = weakref.WeakKeyDictionary()
 _exiting = threading.Event()  # the interpreter waits for non-daemon threads: they must not lie down any more
 
@@ -53,7 +54,7 @@ _exiting = threading.Event()  # the interpreter waits for non-daemon threads: th
 class _Worker(threading.Thread):
     def __init__(self, pool: "ThreadPool") -> None:
         self.own_name = f"{pool.name}-{next(_numbers)}"
-        # An inherited context would be kept, with all that is in it, for as long as the thread lives.
+        # An inherited context would be kept, with all that is in it, as long as the thread lives.
         own: dict[str, Any] = {"context": Context()} if sys.version_info >= (3, 14) else {}
         super().__init__(name=self.own_name, daemon=pool.daemon, **own)
         self.pool = pool
@@ -69,10 +70,11 @@ class _Worker(threading.Thread):
 class ThreadPool(Executor):
     """An executor whose threads are started on demand, reused, and retired when idle.
 
-    Unlike `concurrent.futures.ThreadPoolExecutor` it never queues a call while a thread may still be started,
-    runs each call in a context of its own, as a new thread does, can be daemonic (the interpreter's exit does
-    not wait for running calls) and can be asked what it is doing. `threading.local` values do survive from one
-    call to the next in the same thread, but the current event loop and OpenSSL's errors do not.
+    Unlike `concurrent.futures.ThreadPoolExecutor` it never queues a call while a thread may still
+    be started, runs each call in a context of its own, as a new thread does, can be daemonic (the
+    interpreter's exit does not wait for running calls) and can be asked what it is doing.
+    `threading.local` values do survive from one call to the next in the same thread, but the
+    current event loop and OpenSSL's errors do not.
 
     Args:
         max_threads: the most threads at a time; None is no bound. May be changed at any time.
@@ -100,7 +102,7 @@ class ThreadPool(Executor):
         self.on_start: Callable[[threading.Thread], object] | None = None  # a thread has started
         self.on_starved: Callable[[], object] | None = None  # a worker could start none: wake() again, later
         self.on_room: Callable[[], object] | None = None  # a call has ended
-        self.clear_tls_errors: Callable[[], object] = quick_clearing()  # those of the calling thread
+        self.clear_tls_errors: Callable[[], object] = quick_clearing()  # of the calling thread
         self._reset()
         _pools[self] = None
 
@@ -309,7 +311,7 @@ class ThreadPool(Executor):
             if worker.name != worker.own_name:  # a handler renamed its thread
                 worker.name = worker.own_name
             asyncio.set_event_loop(None)  # 0.3 us; a loop that the call has closed must not meet the next one
-            self.clear_tls_errors()  # nor must what has happened to its connections
+            self.clear_tls_errors()  # nor must errors of its connections
 
     def _rest(self, worker: _Worker) -> bool:
         """Lie down until somebody hands over the token; false when it is time to go."""

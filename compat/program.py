@@ -205,7 +205,7 @@ def _program_of(spec: ModuleSpec, package: str) -> _Program:
 
 
 def _execute(program: _Program, namespace: dict[str, Any] | None = None, name: str = "__main__") -> None:
-    """Run a program in a namespace that holds what this version of Python puts there, under each of the names."""
+    """Run a program in a namespace that holds what this version of Python would put there."""
     if namespace is None:
         namespace = vars(sys.modules["__main__"])
     namespace.clear()
@@ -214,14 +214,15 @@ def _execute(program: _Program, namespace: dict[str, Any] | None = None, name: s
         __doc__=None,
         __package__=program.package,
         __loader__=program.loader,
-        __spec__=_Spec(program.loader, program.package or "", os.environ[PROGRAM]),  # 3.15 warns of another loader
+        # Of the same loader, as Python 3.15 warns where they differ.
+        __spec__=_Spec(program.loader, program.package or "", os.environ[PROGRAM]),
         __file__=program.path,
     )
     if sys.version_info < (3, 15):
         namespace["__cached__"] = program.cached
     if name == "__main__":
         namespace["__builtins__"] = builtins  # otherwise exec() adds them, as a dict
-        if sys.version_info < (3, 14):  # from then on it would hide those that the program's code makes (PEP 649)
+        if sys.version_info < (3, 14):  # later it would hide those of the program's code (PEP 649)
             namespace["__annotations__"] = {}
     exec(program.code, namespace)  # noqa: S102  # it is what the user asked for
 

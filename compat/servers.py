@@ -196,8 +196,8 @@ class BaseServer(socketserver.BaseServer):
 class TCPServer(BaseServer, socketserver.TCPServer):
     """A server on a stream socket; see `socketserver.TCPServer`."""
 
-    # Python 3.15's, with every Python. The 5 of older ones makes clients that come at once wait for seconds, as the
-    # kernel drops what it has no room for, and some give up.
+    # Python 3.15's, with every Python. With the 5 of older ones, clients that come at once wait for
+    # seconds, and some give up: the kernel drops what it has no room for.
     request_queue_size = SOMAXCONN
     socket: "socket.socket"
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# aiosmtpd 1.4.6, aiosmtpd.proxy_protocol: a health check's header is told as a client, and a Unix
-# client's path with its padding.
+# aiosmtpd 1.4.6, aiosmtpd.proxy_protocol: the addresses in a health check's header are told as a
+# client's, and a Unix client's path is told with its padding.
 #
 # Expected: with command LOCAL the receiver "must use the real connection endpoints" and discard the
 # address block (PROXY protocol 2.2), since the proxy speaks for itself there; a Unix address is a
@@ -14,7 +14,7 @@
 # gives the real endpoint for LOCAL, and the path alone.
 set -euo pipefail
 folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
-"${PYTHON:-python3}" -m venv "$folder/venv"
+"${PYTHON:-python3}" -m venv "$folder/venv" || exit 2
 "$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check aiosmtpd==1.4.6 || exit 2
 cat > "$folder/try.py" <<'PYTHON'
 import asyncio

@@ -3,8 +3,9 @@
 # hold the whole length field.
 #
 # Expected: a TCP connection carries any number of messages, each behind two bytes of length, and a
-# server takes further queries without waiting (RFC 1035 4.2.2, RFC 7766 6.2.1.1); where segments
-# begin and end means nothing.
+# server takes further queries without waiting (RFC 1035 4.2.2, RFC 7766 6.2.1.1). Where segments
+# begin and end means nothing: servers "MUST NOT close a connection simply because the first "read"
+# from the TCP layer does not contain the entire DNS message" (RFC 7766 8).
 # Met: of two queries in one segment the second is dropped and the connection closed; a length that
 # arrives a byte at a time is "Request Truncated", and no answer comes.
 # Output seen:
@@ -14,7 +15,7 @@
 # For us: it is the handler's doing, so it is the same under socketserver, compat and hosted.
 set -euo pipefail
 folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
-"${PYTHON:-python3}" -m venv "$folder/venv"
+"${PYTHON:-python3}" -m venv "$folder/venv" || exit 2
 "$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check dnslib==0.9.26 || exit 2
 cat > "$folder/try.py" <<'PYTHON'
 import socket

@@ -12,7 +12,7 @@
 # For us: a proxy that is tested against Twisted may send the long form. asyncserver takes both.
 set -euo pipefail
 folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
-"${PYTHON:-python3}" -m venv "$folder/venv"
+"${PYTHON:-python3}" -m venv "$folder/venv" || exit 2
 "$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check twisted==26.10.0 || exit 2
 cat > "$folder/try.py" <<'PYTHON'
 import socket

@@ -33,7 +33,7 @@ def _eager(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
     return asyncio.Task(coroutine, loop=asyncio.get_running_loop(), eager_start=True)
 
 
-def _current(task: asyncio.Task[Any]) -> asyncio.Task[Any] | None:
+def _current(task: Any) -> asyncio.Task[Any] | None:
     """What current_task() says in a task: nothing from Python 3.14 on in one that is implemented in Python."""
     return task if sys.version_info < (3, 14) or isinstance(task, asyncio.Task) else None
 
