@@ -15,7 +15,7 @@ _PROTOCOLS: dict[str, tuple[type, ...]] = {
     "serve_datagrams": (asyncio.DatagramProtocol,),
 }
 
-# Methods of what is written in C: `object.__init__`, `object.__new__`, the `__call__` of an object. Without annotations.
+# Methods written in C, which have no annotations: `object.__init__`, `object.__new__`, the `__call__` of an object.
 _IN_C = (types.WrapperDescriptorType, types.BuiltinFunctionType, types.MethodWrapperType)
 
 
