@@ -15,6 +15,9 @@ _PROTOCOLS: dict[str, tuple[type, ...]] = {
     "serve_datagrams": (asyncio.DatagramProtocol,),
 }
 
+# Methods written in C, which have no annotations: `object.__init__`, `object.__new__`, the `__call__` of an object.
+_IN_C = (types.WrapperDescriptorType, types.BuiltinFunctionType, types.MethodWrapperType)
+
 
 def check_handler(handler: object, name: str, argument: str) -> None:
     """Raise TypeError, unless it is a coroutine function of one argument, or an object that is called like one."""
@@ -129,15 +132,13 @@ def _unannotated(given: Any) -> Any:
         return functools.partial(_unannotated(given.func), *given.args, **given.keywords)
     if isinstance(given, type):
         found = ((type(given), "__call__"), (given, "__new__"), (given, "__init__"))
-        calls = [one for one in (getattr(*where) for where in found) if isinstance(one, types.FunctionType)]
-        if len(calls) > 1:
-            raise ValueError(f"{given!r}: which of {calls} are called depends on what they return")
+        calls = [one for one in (getattr(*where) for where in found) if not isinstance(one, _IN_C)]
+        if len(calls) > 1 or not all(isinstance(one, types.FunctionType) for one in calls):
+            raise ValueError(f"{given!r}: what {calls} are called with depends on what they are, and return")
         return types.MethodType(_unannotated(calls[0]), given) if calls else given
     call = inspect.getattr_static(type(given), "__call__", None)
     bound = call.__get__(given, type(given)) if hasattr(call, "__get__") else call
-    if isinstance(bound, types.FunctionType | types.MethodType | functools.partial):
-        return _unannotated(bound)
-    return given
+    return given if bound is given or isinstance(bound, _IN_C) else _unannotated(bound)
 
 
 def _is_kind(given: object, kinds: tuple[type, ...]) -> bool:

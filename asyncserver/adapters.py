@@ -76,7 +76,9 @@ class _CallbackHandler(ProtocolHandler):
         def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
                 result = self._callback(reader, writer)
-            except Exception as exc:  # from Python 3.14.10 on asyncio would keep it to itself
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as exc:  # from Python 3.14.10 on asyncio would keep it to itself
                 connection.fail(exc)
                 return
             if asyncio.iscoroutine(result):

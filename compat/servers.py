@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 from compat.handshake import is_ours, is_tls_listener, with_limited_handshake
 from compat.loop import EXHAUSTED, RETRY_SECONDS, ServingLoop, warn_of_waiting
+from compat.openssl import clear_errors
 
 _C = TypeVar("_C", bound=type)
 _Factory = Callable[[Any, Any, Any], Any]
@@ -169,6 +170,9 @@ class BaseServer(socketserver.BaseServer):
         except BaseException:
             self.shutdown_request(request)
             raise
+        finally:
+            if isinstance(request, ssl.SSLSocket):  # its handler was in this thread, where the program may use TLS too
+                clear_errors()
 
     # What the loop asks.
 

@@ -143,14 +143,17 @@ async def test_error_is_told_though_the_peer_does_not_read(
             client.close()
 
 
+@pytest.mark.parametrize("error", [ValueError, GeneratorExit])
 @pytest.mark.parametrize("kind", ["coroutine", "function"])
-async def test_error_in_a_callback(transport: Transport, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_error_in_a_callback(
+    transport: Transport, kind: str, error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
     """A callback that raises, of whatever kind and on whatever Python: told once, by us, and its connection closed."""
     told: list[tuple[BaseException, Any]] = []
 
     def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"before")
-        raise ValueError("in the callback")
+        raise error("in the callback")
 
     async def coroutine(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         plain(reader, writer)

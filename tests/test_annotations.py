@@ -98,6 +98,19 @@ async def fails(stream: seen("fails") | Missing) -> Missing:
     await stream.receive()
     raise ValueError("as it should")
 
+class Called:
+    def __call__(self, reader: seen("called") | Missing, writer: Missing) -> Missing:
+        return callback(reader, writer)
+
+class CalledByAnother:
+    __call__ = Called()
+
+class Made:
+    def __call__(self, *arguments: seen("made") | Missing) -> Missing: ...
+
+class UpperMadeByAnother(Upper):
+    __init__ = Made()
+
 async def datagram(one: seen("datagram") | Missing) -> Missing:
     return one.data.upper()
 
@@ -135,7 +148,9 @@ HANDLERS = {
     "decorated": "decorated(function)",
     "callback": "from_callback(callback)",
     "callback in a partial": "from_callback(functools.partial(callback))",
+    "callback called by another": "from_callback(CalledByAnother())",
     "protocol": "from_protocol(Upper)",
+    "protocol made by another": "from_protocol(UpperMadeByAnother)",
     "factory": "from_protocol(factory)",
     "legacy": "hosted(Legacy)",
 }

@@ -237,6 +237,35 @@ def test_handlers_in_the_same_thread_disturb_nobody(
             assert ask_politely(server.server_address, client_context) == b"ONETWO", turn
 
 
+class Breaks(compat.BaseRequestHandler):
+    """Meets a system error on its connection, and keeps it to itself."""
+
+    def handle(self) -> None:
+        socket.socket.shutdown(self.request, socket.SHUT_WR)
+        with contextlib.suppress(OSError):
+            self.request.send(b"x")
+
+
+def test_serving_thread_is_left_clean(
+    server_context: ssl.SSLContext, client_context: ssl.SSLContext, quiet: ssl.SSLSocket
+) -> None:
+    """A program that calls `handle_request()` may use TLS of its own in between."""
+    with compat.TCPServer(("127.0.0.1", 0), Breaks) as server:
+        server.socket = server_context.wrap_socket(server.socket, server_side=True)
+        address: Any = server.server_address
+
+        def be_a_client() -> None:
+            with client_context.wrap_socket(socket.create_connection(address, 20), server_hostname="localhost"):
+                pass
+
+        thread = threading.Thread(target=be_a_client)
+        thread.start()
+        server.handle_request()
+        thread.join()
+    with pytest.raises(ssl.SSLWantReadError):
+        quiet.recv(1)
+
+
 async def test_hosted_handlers_disturb_nobody(tls: Transport) -> None:
     """The same, hosted."""
     async with asyncserver.serve(compat.hosted(Patient), "127.0.0.1", 0, ssl=tls.server_context) as server:
