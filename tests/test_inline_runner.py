@@ -70,7 +70,7 @@ async def test_quick_handlers_share_a_task_and_one_that_waits_keeps_it(place: Pl
     async with place.serve(handler) as server:
         client = place.client(server)
         assert await client.ask(b"first") == b"first"  # the server has a task ready from now on
-        await until(lambda: server._receivers[server._endpoints[0]]._ready.busy)  # type: ignore[attr-defined]
+        await until(lambda: server._endpoints[0]._next_batch.busy)  # type: ignore[attr-defined]
         for word in (b"a", b"b", b"wait", b"c"):
             client.send(word)
         assert [await client.receive() for _ in range(3)] == [b"a", b"b", b"c"]
