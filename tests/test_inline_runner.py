@@ -84,6 +84,24 @@ async def test_quick_handlers_share_a_task_and_one_that_waits_keeps_it(place: Pl
         assert is_balanced_for_datagrams(server)
 
 
+async def test_each_handler_is_told_while_it_runs(place: Place) -> None:
+    """In `connections` and `stats()`, before it waits and after; one that has only returned is active, too."""
+    seen: list[bool] = []
+
+    async def handler(datagram: Datagram) -> bytes:
+        for _ in range(2):
+            now = server.stats()
+            unsettled = now.datagrams_received - now.datagrams_answered
+            seen.append(server.connections == {datagram} and now.active == unsettled)
+            if datagram.data == b"wait":
+                await asyncio.sleep(0)
+        return datagram.data
+
+    async with place.serve(handler) as server:
+        await burst(place, server, b"a", b"b", b"wait")
+    assert seen == [True] * 12
+
+
 async def test_cancelling_its_own_task_hurts_no_other_handler(place: Place) -> None:
     """A handler that asks for it and ends without waiting may have its answer sent; the next one waits in peace."""
 
