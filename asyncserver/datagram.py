@@ -1,8 +1,8 @@
 """Datagram, what a handler gets, and Endpoint, the socket that receives and sends them.
 
-The loop says readable once for many datagrams; the endpoint takes up to a batch of them each time, hands each to the
-server at once, and sends answers straight into the socket. Nothing is queued in between: what is not read waits in
-the kernel's buffer, whose drops the kernel counts (`SO_MEMINFO`), and whoever sends waits when the socket is full.
+Nothing is queued here: what is not read waits in the kernel's buffer, whose drops the kernel
+counts, and whoever sends waits while the socket is full. When to read, and for whom, is the
+business of BatchReader.
 """
 
 from __future__ import annotations
@@ -20,16 +20,11 @@ from ._logger import logger as _logger
 from .reports import url_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ._types import Address
     from .binding import BoundSocket
 
 __all__ = ["Datagram"]
 
-# Datagrams taken in one wake-up: long enough to save trips through the loop, and with quick handlers a fifth of a
-# millisecond for everybody else.
-_BATCH = 32
 # Asked for as SO_RCVBUF: about 1,300 small datagrams. Of a burst of 1,000 Linux's default keeps a quarter.
 _RECEIVE_BUFFER = 1 << 20
 # Seconds between attempts to send to a Unix peer whose queue is full, or when there is no room below the socket
@@ -38,18 +33,18 @@ _RETRY = (0.001, 0.05)
 # Seconds until such a peer is given up: it does not read, and its answers would keep all handlers there may be.
 _UNIX_PATIENCE = 5.0
 
-# linux/if_... in asm-generic/socket.h and linux/in.h; Python has no names for them before 3.14.
-_SO_MEMINFO = 55
-_IP_PKTINFO = 8
+_IP_PKTINFO = 8  # linux/in.h; in `socket` from Python 3.14 on
+_SO_MEMINFO = 55  # asm-generic/socket.h; Python has no name for it
+# What it returns: the SK_MEMINFO_* numbers of linux/sock_diag.h; among them bytes queued, and datagrams dropped.
 _MEMINFO = struct.Struct("9I")
-_MEMINFO_QUEUED, _MEMINFO_DROPS = 0, 8
-# The least that a queued datagram counts for in SO_MEMINFO: the kernel's own structures are larger.
+_QUEUED, _DROPS = 0, 8
+# The least that a queued datagram counts for among the bytes: the kernel's own structures are larger.
 _LEAST_QUEUED = 512
-# Datagrams that a Unix socket may hold when nothing tells: far above net.unix.max_dgram_qlen.
+# Datagrams that a Unix socket may hold, which has no such numbers: far above net.unix.max_dgram_qlen.
 _UNIX_QUEUE = 4096
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
-_Control: TypeAlias = "list[tuple[int, int, bytes]]"
+Control: TypeAlias = "list[tuple[int, int, bytes]]"
 
 
 class Datagram:
@@ -64,14 +59,14 @@ class Datagram:
     __slots__ = ("address", "control", "data", "endpoint", "replied", "truncated", "unsent")
 
     def __init__(
-        self, endpoint: Endpoint, data: bytes, address: Address, control: _Control | None, truncated: bool
+        self, endpoint: Endpoint, data: bytes, address: Address, control: Control | None, truncated: bool
     ) -> None:
         self.endpoint: Endpoint = endpoint
         self.data: bytes = data
         self.address: Address = address
         self.truncated: bool = truncated
         self.replied: bool = False
-        self.control: _Control | None = control
+        self.control: Control | None = control
         self.unsent: bytes | None = None
 
     def __repr__(self) -> str:
@@ -101,7 +96,6 @@ class Datagram:
             anyio.BrokenResourceError: the sender has no address, or (a Unix socket) is gone or has read nothing for
                 5 seconds.
         """
-        self.endpoint.catch_up()
         await self.endpoint.send(data, self.address, self.control)
         self.replied = True
 
@@ -120,91 +114,34 @@ class Endpoint:
     Args:
         loop: the loop that watches it.
         bound: the socket. The endpoint closes it.
-        ready: called with the endpoint when it is readable; takes datagrams with `take()`, and may call `pause()`.
-        drained: called when nothing is left to read after `drain()`.
         max_datagram_size: bytes of a datagram that are kept.
+
+    Attributes:
+        received: datagrams taken from the socket.
+        sent: datagrams that the socket has taken.
     """
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        bound: BoundSocket,
-        ready: Callable[[Endpoint], object],
-        drained: Callable[[], object],
-        max_datagram_size: int,
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, bound: BoundSocket, max_datagram_size: int) -> None:
         self._loop = loop
         self._bound = bound
-        self._ready = ready
-        self._drained = drained
         self.sock: socket.socket = bound.sock
-        sock = self.sock
-        self._fd = sock.fileno()
+        self._fd = self.sock.fileno()
         self._size = max_datagram_size
         self._buffer = memoryview(bytearray(max_datagram_size))
-        self._unix = sock.family == socket.AF_UNIX
-        self._watching = False
-        self._closed = False
-        self.left: int = 0  # to take in this batch
-        self._room: asyncio.Future[None] | None = None
-        self._full_below = False  # no room, but not in the socket: poll(2) would say writable
-        self._owed: int | None = None  # while draining: how many datagrams to read at most
-        # Sends what the handlers before have returned and the server still holds; what comes later goes out later.
-        self.catch_up: Callable[[], object] = bool
+        self._unix = self.sock.family == socket.AF_UNIX
+        self._writable: asyncio.Future[None] | None = None  # while anybody waits for that
+        self._no_buffers = False  # no room, but not in the socket: poll(2) would say writable
         self.received: int = 0
         self.sent: int = 0
+        self._counting = True  # what the kernel drops
         # The kernel has counted since the socket was bound, which may have been in another process.
-        self._left = False  # to another process, which counts what the kernel drops from then on
-        self._dropped = -self._meminfo()[_MEMINFO_DROPS]
+        self._dropped = -kernel_drops(self.sock)
         # On one address the kernel answers from that address by itself. On every interface it would choose one by the
         # route back, so there each datagram tells where it was sent to: recvmsg instead of recvfrom, about 1 us more.
         self._receive = self._receive_any if self._wildcard() else self._receive_one
-        self._ask_for_room()
+        self._enlarge_buffer()
 
-    # -- receiving
-
-    def resume(self) -> None:
-        """Receive datagrams."""
-        if not self._watching and self._owed != 0:
-            self._loop.add_reader(self._fd, self._on_readable)
-            self._watching = True
-            if self._owed is not None:  # what is owed may be nothing at all, which no event would tell
-                self._loop.call_soon(self._on_readable)
-
-    def pause(self) -> None:
-        """Leave datagrams in the kernel's buffer."""
-        if self._watching:
-            self._loop.remove_reader(self._fd)
-            self._watching = False
-
-    def _on_readable(self) -> None:
-        if self._watching:
-            self.left = _BATCH
-            self._ready(self)
-            if self._owed == 0:
-                self.pause()
-                self._drained()
-            elif self._owed is not None:  # if that was the last one, no event would tell
-                self._loop.call_soon(self._on_readable)
-
-    def take(self) -> Datagram | None:
-        """Receive a datagram; None if there is none, or the batch is over, or the endpoint pauses."""
-        while self.left and self._watching and self._owed != 0:
-            self.left -= 1
-            try:
-                datagram = self._receive()
-            except BlockingIOError:
-                self.left = 0
-                if self._owed is not None:
-                    self._owed = 0
-            except OSError as exc:  # an ICMP error for something we sent; the next call goes on
-                _logger.debug("receiving on %s: %s", self._bound.address, exc, extra={"server": url_of(self._bound)})
-            else:
-                self.received += 1
-                if self._owed is not None:
-                    self._owed -= 1
-                return datagram
-        return None
+    # -- receiving: self._receive()
 
     def _receive_one(self) -> Datagram:
         # With MSG_TRUNC the size is the datagram's own, recv(2). `recvfrom` would then return memory that was never
@@ -215,7 +152,7 @@ class Endpoint:
     def _receive_any(self) -> Datagram:
         size, control, _, address = self.sock.recvmsg_into([self._buffer], 64, socket.MSG_TRUNC)
         data = self._buffer[:size].tobytes()
-        return Datagram(self, data, address, _answering(control), size > self._size)
+        return Datagram(self, data, address, _reply_control(control), size > self._size)
 
     def _wildcard(self) -> bool:
         sock = self.sock
@@ -227,7 +164,7 @@ class Endpoint:
             return True
         return False
 
-    def local_address(self, control: _Control | None) -> Address:
+    def local_address(self, control: Control | None) -> Address:
         """The address that a datagram with this control data was sent to."""
         own = self._bound.address
         if not control:
@@ -237,7 +174,7 @@ class Endpoint:
             return socket.inet_ntop(socket.AF_INET, data[4:8]), int(own[1])
         return socket.inet_ntop(socket.AF_INET6, data[:16]), int(own[1]), 0, 0
 
-    def _ask_for_room(self) -> None:
+    def _enlarge_buffer(self) -> None:
         if self._unix:
             return  # what is queued there counts against the sender
         if self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= 2 * _RECEIVE_BUFFER:
@@ -257,14 +194,15 @@ class Endpoint:
     @property
     def dropped(self) -> int:
         """Datagrams that reached this host for this socket and were given to nobody."""
-        return self._dropped + (0 if self._left else self._meminfo()[_MEMINFO_DROPS])
+        return self._dropped + (kernel_drops(self.sock) if self._counting else 0)
 
-    def _meminfo(self) -> tuple[int, ...]:
-        return (0,) * 9 if self._closed else _meminfo(self.sock)
+    def _queued_at_most(self) -> int:
+        """As many datagrams as the kernel may hold now, or more."""
+        return _UNIX_QUEUE if self._unix else _meminfo(self.sock)[_QUEUED] // _LEAST_QUEUED + 1
 
     # -- sending
 
-    def try_send(self, data: Buffer, address: Address, control: _Control | None) -> bool:
+    def try_send(self, data: Buffer, address: Address, control: Control | None) -> bool:
         """Send now; false if there is no room. Raises as `Datagram.reply()`."""
         try:
             if control is None:
@@ -282,7 +220,7 @@ class Endpoint:
             if isinstance(address, tuple) and not address[1]:  # anybody can forge port 0: no error of the handler's
                 raise anyio.BrokenResourceError(f"the sender {address!r} has no port: it cannot be answered") from exc
             if exc.errno == errno.ENOBUFS:  # the interface's queue is full: udp(7)
-                self._full_below = True
+                self._no_buffers = True
                 return False
             if self._unix and (not address or exc.errno in {errno.ECONNREFUSED, errno.ENOENT}):
                 raise anyio.BrokenResourceError(f"the sender {address!r} cannot be answered: {exc}") from exc
@@ -290,7 +228,7 @@ class Endpoint:
         self.sent += 1
         return True
 
-    async def send(self, data: Buffer, address: Address, control: _Control | None) -> None:
+    async def send(self, data: Buffer, address: Address, control: Control | None) -> None:
         """Send as soon as there is room. Raises as `Datagram.reply()`."""
         delay, longest = _RETRY
         give_up = self._loop.time() + _UNIX_PATIENCE
@@ -298,51 +236,34 @@ class Endpoint:
             if self._unix and self._loop.time() >= give_up:
                 full = BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
                 raise anyio.BrokenResourceError(f"the sender {address!r} does not read its answers") from full
-            if self._unix or self._full_below:
-                self._full_below = False
+            if self._unix or self._no_buffers:
+                self._no_buffers = False
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, longest)
             else:
                 await self._wait_for_room()
 
     async def _wait_for_room(self) -> None:
-        if self._room is None:
-            self._room = self._loop.create_future()
+        if self._writable is None:
+            self._writable = self._loop.create_future()
             self._loop.add_writer(self._fd, self._on_writable)
-        await asyncio.wait([self._room])  # one future for all who wait: cancelling one must not cancel it
+        await asyncio.wait([self._writable])  # one future for all who wait: cancelling one must not cancel it
 
     def _on_writable(self) -> None:
         self._loop.remove_writer(self._fd)
-        room, self._room = self._room, None
-        if room is not None:
-            room.set_result(None)
+        writable, self._writable = self._writable, None
+        if writable is not None:
+            writable.set_result(None)
 
     # -- ending
 
-    @property
-    def draining(self) -> bool:
-        """Whether datagrams are still to be read before the end."""
-        return bool(self._owed)
-
-    def drain(self) -> None:
-        """Read what the kernel holds now, then no more; sending goes on.
-
-        If another process goes on with the socket, it reads that.
-        """
-        self.pause()
-        if self._bound.handed_over:
-            self._owed = 0
-            self._dropped, self._left = self.dropped, True
-            return
-        queued = self._meminfo()[_MEMINFO_QUEUED]
-        self._owed = _UNIX_QUEUE if self._unix else queued // _LEAST_QUEUED + 1
+    def _stop_counting(self) -> None:
+        """Leave what the kernel drops from now on to another process, or to nobody."""
+        self._dropped, self._counting = self.dropped, False
 
     def close(self) -> None:
         """Close the socket; what it still held is counted as dropped, unless another process may read it."""
-        if self._closed:
-            return
-        self.pause()
-        if self._room is not None:
+        if self._writable is not None:
             self._on_writable()
         for _ in range(0 if self._bound.shared else _RECEIVE_BUFFER // _LEAST_QUEUED):
             try:
@@ -350,14 +271,13 @@ class Endpoint:
             except OSError:
                 break
             self._dropped += 1
-        self._dropped = self.dropped
-        self._closed = True
+        self._stop_counting()
         self._bound.close()
 
 
 def kernel_drops(sock: socket.socket) -> int:
     """Datagrams that the kernel has dropped since it made this socket, for want of room."""
-    return _meminfo(sock)[_MEMINFO_DROPS]
+    return _meminfo(sock)[_DROPS]
 
 
 def _meminfo(sock: socket.socket) -> tuple[int, ...]:
@@ -366,7 +286,7 @@ def _meminfo(sock: socket.socket) -> tuple[int, ...]:
     return _MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))
 
 
-def _answering(control: _Control) -> _Control | None:
+def _reply_control(control: Control) -> Control | None:
     """The control data that sends an answer from where the datagram was sent to: ip(7), RFC 3542 6.2."""
     for level, kind, data in control:
         if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:

@@ -164,6 +164,22 @@ async def test_full_udp_socket_is_waited_for(udp: Place, number: int) -> None:
         assert is_balanced_for_datagrams(server)
 
 
+async def test_answers_that_find_no_room_count_as_pending(udp: Place) -> None:
+    """At max_pending of them nothing more is read, and the loop does not spin over what is there."""
+    async with udp.serve(upper, max_pending=2) as server:
+        (endpoint,) = server._endpoints  # type: ignore[attr-defined]
+        full = endpoint.sock = Stubborn(endpoint.sock, "sendto", *(BlockingIOError() for _ in range(10**6)))
+        client = udp.client(server)
+        for number in range(5):
+            client.send(b"d%d" % number)
+        await until(lambda: not endpoint._watching)
+        assert server.stats().datagrams_received == 2
+        full.errors.clear()
+        assert {await client.receive() for _ in range(5)} == {b"D%d" % number for number in range(5)}
+        await until(lambda: server.stats().datagrams_answered == 5)
+        assert is_balanced_for_datagrams(server)
+
+
 async def test_full_udp_socket_does_not_outlast_the_drain(udp: Place, caplog: pytest.LogCaptureFixture) -> None:
     """An answer for which there is never room is given up at the deadline."""
     async with udp.serve(upper) as server:

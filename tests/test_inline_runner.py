@@ -70,7 +70,7 @@ async def test_quick_handlers_share_a_task_and_one_that_waits_keeps_it(place: Pl
     async with place.serve(handler) as server:
         client = place.client(server)
         assert await client.ask(b"first") == b"first"  # the server has a task ready from now on
-        await until(lambda: server._receivers[server._endpoints[0]]._ready.busy)  # type: ignore[attr-defined]
+        await until(lambda: server._endpoints[0]._next_batch.busy)  # type: ignore[attr-defined]
         for word in (b"a", b"b", b"wait", b"c"):
             client.send(word)
         assert [await client.receive() for _ in range(3)] == [b"a", b"b", b"c"]
@@ -82,6 +82,24 @@ async def test_quick_handlers_share_a_task_and_one_that_waits_keeps_it(place: Pl
         assert begun is ended
         assert seen[b"c"] != [begun]
         assert is_balanced_for_datagrams(server)
+
+
+async def test_each_handler_is_told_while_it_runs(place: Place) -> None:
+    """In `connections` and `stats()`, before it waits and after; one that has only returned is active, too."""
+    seen: list[bool] = []
+
+    async def handler(datagram: Datagram) -> bytes:
+        for _ in range(2):
+            now = server.stats()
+            unsettled = now.datagrams_received - now.datagrams_answered
+            seen.append(datagram in server.connections and now.active == unsettled)
+            if datagram.data == b"wait":
+                await asyncio.sleep(0)
+        return datagram.data
+
+    async with place.serve(handler) as server:
+        await burst(place, server, b"a", b"b", b"wait")
+    assert seen == [True] * 12
 
 
 async def test_cancelling_its_own_task_hurts_no_other_handler(place: Place) -> None:
