@@ -13,8 +13,8 @@ from ._logger import logger as _logger
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from ._types import Address
     from .adapters import ProtocolConnection, ProtocolHandler
+    from .addresses import Address
     from .datagram import Datagram, Endpoint
 
 # What is read at a time of what nobody wants any more.
