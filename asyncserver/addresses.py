@@ -31,24 +31,19 @@ class Bound(Protocol):
     sock: socket.socket
 
 
-class UnbracketedError(ValueError):
-    """An IPv6 address without brackets: its last group could be the port."""
-
-
-def parse_address(text: str) -> tuple[str | None, int]:
+def parse_address(text: str, expected: str = "HOST:PORT") -> tuple[str | None, int]:
     """Read HOST:PORT, with an IPv6 address in brackets; an empty host, returned as None, is every interface.
 
     Raises:
-        UnbracketedError: with what to write.
-        ValueError: it is no such thing.
+        ValueError: it is no such thing, with what was expected, or how to write it.
     """
     host, colon, port = text.rpartition(":")
     if not (colon and port.isascii() and port.isdigit()):
-        raise ValueError(f"expected HOST:PORT, got {text!r}")
+        raise ValueError(f"expected {expected}; got {text!r}")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
-    elif ":" in host:
-        raise UnbracketedError(f"write an IPv6 address in brackets, [{host}]:{port}; got {text!r}")
+    elif ":" in host:  # its last group could be the port
+        raise ValueError(f"write an IPv6 address in brackets, [{host}]:{port}; got {text!r}")
     return host or None, int(port)
 
 

@@ -14,7 +14,7 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .addresses import UnbracketedError, parse_address
+from .addresses import parse_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -103,11 +103,9 @@ def address(text: str) -> dict[str, Any]:
     if text.startswith(_SYSTEMD):
         return {"systemd": text.removeprefix(_SYSTEMD)}
     try:
-        host, port = parse_address(text)
-    except UnbracketedError as exc:
+        host, port = parse_address(text, "HOST:PORT, such as 127.0.0.1:8080, [::1]:8080 or :8080, fd:N or systemd:NAME")
+    except ValueError as exc:
         raise argparse.ArgumentTypeError(str(exc)) from None
-    except ValueError:
-        raise _wrong("HOST:PORT, such as 127.0.0.1:8080, [::1]:8080 or :8080, fd:N or systemd:NAME", text) from None
     if host == "fd" and not text.startswith("["):
         return {"fd": port}
     if port > 65535:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from asyncserver.addresses import UnbracketedError, distinct_labels, host_group, parse_address, shown, task_name
+from asyncserver.addresses import distinct_labels, host_group, parse_address, shown, task_name
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_what_has_no_port_is_none(text: str) -> None:
 
 def test_ipv6_without_brackets_says_what_to_write() -> None:
     """Its last group could be the port."""
-    with pytest.raises(UnbracketedError, match=r"in brackets, \[::1\]:9100; got '::1:9100'"):
+    with pytest.raises(ValueError, match=r"in brackets, \[::1\]:9100; got '::1:9100'"):
         parse_address("::1:9100")
 
 
