@@ -14,8 +14,9 @@ with `stream_server` and `datagram_server` (handlers, limits, drain), `stream` a
 
 from __future__ import annotations
 
-from ._types import Address, DatagramHandler, ErrorHandler, StreamHandler
+from ._types import DatagramHandler, ErrorHandler, StreamHandler
 from .adapters import ProtocolHandler, from_callback, from_protocol
+from .addresses import Address
 from .datagram import Datagram
 from .exceptions import BindError, IdleTimeout
 from .metrics import ServerCollector

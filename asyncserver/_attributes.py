@@ -15,7 +15,7 @@ from .tls import KeyExchangeAttribute, SNIAttribute
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._types import Address
+    from .addresses import Address
 
 
 def socket_attributes(sock: socket.socket, peer_address: Address) -> dict[Any, Callable[[], Any]]:

@@ -12,8 +12,8 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Protocol
 
 from ._logger import logger as _logger
+from .addresses import url_of
 from .datagram import Datagram, Endpoint
-from .reports import url_of
 
 if TYPE_CHECKING:
     import asyncio

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ._poller import Poller
-    from ._types import Address
+    from .addresses import Address
     from .proxy_protocol import ProxyHeader
 
 CHUNK = 65536  # what one receive takes at most unless told otherwise; anyio's default, and a pipe's capacity

@@ -46,7 +46,7 @@ from ._waiter import Waiter
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from ._types import Address
+    from .addresses import Address
     from .binding import BoundSocket
     from .datagram import Buffer, Control, Datagram
 

@@ -14,13 +14,13 @@ import anyio
 
 from . import _http, metrics
 from ._logger import logger as _logger
-from .reports import measure_durations, places_of, read
+from .addresses import distinct_labels, parse_address, shown
 from .serving import serve
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-    from .binding import BoundSocket
+    from .addresses import Address
     from .metrics import Row
     from .server import Server
     from .serving import Serving
@@ -86,10 +86,10 @@ def warn_without_prometheus() -> None:
         _logger.warning("%s; until then only /ready and /live answer", exc)
 
 
-def tell_where(bound: Sequence[BoundSocket]) -> None:
+def tell_where(addresses: Iterable[Address]) -> None:
     """Say in the log where to ask."""
-    for place in places_of([one] for one in bound):
-        _logger.info("/metrics, /ready and /live on %s", place.replace("tcp:", "http:"))
+    for address in addresses:
+        _logger.info("/metrics, /ready and /live on http://%s", shown(address))
 
 
 class Monitor:
@@ -102,33 +102,32 @@ class Monitor:
     def __init__(self) -> None:
         self.stopping = False
         self._servers: Sequence[Server] = ()
-        self._places: Sequence[str] = ()
+        self._labels: Sequence[str] = ()
         self._asking: dict[Stream, None] = {}  # the oldest first
 
     def serving(self, place: str) -> Serving:
         """What serves it at HOST:PORT."""
-        host, port = parse_place(place)
+        host, port = _parse_place(place)
         warn_without_prometheus()
         return serve(self, host, port, drain_timeout=_DRAIN_TIMEOUT)
 
     def watch(self, servers: Sequence[Server], *, measure: bool) -> None:
         """Tell about these from now on; until then the program is not ready. `measure` how long handlers take?"""
         self._servers = servers
-        self._places = places_of(server._bound for server in servers)  # sockets that have been closed do not tell
+        self._labels = distinct_labels(server.label for server in servers)
         for server in servers if measure else ():
-            measure_durations(server)
+            server.measure_durations()
 
     @property
     def ready(self) -> bool:
         """See Program."""
-        taking = (server._drainer is None and not server._paused for server in self._servers)
-        return bool(self._servers) and not self.stopping and all(taking)
+        return bool(self._servers) and not self.stopping and all(server.taking for server in self._servers)
 
     def rows(self) -> list[Row]:
         """See Program."""
         own = metrics.Row({"ready": self.ready, "workers": 1, "worker_deaths": 0})
-        served = zip(self._servers, self._places, strict=True)
-        return [own, *(metrics.Row(read(server), (place, "1")) for server, place in served)]
+        served = zip(self._servers, self._labels, strict=True)
+        return [own, *(metrics.Row(server.reading(), (label, "1")) for server, label in served)]
 
     def others(self) -> bool:
         """See Program."""
@@ -160,12 +159,11 @@ class Monitor:
             stream.abort()
 
 
-def parse_place(text: str) -> tuple[str | None, int]:
-    """Where to listen: HOST:PORT, with an IPv6 address in brackets; an empty host is every interface."""
+def _parse_place(text: str) -> tuple[str | None, int]:
     if not isinstance(text, str):
         raise TypeError(f'metrics must be "HOST:PORT", such as "127.0.0.1:9100"; got {text!r}')
-    host, colon, port = text.rpartition(":")
-    bracketed = host.startswith("[") and host.endswith("]")
-    if not colon or not (port.isascii() and port.isdigit()) or (":" in host and not bracketed):
-        raise ValueError(f'metrics must be "HOST:PORT", such as "127.0.0.1:9100" or "[::1]:9100"; got {text!r}')
-    return (host[1:-1] if bracketed else host) or None, int(port)
+    try:
+        return parse_address(text)
+    except ValueError:
+        expected = '"HOST:PORT", such as "127.0.0.1:9100" or "[::1]:9100"'
+        raise ValueError(f"metrics must be {expected}; got {text!r}") from None

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import select
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import asyncio
-
-    from ._connection import Connection
 
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
@@ -29,6 +27,14 @@ _WRITABLE = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
 _BATCH = 128
 
 
+class Watched(Protocol):
+    """What has a descriptor that is watched: a Connection. Underscores, since handlers get it as their Stream."""
+
+    def _on_readable(self) -> None: ...
+
+    def _on_writable(self) -> None: ...
+
+
 class Poller:
     """Wakes connections whose descriptors are ready.
 
@@ -39,10 +45,10 @@ class Poller:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop: asyncio.AbstractEventLoop = loop
         self._epoll = select.epoll()
-        self._connections: dict[int, Connection] = {}
+        self._connections: dict[int, Watched] = {}
         loop.add_reader(self._epoll.fileno(), self._on_ready)
 
-    def watch(self, connection: Connection, fd: int, before: int, events: int) -> None:
+    def watch(self, connection: Watched, fd: int, before: int, events: int) -> None:
         """Change what a descriptor is watched for: READ, WRITE, both, or (0) nothing."""
         if not before:
             self._epoll.register(fd, events)

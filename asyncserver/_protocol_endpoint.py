@@ -14,8 +14,8 @@ from ._logger import logger as _logger
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._types import Address
     from .adapters import ProtocolHandler
+    from .addresses import Address
     from .binding import BoundSocket
     from .datagram import Datagram, Endpoint
 

@@ -15,8 +15,9 @@ from ._drops import drops_of
 from ._monitor import respond
 from ._slot import NEVER
 from ._worker import STATS
+from .addresses import distinct_labels, label_of
 from .metrics import Row
-from .reports import add, places_of, retired, stats_of
+from .reports import add, retired, stats_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -50,7 +51,7 @@ class Tally:
         self._asked: set[Worker] = set()
         self._then: list[Callable[[], object]] = []
         self._drops = drops_of(slots)
-        self.places: list[str] = places_of(slots[0].sockets)
+        self.places: list[str] = distinct_labels(map(label_of, slots[0].sockets))
         self.due = NEVER
         self.deaths = 0
 

@@ -1,10 +1,13 @@
-"""start_task, name_task: how handlers start. Progress: how one task waits for what they do."""
+"""How handlers start (start_task, name_task), and how one task waits for others (outlast, Progress)."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import anyio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -55,6 +58,27 @@ else:
     ) -> asyncio.Task[_Result]:
         """Start a task in a copy of a context."""
         return _create_task(coroutine, loop, context, name)
+
+
+async def outlast(task: asyncio.Task[_Result], hurry: Callable[[], object]) -> _Result:
+    """Wait for a task of ours to its end; being cancelled hurries it, and is passed on afterwards."""
+    cancelled: asyncio.CancelledError | None = None
+    # An anyio scope cancels again in every round of the loop. One that was cancelled before has got us here, and
+    # says nothing about how long the task may take; one that is cancelled meanwhile is heard once.
+    shield = anyio.current_effective_deadline() == -math.inf
+    while not task.done():
+        try:
+            with anyio.CancelScope(shield=shield):
+                await asyncio.wait([task])
+        except asyncio.CancelledError as exc:
+            cancelled, shield = exc, True
+            hurry()
+    try:
+        if cancelled is not None:
+            raise cancelled
+        return task.result()
+    finally:
+        del cancelled  # its traceback holds this frame: a cycle
 
 
 class Progress:

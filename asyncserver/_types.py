@@ -1,4 +1,4 @@
-"""The shapes that pass between modules: addresses and handlers."""
+"""The shapes of handlers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,7 @@ if TYPE_CHECKING:
     from .datagram import Datagram
     from .stream import Stream
 
-__all__ = ["Address", "DatagramHandler", "ErrorHandler", "StreamHandler"]
-
-#: (host, port) of IPv4, (host, port, flowinfo, scope) of IPv6, or a Unix socket's path ("" when it has none).
-#: Any, as in the standard library's own annotations: whoever serves one kind knows which it gets.
-Address: TypeAlias = Any
+__all__ = ["DatagramHandler", "ErrorHandler", "StreamHandler"]
 
 #: Called once for each connection.
 StreamHandler: TypeAlias = Callable[["Stream"], Coroutine[Any, Any, object]]

@@ -22,8 +22,6 @@ import zlib
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ._logger import logger
-from .reports import measure_durations, read
-from .stream_server import can_reload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -97,10 +95,10 @@ async def _serve(
         servers = [await stack.enter_async_context(serving) for serving in servings]
         if measure:
             for server in servers:
-                measure_durations(server)
+                server.measure_durations()
         if reload_tls:  # nothing has been accepted yet: the loop has not run since
             for server in servers:
-                if can_reload(server):
+                if server.can_reload_tls:
                     server.reload_tls()
         orders = _Orders(servers, [bound for group in sockets for bound in group], channel)
         _say(channel, READY)
@@ -122,7 +120,7 @@ class _Orders:
 
     def report(self, beginning: bytes = b"") -> None:
         """Send the readings."""
-        readings = json.dumps([read(server) for server in self._servers]).encode()
+        readings = json.dumps([server.reading() for server in self._servers]).encode()
         _say(self._channel, beginning + zlib.compress(readings, zlib.Z_BEST_SPEED))
 
     def _report_again(self) -> None:

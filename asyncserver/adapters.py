@@ -21,8 +21,8 @@ from ._handlers import check_callback, check_factory
 from ._kernel import first_words_due, unread
 from ._tasks import name_task
 from ._transports import relay
+from .addresses import task_name
 from .exceptions import IdleTimeout, Refused
-from .logs import task_name
 
 if TYPE_CHECKING:
     import socket
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from ._poller import Poller
     from ._transports import ProtocolTransport
-    from ._types import Address
+    from .addresses import Address
     from .proxy_protocol import ProxyHeader
 
 __all__ = ["ProtocolHandler", "from_callback", "from_protocol"]

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from . import _socket_file
 from ._socket_file import identity
+from .addresses import shown
 from .exceptions import BindError
 from .systemd import is_kept
 
 if TYPE_CHECKING:
-    from ._types import Address
+    from .addresses import Address
 
 _KINDS = {socket.SOCK_STREAM: "stream", socket.SOCK_DGRAM: "datagram"}
 _TCP = {0, socket.IPPROTO_TCP, socket.IPPROTO_MPTCP}
@@ -223,7 +224,7 @@ class Binding:
         return True
 
     def _open_address(self, kind: socket.SocketKind, family: int, address: tuple[Any, ...]) -> BoundSocket:
-        with _explained(f"{_KINDS[kind]} address {_shown(address)}"):
+        with _explained(f"{_KINDS[kind]} address {shown(address)}"):
             sock = socket.socket(family, kind)
             with _closing_on_error(sock):
                 if family == socket.AF_INET6:
@@ -377,8 +378,3 @@ def _closing_on_error(sock: socket.socket) -> Any:
     except BaseException:
         sock.close()
         raise
-
-
-def _shown(address: tuple[Any, ...]) -> str:
-    host, port = address[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

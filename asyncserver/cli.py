@@ -12,7 +12,7 @@ from . import __version__
 from ._certificate import read_certificate
 from ._logger import logger as _logger
 from ._monitor import Monitor
-from .binding import _shown
+from .addresses import parse_address, shown
 from .loading import adapted, load
 from .logs import set_up
 from .metrics import require_prometheus
@@ -186,12 +186,12 @@ def _check(options: argparse.Namespace, servings: list[Serving]) -> None:
 def _open(serving: Serving, stack: contextlib.ExitStack, kind: str | None = None) -> None:
     for bound in serving.open_slots(1)[0]:
         stack.callback(bound.close)
-        shown = _shown(bound.address) if isinstance(bound.address, tuple) else bound.address
-        print(kind or ("datagram" if bound.sock.type == socket.SOCK_DGRAM else "stream  "), shown)
+        place = shown(bound.address) if isinstance(bound.address, tuple) else bound.address
+        print(kind or ("datagram" if bound.sock.type == socket.SOCK_DGRAM else "stream  "), place)
 
 
 def _greet() -> None:
-    host, _, port = _DEFAULT_ADDRESS.partition(":")
+    host, port = parse_address(_DEFAULT_ADDRESS)
     print(f"Upper-casing echo on {_DEFAULT_ADDRESS}, TCP and UDP. Ctrl-C ends it. Try it from another shell:")
     print(f"    nc {host} {port}        or for UDP:  nc -u {host} {port}")
     print(f"""    python3 -c 'import socket; s = socket.create_connection(("{host}", {port})); """, end="")

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, TypeAlias
 import anyio
 
 from ._logger import logger as _logger
-from .reports import url_of
+from .addresses import url_of
 
 if TYPE_CHECKING:
-    from ._types import Address
+    from .addresses import Address
     from .binding import BoundSocket
 
 __all__ = ["Datagram"]

@@ -14,13 +14,13 @@ import struct
 from typing import TYPE_CHECKING
 
 from ._logger import logger as _logger
-from .reports import url_of
+from .addresses import url_of
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    from ._types import Address
+    from .addresses import Address
     from .binding import BoundSocket
 
 # Connections accepted in one wake-up. Each starts a handler at once, so this bounds what others wait: about a

@@ -9,17 +9,15 @@ import logging
 import math
 from datetime import UTC, datetime
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ._logger import ContainedLogger
-from .binding import _shown
+from .addresses import shown
 from .reports import outcome_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from ._types import Address
-    from .server import Server
 
 # A line for each connection that has ended: at DEBUG, or, once somebody has given this logger a level, at INFO.
 _connections = ContainedLogger(logging.getLogger("asyncserver.connection"))
@@ -28,7 +26,13 @@ _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 _OWN = {*vars(logging.makeLogRecord({})), "message", "asctime"}  # what every record has
 
 
-def about(server: Server, source: Any = None, **more: object) -> dict[str, object]:
+class Labelled(Protocol):
+    """What records are about: a Server."""
+
+    label: str
+
+
+def about(server: Labelled, source: Any = None, **more: object) -> dict[str, object]:
     """Make the `extra` of a log record.
 
     Args:
@@ -45,24 +49,7 @@ def about(server: Server, source: Any = None, **more: object) -> dict[str, objec
     return fields
 
 
-def shown(address: Address | None) -> str:
-    """Write an address as people do; a nameless peer of a Unix socket is "unix"."""
-    if isinstance(address, tuple):
-        return _shown(address)
-    name = address.decode(errors="replace") if isinstance(address, bytes) else address or ""  # None, of a datagram
-    name = name.replace("\0", "@")
-    return (name if name.isprintable() else repr(name)) or "unix"  # the peer has chosen it: it must not forge lines
-
-
-def task_name(address: Address) -> str:
-    """Name the task that serves a peer, for those who list tasks: "tcp 127.0.0.1:50123", "unix"."""
-    if isinstance(address, tuple):
-        host = address[0]
-        return f"tcp [{host}]:{address[1]}" if ":" in host else f"tcp {host}:{address[1]}"
-    return f"unix {shown(address)}" if address else "unix"
-
-
-def with_lines(server: Server, run: Callable[[Any], Coroutine[Any, Any, object]]) -> Any:
+def with_lines(server: Labelled, run: Callable[[Any], Coroutine[Any, Any, object]]) -> Any:
     """Make what a server starts for each connection log it when it has ended, if that is asked for at this time."""
     level = logging.INFO if _connections.logger.level else logging.DEBUG
     if not _connections.isEnabledFor(level):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ._logger import logger as _logger
-from .reports import Durations, add, measure_durations, read
+from .reports import Durations, add
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -131,7 +131,7 @@ class ServerCollector:
         if self._servers.get(name, server) is not server:
             raise ValueError(f"another server has the label {name!r} already; give each a name: add(server, name)")
         self._servers[name] = server
-        measure_durations(server)
+        server.measure_durations()
 
     def collect(self) -> Iterator[Any]:
         """Make the metrics, as prometheus-client calls it."""
@@ -150,17 +150,17 @@ class ServerCollector:
 
 def _read_safely(server: Server) -> Reading:
     """Take a reading, in the server's own thread."""
-    if asyncio._get_running_loop() is server._loop or server._closed.is_set():
-        return read(server)
+    if asyncio._get_running_loop() is server.loop or server.closed:
+        return server.reading()
     result: concurrent.futures.Future[Reading] = concurrent.futures.Future()
 
     def fetch() -> None:
         try:
-            result.set_result(read(server))
+            result.set_result(server.reading())
         except Exception as exc:
             result.set_exception(exc)
 
-    server._loop.call_soon_threadsafe(fetch)
+    server.loop.call_soon_threadsafe(fetch)
     return result.result(_PATIENCE)
 
 

@@ -14,6 +14,8 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .addresses import parse_address
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
@@ -100,18 +102,15 @@ def address(text: str) -> dict[str, Any]:
     """HOST:PORT or fd:N, as keyword arguments of serve() and serve_datagrams(); or systemd:NAME, for cli.py."""
     if text.startswith(_SYSTEMD):
         return {"systemd": text.removeprefix(_SYSTEMD)}
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit():
-        raise _wrong("HOST:PORT, such as 127.0.0.1:8080, [::1]:8080 or :8080, fd:N or systemd:NAME", text)
-    if host == "fd":
-        return {"fd": int(port)}
-    if int(port) > 65535:
+    try:
+        host, port = parse_address(text, "HOST:PORT, such as 127.0.0.1:8080, [::1]:8080 or :8080, fd:N or systemd:NAME")
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from None
+    if host == "fd" and not text.startswith("["):
+        return {"fd": port}
+    if port > 65535:
         raise _wrong("a port from 0 to 65535", text)
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise argparse.ArgumentTypeError(f"write an IPv6 address in brackets, [{host}]:{port}; got {text!r}")
-    return {"host": host or None, "port": int(port)}
+    return {"host": host, "port": port}
 
 
 def place(text: str) -> str:

@@ -18,6 +18,8 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .addresses import unmapped
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -248,9 +250,7 @@ class TrustedProxies:
     def __contains__(self, address: Any) -> bool:
         if not isinstance(address, tuple):
             return "unix" in self.names
-        host = ipaddress.ip_address(address[0])
-        if isinstance(host, ipaddress.IPv6Address) and host.ipv4_mapped is not None:
-            host = host.ipv4_mapped  # an IPv4 peer, on a socket that somebody else made for both
+        host = ipaddress.ip_address(unmapped(address[0]))
         return any(host in network for network in self._networks)
 
 

@@ -19,10 +19,7 @@ from ._logger import logger as _logger
 from .exceptions import IdleTimeout, Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
-
-    from .binding import BoundSocket
-    from .server import Server
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
 
 __all__ = ["DrainReport", "Durations", "ServerStats"]
 
@@ -147,49 +144,71 @@ class Durations:
         self.counts[bisect_left(self.bounds, seconds)] += 1
         self.total += seconds
 
-    def _timed(self, run: Callable[[Any], Coroutine[Any, Any, Any]]) -> Callable[[Any], Coroutine[Any, Any, Any]]:
-        observe = self.observe
 
-        async def timed(source: Any) -> Any:
-            begun = perf_counter()
+class Account:
+    """What one server has counted.
+
+    Args:
+        kind: of its sockets: SOCK_STREAM counts connections, SOCK_DGRAM datagrams.
+    """
+
+    _run: Any  # what is started for each connection or datagram: the handler, or what leads to it
+
+    def __init__(self, kind: int) -> None:
+        self.durations: Durations | None = None
+        self._count = dict.fromkeys(ServerStats.__slots__, 0)
+        self._kind = kind
+        self._pool_stats: Callable[[], Mapping[str, int]] | None = None
+
+    def stats(self) -> ServerStats:
+        """Count what has happened so far."""
+        return ServerStats(**{**self._count, **self._measured()})
+
+    def _measured(self) -> dict[str, int]:
+        """Counters that are read from elsewhere."""
+        return {}
+
+    def reading(self) -> Reading:
+        """All of it. What a handler's `pool_stats()` raises is logged, and its numbers are missing then."""
+        stats, datagrams = self.stats(), self._kind == socket.SOCK_DGRAM
+        reading: Reading = {
+            name: getattr(stats, name)
+            for name in ServerStats.__slots__
+            if name in _OF_ALL or name.startswith("datagrams_") == datagrams
+        }
+        if self.durations is not None:
+            reading |= {f"duration_{number}": count for number, count in enumerate(self.durations.counts)}
+            reading["duration_sum"] = self.durations.total
+        if self._pool_stats is not None:
             try:
-                result = await run(source)
-            except Refused:
-                raise
-            except BaseException:
-                observe(perf_counter() - begun)
-                raise
-            observe(perf_counter() - begun)
-            return result
+                reading |= {f"pool_{name}": int(value) for name, value in self._pool_stats().items()}
+            except Exception:
+                _logger.exception("%r cannot tell about its threads", self)
+        return reading
 
-        return timed
-
-
-def measure_durations(server: Server) -> None:
-    """Measure how long handlers take that start from now on. Unasked it is not done: it costs some 0.6 us for each."""
-    if server.durations is None:
-        server.durations = Durations()
-        server._run = server.durations._timed(server._run)
+    def measure_durations(self) -> None:
+        """Measure how long handlers take that start from now on. Unasked it is not done: it costs 0.6 us for each."""
+        if self.durations is None:
+            self.durations = Durations()
+            self._run = _timed(self._run, self.durations.observe)
 
 
-def read(server: Server) -> Reading:
-    """Take a server's reading. What a handler's `pool_stats()` raises is logged, and its numbers are missing then."""
-    stats = server.stats()
-    datagrams = server._bound[0].sock.type == socket.SOCK_DGRAM
-    reading: Reading = {
-        name: getattr(stats, name)
-        for name in ServerStats.__slots__
-        if name in _OF_ALL or name.startswith("datagrams_") == datagrams
-    }
-    if server.durations is not None:
-        reading |= {f"duration_{number}": count for number, count in enumerate(server.durations.counts)}
-        reading["duration_sum"] = server.durations.total
-    if server._pool_stats is not None:
+def _timed(
+    run: Callable[[Any], Coroutine[Any, Any, Any]], observe: Callable[[float], object]
+) -> Callable[[Any], Coroutine[Any, Any, Any]]:
+    async def timed(source: Any) -> Any:
+        begun = perf_counter()
         try:
-            reading |= {f"pool_{name}": int(value) for name, value in server._pool_stats().items()}
-        except Exception:
-            _logger.exception("%r cannot tell about its threads", server)
-    return reading
+            result = await run(source)
+        except Refused:
+            raise
+        except BaseException:
+            observe(perf_counter() - begun)
+            raise
+        observe(perf_counter() - begun)
+        return result
+
+    return timed
 
 
 def retired(reading: Reading) -> Reading:
@@ -207,23 +226,3 @@ def add(totals: list[Reading], readings: Iterable[Reading]) -> None:
 def stats_of(reading: Reading) -> ServerStats:
     """The ServerStats in a reading."""
     return ServerStats(**{name: int(reading.get(name, 0)) for name in ServerStats.__slots__})
-
-
-def places_of(servers: Iterable[Iterable[BoundSocket]]) -> list[str]:
-    """Where servers are reached, as their labels in metrics: "tcp://127.0.0.1:8080"; several are joined by commas."""
-    places: list[str] = []
-    for bound in servers:
-        place = ",".join(url_of(one) for one in bound)
-        places.append(place if place not in places else f"{place}#{len(places) + 1}")  # one socket, inherited twice
-    return places
-
-
-def url_of(bound: BoundSocket) -> str:
-    """Where a socket is reached: "tcp://127.0.0.1:8080", "unix:/run/app.sock"."""
-    datagram = bound.sock.type == socket.SOCK_DGRAM
-    address = bound.address
-    if isinstance(address, tuple):
-        host = f"[{address[0]}]" if ":" in address[0] else address[0]
-        return f"{'udp' if datagram else 'tcp'}://{host}:{address[1]}"
-    shown = address.decode(errors="replace").replace("\0", "@") if isinstance(address, bytes) else str(address)
-    return f"{'unix-datagram' if datagram else 'unix'}:{shown}"

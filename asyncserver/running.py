@@ -14,7 +14,6 @@ from ._stopping import Stage, Stopping
 from ._terminals import open_terminals
 from .logs import about
 from .serving import Serving, check_seconds
-from .stream_server import can_reload
 from .systemd import NotifySocket
 
 if TYPE_CHECKING:
@@ -201,7 +200,7 @@ async def _run(
                 if monitoring is not None:  # first, so that it can say "not ready" before and after
                     from ._monitor import tell_where  # noqa: PLC0415 - likewise
 
-                    tell_where((await stack.enter_async_context(monitoring))._bound)
+                    tell_where((await stack.enter_async_context(monitoring)).addresses)
                 servers = [await stack.enter_async_context(serving) for serving in servings]
                 signals.concern(servers)
                 monitor.watch(servers, measure=monitoring is not None)
@@ -310,7 +309,7 @@ class _Signals:
             return
         self._notify.reloading()
         note = ""
-        reloadable = [server for server in self._servers if can_reload(server)]
+        reloadable = [server for server in self._servers if server.can_reload_tls]
         if not reloadable:
             _logger.info("SIGHUP: no server has certificates to be read again")
         for server in reloadable:

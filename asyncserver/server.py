@@ -11,32 +11,28 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import math
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import anyio
+from typing import TYPE_CHECKING, Any
 
 from ._logger import logger as _logger
-from ._tasks import Progress, start_task
+from ._tasks import Progress, outlast, start_task
+from .addresses import label_of
 from .logs import about
-from .reports import DrainReport, ServerStats, outcome_of, places_of
+from .reports import Account, DrainReport, outcome_of
 
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Callable, Coroutine
 
-    from ._types import Address, ErrorHandler
+    from ._types import ErrorHandler
+    from .addresses import Address
     from .binding import BoundSocket
-    from .reports import Durations
 
 # Seconds between cancelling a handler and taking its connection away.
 _CANCEL_GRACE = 1.0
 
-_Result = TypeVar("_Result")
 
-
-class Server:
+class Server(Account):
     """A running server. Made by `serve()` and `serve_datagrams()`; use it in the loop's thread only.
 
     Attributes:
@@ -44,9 +40,8 @@ class Server:
         label: the same as a text, as metrics and log records have it: "tcp://127.0.0.1:8080".
         idle_timeout: seconds of silence that a connection may keep, or None.
         durations: how long handlers took, while the server's metrics are asked for; else None.
+        loop: the event loop that it runs in.
     """
-
-    _run: Any  # what is started for each connection or datagram: the handler, or what leads to it
 
     def __init__(
         self,
@@ -55,15 +50,15 @@ class Server:
         drain_timeout: float,
         on_error: ErrorHandler | None,
     ) -> None:
+        super().__init__(bound[0].sock.type)
+        self.loop: asyncio.AbstractEventLoop = loop
         self._loop = loop
         self._bound = bound
         self.addresses: tuple[Address, ...] = tuple(one.address for one in bound)
-        self.label: str = places_of([bound])[0]
+        self.label: str = label_of(bound)
         self.idle_timeout: float | None = None
-        self.durations: Durations | None = None
         self._drain_timeout = drain_timeout
         self._on_error = on_error
-        self._count = dict.fromkeys(ServerStats.__slots__, 0)
         self._live: dict[asyncio.Task[Any], Any] = {}
         self._starting: Any = None
         self._intakes: list[Any] = []  # listeners or endpoints: where work comes in
@@ -104,9 +99,20 @@ class Server:
         starting = () if self._starting is None else (self._starting,)
         return frozenset((*self._live.values(), *starting))
 
-    def stats(self) -> ServerStats:
-        """Count what has happened so far."""
-        return ServerStats(**{**self._count, **self._measured()})
+    @property
+    def taking(self) -> bool:
+        """Whether it takes new work: it has been neither paused nor closed."""
+        return self._drainer is None and not self._paused
+
+    @property
+    def closed(self) -> bool:
+        """Whether the last handler has ended, or been given up."""
+        return self._closed.is_set()
+
+    @property
+    def can_reload_tls(self) -> bool:
+        """Whether `reload_tls()` has files to read."""
+        return False
 
     def pause(self) -> None:
         """Take nothing new; the kernel queues connections and datagrams, until its limits. Handlers go on.
@@ -173,7 +179,7 @@ class Server:
         self._callers.add(caller)
         self._tell_change()
         try:
-            return await self._outlast(self._drainer)
+            return await outlast(self._drainer, self._hurry)
         finally:
             self._callers.discard(caller)
             self._tell_change()
@@ -192,7 +198,7 @@ class Server:
             await self.close()
         finally:
             if self._cleaner is not None:  # else the program's end has cancelled the drain before its first step
-                await self._outlast(self._cleaner)
+                await outlast(self._cleaner, self._hurry)
 
     def _apply_pause(self) -> None:
         for intake in self._intakes:
@@ -211,7 +217,7 @@ class Server:
         """Close what was taken from the kernel and has no handler yet."""
 
     def _measured(self) -> dict[str, int]:
-        """Counters that are read from elsewhere."""
+        """See Account."""
         return {"active": len(self._live) + (self._starting is not None)}  # what finishes is counted by how it ended
 
     def _released(self, source: Any) -> None:
@@ -227,7 +233,7 @@ class Server:
 
         One that runs in threads may have `pool_stats()`, which counts them by "threads", "waiting" and "starved".
         """
-        self._pool_stats: Callable[[], Mapping[str, int]] | None = getattr(handler, "pool_stats", None)
+        self._pool_stats = getattr(handler, "pool_stats", None)
         make = getattr(handler, "for_server", None)
         return handler if make is None else make(self)
 
@@ -313,25 +319,8 @@ class Server:
         if self._drainer is not None:
             raise RuntimeError(f"{what}(): {self!r} has been closed; start another with serve()")
 
-    async def _outlast(self, task: asyncio.Task[_Result]) -> _Result:
-        """Wait for a task of ours to its end; being cancelled hurries it, and is passed on afterwards."""
-        cancelled: asyncio.CancelledError | None = None
-        # An anyio scope cancels again in every round of the loop. One that was cancelled before has got us here, and
-        # says nothing about how long the drain may take; one that is cancelled meanwhile is heard once.
-        shield = anyio.current_effective_deadline() == -math.inf
-        while not task.done():
-            try:
-                with anyio.CancelScope(shield=shield):
-                    await asyncio.wait([task])
-            except asyncio.CancelledError as exc:
-                cancelled, shield = exc, True
-                self._hasten(self._loop.time())
-        try:
-            if cancelled is not None:
-                raise cancelled
-            return task.result()
-        finally:
-            del cancelled  # its traceback holds this frame: a cycle
+    def _hurry(self) -> None:
+        self._hasten(self._loop.time())
 
     def _hasten(self, deadline: float) -> None:
         self._deadline = min(self._deadline, deadline)

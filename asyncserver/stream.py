@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
     from ._poller import Poller
-    from ._types import Address
+    from .addresses import Address
 
 __all__ = ["Stream"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import ssl as ssl_
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
@@ -15,19 +14,22 @@ from ._logger import logger as _logger
 from ._poller import Poller
 from ._tasks import name_task
 from .adapters import ProtocolConnection, ProtocolHandler
+from .addresses import host_group, shown, task_name
 from .exceptions import Refused
 from .listener import Listener
-from .logs import about, shown, task_name, with_lines
+from .logs import about, with_lines
 from .proxy_protocol import HeaderError
 from .server import Server
 from .stream import Stream
 from .tls import TLSContext
 
 if TYPE_CHECKING:
+    import socket
     import ssl
     from collections.abc import Coroutine
 
-    from ._types import Address, ErrorHandler, StreamHandler
+    from ._types import ErrorHandler, StreamHandler
+    from .addresses import Address
     from .binding import BoundSocket
     from .proxy_protocol import ProxyHeader, TrustedProxies
 
@@ -35,8 +37,6 @@ if TYPE_CHECKING:
 _IDLE_LOOKS = 16
 # Seconds for a PROXY header: the specification asks for 3 at least, a retransmission's time, and for few.
 _PROXY_TIMEOUT = 5.0
-# An IPv4 address in an IPv6 one (RFC 4291, 2.5.5.2), as sockets for both, made by somebody else, show them.
-_MAPPED = bytes(10) + b"\xff\xff"
 # Seconds between two warnings about connections refused for the lack of one.
 _WARN_EVERY = 60.0
 
@@ -178,7 +178,7 @@ class StreamServer(Server):
         self._count["accept_errors"] += 1
 
     def _enter_host(self, address: Address) -> bool:
-        host = _host(address)
+        host = host_group(address)
         if self._per_host[host] >= (self._max_per_host or 0):
             return False
         self._per_host[host] += 1
@@ -233,7 +233,7 @@ class StreamServer(Server):
 
     def _leave_host(self, address: Address) -> None:
         if self._max_per_host is not None:
-            host = _host(address)
+            host = host_group(address)
             self._per_host[host] -= 1
             if not self._per_host[host]:
                 del self._per_host[host]
@@ -267,6 +267,11 @@ class StreamServer(Server):
 
     # -- TLS
 
+    @property
+    def can_reload_tls(self) -> bool:
+        """See Server."""
+        return isinstance(self._ssl, TLSContext)
+
     def reload_tls(self, context: ssl.SSLContext | None = None) -> None:
         """See Server."""
         self._require_open("reload_tls")
@@ -282,21 +287,3 @@ class StreamServer(Server):
         elif getattr(context, "protocol", None) in {None, ssl_.PROTOCOL_TLS_CLIENT}:
             raise TypeError(f"reload_tls() needs an ssl.SSLContext for the server side, got {context!r}")
         self._ssl = context
-
-
-def can_reload(server: Server) -> bool:
-    """Whether `reload_tls()` has files to read."""
-    return isinstance(server, StreamServer) and isinstance(server._ssl, TLSContext)
-
-
-def _host(address: Address) -> str:
-    """Whom a limit per host counts: an IPv4 address, an IPv6 network of 64 bits; all Unix peers are one."""
-    if not isinstance(address, tuple):
-        return ""
-    host = str(address[0])
-    if ":" not in host or host.startswith("fe80:"):  # on a link all share the network, and nobody has more of it
-        return host
-    packed = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
-    if packed.startswith(_MAPPED):
-        return socket.inet_ntop(socket.AF_INET, packed[12:])
-    return socket.inet_ntop(socket.AF_INET6, packed[:8] + bytes(8))  # what one site has at least: RFC 6177

@@ -130,7 +130,7 @@ class Supervisor:
         if self._monitor is not None:
             bound = self._monitor.open_slots(1)[0]
             self._exchanges = Exchanges(self._selector, bound, self._tally.respond)
-            tell_where(bound)
+            tell_where(one.address for one in bound)
         self._started()
 
     # -- what wakes it

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import asyncserver
-from asyncserver.logs import JSONFormatter, shown
+from asyncserver.addresses import shown
+from asyncserver.logs import JSONFormatter
 from tests.support import Client, Transport, eventually
 
 if TYPE_CHECKING:
@@ -98,16 +99,6 @@ async def test_refused_handshake_tells_about_its_connection(tls: Transport, capl
     (record,) = [record for record in records(caplog) if "handshake" in record.getMessage()]
     assert (record.server, record.outcome) == (server.label, "refused")
     assert record.peer in record.getMessage().replace("('", "").replace("', ", ":")
-
-
-def test_addresses_are_written_as_people_do() -> None:
-    """IPv4, IPv6, Unix sockets with and without a name."""
-    assert shown(("127.0.0.1", 80)) == "127.0.0.1:80"
-    assert shown(("::1", 80, 0, 0)) == "[::1]:80"
-    assert shown("/run/client.sock") == "/run/client.sock"
-    assert shown("") == shown(None) == "unix"
-    assert shown(b"\0abstract") == "@abstract"
-    assert shown("forged\nline") == "'forged\\nline'"
 
 
 # -- a line for each connection

@@ -16,7 +16,7 @@ import pytest
 import asyncserver
 import compat
 from asyncserver.metrics import METRICS, Row, exposition, families, summed
-from asyncserver.reports import add, measure_durations, places_of, read, retired
+from asyncserver.reports import add, retired
 from tests.monitorkit import values
 from tests.serverkit import errors_in, until, upper
 from tests.support import Client, within
@@ -94,8 +94,8 @@ async def test_durations_cover_every_handler_that_ran_however_it_ended() -> None
 
     options: dict[str, Any] = {"proxy_protocol": True, "trusted_proxies": ["127.0.0.1"]}
     async with asyncserver.serve(handler, "127.0.0.1", 0, **options) as server:
-        measure_durations(server)
-        measure_durations(server)  # not twice as much
+        server.measure_durations()
+        server.measure_durations()  # not twice as much
         clients = []
         for word in (b"fail", b"cancel", b"sleep"):
             clients.append(await Client.connect(server.addresses[0]))
@@ -212,10 +212,10 @@ async def test_what_goes_wrong_in_the_loop_is_told_where_it_was_asked(
     """The scrape goes on without that server; its loop hears nothing of it."""
     async with asyncserver.serve(upper, "127.0.0.1", 0) as server:
 
-        def fail(_: Server) -> None:
+        def fail() -> None:
             raise LookupError("no reading")
 
-        monkeypatch.setattr("asyncserver.metrics.read", fail)
+        monkeypatch.setattr(server, "reading", fail)
         collector = asyncserver.ServerCollector(server)
         found = await within(asyncio.to_thread(lambda: list(collector.collect())))
     assert not [sample for family in found for sample in family.samples]
@@ -229,8 +229,7 @@ async def test_labels_are_places_or_names_and_never_the_same() -> None:
         asyncserver.serve_datagrams(echo_datagram, *tcp.addresses[0]) as udp,
     ):
         port = tcp.addresses[0][1]
-        assert places_of([tcp._bound, udp._bound]) == [f"tcp://127.0.0.1:{port}", f"udp://127.0.0.1:{port}"]
-        assert places_of([tcp._bound, tcp._bound])[1] == f"tcp://127.0.0.1:{port}#2"
+        assert (tcp.label, udp.label) == (f"tcp://127.0.0.1:{port}", f"udp://127.0.0.1:{port}")
         collector = asyncserver.ServerCollector(tcp)
         collector.add(tcp)
         collector.add(udp, "questions")
@@ -257,7 +256,7 @@ async def test_places_of_unix_and_ipv6_sockets(tmp_path: Path) -> None:
         asyncserver.serve(upper, ["127.0.0.1", "::1"], 0) as both,
     ):
         port = both.addresses[0][1]
-        assert places_of(one._bound for one in (unix, abstract, both)) == [
+        assert [one.label for one in (unix, abstract, both)] == [
             f"unix:{tmp_path}/s",
             f"unix:@asyncserver-{id(tmp_path)}",
             f"tcp://127.0.0.1:{port},tcp://[::1]:{port}",
@@ -270,7 +269,7 @@ async def test_reading_has_every_counter_of_a_server_and_nothing_unknown() -> No
         asyncserver.serve(upper, "127.0.0.1", 0) as server,
         asyncserver.serve_datagrams(echo_datagram, "127.0.0.1", 0) as datagrams,
     ):
-        keys = {*read(server), *read(datagrams)}
+        keys = {*server.reading(), *datagrams.reading()}
     told = [key for metric in METRICS for key in metric.keys.values()]
     assert keys == set(asyncserver.ServerStats.__slots__)
     assert keys <= set(told)

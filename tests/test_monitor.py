@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import asyncserver
 from asyncserver import _http, _monitor
-from asyncserver._monitor import Monitor, parse_place, respond
+from asyncserver._monitor import Monitor, respond
 from tests.monitorkit import monitored, scrape, soon
 from tests.serverkit import errors_in, upper
 from tests.support import Client as AsyncClient
@@ -108,20 +108,6 @@ def test_no_header_makes_it_fail(accept: str, caplog: pytest.LogCaptureFixture) 
     assert response.status == 200
     assert response.content_type.startswith("text/plain")
     assert not errors_in(caplog)
-
-
-@pytest.mark.parametrize(
-    ("text", "place"),
-    [
-        ("127.0.0.1:9100", ("127.0.0.1", 9100)),
-        ("[::1]:9100", ("::1", 9100)),
-        (":9100", (None, 9100)),
-        ("localhost:0", ("localhost", 0)),
-    ],
-)
-def test_place_is_host_and_port(text: str, place: tuple[str | None, int]) -> None:
-    """As on the command line."""
-    assert parse_place(text) == place
 
 
 @pytest.mark.parametrize("text", ["9100", "localhost", "::1:9100", "localhost:http", "[::1]", ""])

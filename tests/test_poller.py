@@ -41,13 +41,13 @@ async def test_wakes_the_direction_that_is_ready() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         fd = ours.fileno()
-        recorder.then = lambda: poller.watch(recorder, fd, WRITE, 0)  # type: ignore[arg-type]
-        poller.watch(recorder, fd, 0, WRITE)  # type: ignore[arg-type]
+        recorder.then = lambda: poller.watch(recorder, fd, WRITE, 0)
+        poller.watch(recorder, fd, 0, WRITE)
         await recorder.event.wait()
         assert recorder.told == ["writable"]
         recorder.event.clear()
-        recorder.then = lambda: poller.watch(recorder, fd, READ, 0)  # type: ignore[arg-type]
-        poller.watch(recorder, fd, 0, READ)  # type: ignore[arg-type]
+        recorder.then = lambda: poller.watch(recorder, fd, READ, 0)
+        poller.watch(recorder, fd, 0, READ)
         theirs.send(b"x")
         await recorder.event.wait()
         assert recorder.told == ["writable", "readable"]
@@ -63,11 +63,11 @@ async def test_connection_closed_by_another_of_its_batch_is_left_alone() -> None
 
     def close_both() -> None:
         for recorder, fd in zip(recorders, fds, strict=True):
-            poller.watch(recorder, fd, READ, 0)  # type: ignore[arg-type]
+            poller.watch(recorder, fd, READ, 0)
 
     for recorder, fd, (_, theirs) in zip(recorders, fds, pairs, strict=True):
         recorder.then = close_both
-        poller.watch(recorder, fd, 0, READ)  # type: ignore[arg-type]
+        poller.watch(recorder, fd, 0, READ)
         theirs.send(b"x")
     await asyncio.wait([asyncio.ensure_future(one.event.wait()) for one in recorders], return_when="FIRST_COMPLETED")
     assert sum(len(recorder.told) for recorder in recorders) == 1
@@ -102,11 +102,11 @@ async def test_number_of_a_descriptor_closed_elsewhere_belongs_to_the_next() -> 
     poller, first, second = Poller(asyncio.get_running_loop()), Recorder(), Recorder()
     pairs = [socket.socketpair() for _ in range(2)]
     fd = pairs[0][0].fileno()
-    poller.watch(first, fd, 0, READ)  # type: ignore[arg-type]
+    poller.watch(first, fd, 0, READ)
     os.dup2(pairs[1][0].fileno(), fd)  # closes it, and gives its number to another
-    poller.watch(second, fd, 0, READ)  # type: ignore[arg-type]
-    poller.watch(first, fd, READ, 0)  # type: ignore[arg-type]
-    second.then = lambda: poller.watch(second, fd, READ, 0)  # type: ignore[arg-type]
+    poller.watch(second, fd, 0, READ)
+    poller.watch(first, fd, READ, 0)
+    second.then = lambda: poller.watch(second, fd, READ, 0)
     pairs[1][1].send(b"x")
     async with asyncio.timeout(10):
         await second.event.wait()
@@ -122,7 +122,7 @@ async def test_connection_that_outlives_the_poller_can_still_be_closed() -> None
     poller, recorder = Poller(asyncio.get_running_loop()), Recorder()
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        poller.watch(recorder, ours.fileno(), 0, READ)  # type: ignore[arg-type]
+        poller.watch(recorder, ours.fileno(), 0, READ)
         poller.close()
-        poller.watch(recorder, ours.fileno(), READ, 0)  # type: ignore[arg-type]
+        poller.watch(recorder, ours.fileno(), READ, 0)
         assert not poller._connections

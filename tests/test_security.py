@@ -20,7 +20,6 @@ import pytest
 
 import asyncserver
 from asyncserver.proxy_protocol import HeaderError, HeaderParser, crc32c
-from asyncserver.stream_server import _host
 from tests.serverkit import ROOT, Program, errors_in, upper
 from tests.support import eventually
 
@@ -117,29 +116,6 @@ async def test_children_inherit_no_descriptor(transport: Transport) -> None:
         assert await client.ask(b"?") == b"x"
         client.close()
     assert told == [before]
-
-
-# Limits
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "same"),
-    [
-        (("192.0.2.1", 1), ("192.0.2.1", 2), True),
-        (("192.0.2.1", 1), ("192.0.2.2", 1), False),
-        (("2001:db8:0:1::1", 1, 0, 0), ("2001:db8:0:1:ffff::2", 1, 0, 0), True),
-        (("2001:db8:0:1::1", 1, 0, 0), ("2001:db8:0:2::1", 1, 0, 0), False),
-        (("::ffff:192.0.2.1", 1, 0, 0), ("192.0.2.1", 1), True),
-        (("::ffff:192.0.2.1", 1, 0, 0), ("::ffff:192.0.2.2", 1, 0, 0), False),
-        (("fe80::1%eth0", 1, 0, 2), ("fe80::2%eth0", 1, 0, 2), False),
-        (("::1", 1, 0, 0), ("::1", 2, 0, 0), True),
-        ("", "/run/peer.sock", True),
-        (b"\0name", "", True),
-    ],
-)
-def test_whom_the_limit_per_host_takes_for_one(one: Any, other: Any, same: bool) -> None:
-    """An IPv6 site has 2**64 addresses to come from, and is one; neighbours on a link are not."""
-    assert (_host(one) == _host(other)) is same
 
 
 def test_a_header_has_one_checksum() -> None:
