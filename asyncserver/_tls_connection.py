@@ -35,6 +35,8 @@ class TLSConnection(Connection):
 
     __slots__ = ()
 
+    bytes_received: int
+
     def _unread(self) -> int:
         """Bytes in the kernel, and in OpenSSL, that nobody has received."""
         return super()._unread() + (self._sock.pending() if isinstance(self._sock, ssl.SSLSocket) else 0)

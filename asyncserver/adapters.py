@@ -165,6 +165,9 @@ class ProtocolConnection(Dialogue):
         "task",
     )
 
+    bytes_received: int
+    bytes_sent: int
+
     def __init__(
         self,
         poller: Poller,

@@ -65,6 +65,9 @@ class Stream(TLSConnection, ByteStream):
 
     __slots__ = ("_spins",)
 
+    bytes_received: int
+    bytes_sent: int
+
     def __init__(self, poller: Poller, sock: socket.socket, peer_address: Address, closing: asyncio.Event) -> None:
         TLSConnection.__init__(self, poller, sock, peer_address, closing)
         self._spins = 0
