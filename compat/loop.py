@@ -39,6 +39,7 @@ LASTING = EXHAUSTED | {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
 HOOKS = ("get_request", "verify_request", "process_request", "service_actions", "_handle_request_noblock")
 
 live: "set[ServingLoop]" = set()  # all that serve in this process
+beginning: list[Callable[[], object]] = []  # called as a loop begins in the main thread
 
 
 class _Poll(selectors.PollSelector):
@@ -91,6 +92,8 @@ class ServingLoop:
         self._program_wakeup = -1
         if threading.current_thread() is threading.main_thread():
             self._signals = self._listen_for_signals()
+            for call in beginning:
+                call()
         live.add(self)
 
     def run(self) -> None:

@@ -220,3 +220,27 @@ def test_no_time_limit_depends_on_the_wall_clock() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             wall = isinstance(node, ast.Attribute) and ast.unparse(node) in {"time.time", "time.time_ns"}
             assert not wall, f"{path}:{getattr(node, 'lineno', 0)}"
+
+
+POOLS = """
+import multiprocessing, os, signal
+
+def same(number):
+    return number
+
+if __name__ == "__main__":
+    for _ in range(15):
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            assert pool.map(same, range(4)) == [0, 1, 2, 3]
+    pid = os.fork()
+    if pid == 0:
+        os._exit(signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL)
+    print("children", os.waitpid(pid, 0)[1], flush=True)
+"""
+
+
+def test_sigterm_ends_children_at_once(tmp_path: Path) -> None:
+    """Nobody waits for a pool's workers for ever: as without us, the system ends them."""
+    (tmp_path / "script.py").write_text(POOLS)
+    with Program(["-W", "ignore", "-m", "compat", "script.py"], tmp_path) as running:
+        running.wait_for("children 0")
