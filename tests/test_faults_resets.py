@@ -107,7 +107,9 @@ def reset_often(loop: str, point: str, certfile: Path, count: int) -> None:
 
         before = vanish(100)
         middle = vanish(count // 2)
-        after = vanish(count // 2)
+        vanish(count // 2)
+        # Those of the last may still be closing.
+        after = server.until(lambda now: now["descriptors"] <= before["descriptors"])
         with connect(server.addresses["tcp"]) as client:
             assert ask(client, b"hello") == b"HELLO"
     # The allocator keeps as many large replies as were once alive at a time; what leaks grows in both halves.
@@ -122,8 +124,8 @@ def reset_often(loop: str, point: str, certfile: Path, count: int) -> None:
     )
     assert not after["log"]
     assert growth < 6 * MIB
-    for name in ("descriptors", "tasks", "threads"):
-        assert after[name] == before[name], name
+    for name in ("tasks", "threads"):
+        assert after[name] <= before[name], name
     assert after[kind]["failed"] == 0
 
 
