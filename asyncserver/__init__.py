@@ -14,20 +14,20 @@ with `stream_server` and `datagram_server` (handlers, limits, drain), `stream` a
 
 from __future__ import annotations
 
-from ._types import DatagramHandler, ErrorHandler, StreamHandler
-from .adapters import ProtocolHandler, from_callback, from_protocol
-from .addresses import Address
-from .datagram import Datagram
+from ._types import ErrorHandler, StreamHandler
+from .adapters.protocols import ProtocolHandler, from_callback, from_protocol
+from .datagrams.datagram import Datagram, DatagramHandler
 from .exceptions import BindError, IdleTimeout
-from .metrics import ServerCollector
-from .proxy_protocol import ProxyHeader
-from .reports import DrainReport, Durations, ServerStats
+from .monitoring.metrics import ServerCollector
+from .net.addresses import Address
+from .net.systemd import systemd_sockets
 from .running import run
-from .server import Server
+from .servers.server import Server
+from .servers.stats import DrainReport, Durations, ServerStats
 from .serving import Serving, serve, serve_datagrams
-from .stream import Stream
-from .systemd import systemd_sockets
-from .tls import KeyExchangeAttribute, SNIAttribute, TLSContext, tls_context
+from .streams.proxy_protocol import ProxyHeader
+from .streams.stream import Stream
+from .tls.contexts import KeyExchangeAttribute, SNIAttribute, TLSContext, tls_context
 
 __all__ = [
     "Address",

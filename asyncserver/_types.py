@@ -1,4 +1,4 @@
-"""The shapes of handlers."""
+"""The shapes of what is given to servers of both kinds."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 if TYPE_CHECKING:
-    from .datagram import Datagram
-    from .stream import Stream
+    from .datagrams.datagram import Datagram
+    from .streams.stream import Stream
 
-__all__ = ["DatagramHandler", "ErrorHandler", "StreamHandler"]
+__all__ = ["ErrorHandler", "StreamHandler"]
 
 #: Called once for each connection.
 StreamHandler: TypeAlias = Callable[["Stream"], Coroutine[Any, Any, object]]
-
-#: Called once for each datagram; what it returns, unless None, is sent back.
-DatagramHandler: TypeAlias = Callable[["Datagram"], Coroutine[Any, Any, bytes | None]]
 
 #: Called with whatever a handler raised and the Stream or Datagram it was handling.
 ErrorHandler: TypeAlias = Callable[[BaseException, Union["Stream", "Datagram"]], object]

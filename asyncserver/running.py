@@ -10,17 +10,17 @@ import threading
 from typing import TYPE_CHECKING, Literal
 
 from ._logger import logger as _logger
-from ._stopping import Stage, Stopping
-from ._terminals import open_terminals
-from .logs import about
+from .monitoring.notify import NotifySocket
+from .servers.logs import about
 from .serving import Serving, check_seconds
-from .systemd import NotifySocket
+from .workers.stopping import Stage, Stopping
+from .workers.terminals import open_terminals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from ._monitor import Monitor
-    from .server import Server
+    from .monitoring.monitor import Monitor
+    from .servers.server import Server
 
 __all__ = ["run"]
 
@@ -98,7 +98,7 @@ def run_program(
         metrics: as for `run()`.
         drain_delay: as for `run()`.
     """
-    from ._monitor import Monitor  # noqa: PLC0415 - not wanted by who only serves, and an eighth of the whole import
+    from .monitoring.monitor import Monitor  # noqa: PLC0415 - not wanted by who only serves, and an eighth of the whole import
 
     monitoring: Serving | None = None
     try:
@@ -111,7 +111,7 @@ def run_program(
         with NotifySocket.from_environment() as notify:
             if workers > 1:
                 _check_process()
-                from .workers import Supervisor  # noqa: PLC0415 - likewise
+                from .workers.supervisor import Supervisor  # noqa: PLC0415 - likewise
 
                 Supervisor(
                     servings,
@@ -198,7 +198,7 @@ async def _run(
         with signals.handled():
             async with contextlib.AsyncExitStack() as stack:
                 if monitoring is not None:  # first, so that it can say "not ready" before and after
-                    from ._monitor import tell_where  # noqa: PLC0415 - likewise
+                    from .monitoring.monitor import tell_where  # noqa: PLC0415 - likewise
 
                     tell_where((await stack.enter_async_context(monitoring)).addresses)
                 servers = [await stack.enter_async_context(serving) for serving in servings]

@@ -10,21 +10,22 @@ from collections.abc import Coroutine
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from ._handlers import check_handler, check_kind
-from .adapters import ProtocolHandler
-from .binding import Binding
-from .datagram_server import DatagramServer
-from .proxy_protocol import TrustedProxies
-from .stream_server import StreamServer
+from .adapters.checks import check_handler, check_kind
+from .adapters.protocols import ProtocolHandler
+from .net.binding import Binding
+from .servers.datagram_server import DatagramServer
+from .servers.stream_server import StreamServer
+from .streams.proxy_protocol import TrustedProxies
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Generator, Sequence
     from types import TracebackType
 
-    from ._types import DatagramHandler, ErrorHandler, StreamHandler
-    from .binding import BoundSocket
-    from .server import Server
+    from ._types import ErrorHandler, StreamHandler
+    from .datagrams.datagram import DatagramHandler
+    from .net.binding import BoundSocket
+    from .servers.server import Server
 
 __all__ = ["Serving", "serve", "serve_datagrams"]
 

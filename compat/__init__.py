@@ -19,7 +19,7 @@ from compat.forking import (
     ForkingUnixDatagramServer,
     ForkingUnixStreamServer,
 )
-from compat.pool import ThreadPool as ThreadPool
+from compat.pool.executor import ThreadPool as ThreadPool
 from compat.replacement import install as install
 from compat.servers import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from compat.threads import CloseReport as CloseReport

@@ -7,7 +7,10 @@ import sys
 import time
 from collections.abc import Iterable
 
+from compat.intake.overrides import trust
 from compat.servers import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer, redeclares
+
+trust(globals())
 
 
 @redeclares(socketserver.ForkingMixIn)

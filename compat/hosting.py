@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from asyncserver import Datagram, IdleTimeout, Server, Stream
-from compat.pool import ThreadPool
+from compat.pool.executor import ThreadPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

@@ -1,8 +1,8 @@
 """The server classes: the standard library's own, with another way to wait.
 
 Every class subclasses its namesake in `socketserver`, so hooks, their order and `isinstance` stay what they
-were. What is replaced: how `serve_forever()` waits (`compat.loop`), where threaded handlers run
-(`compat.threads`), TLS handshakes (`compat.handshake`), whose children are reaped (`compat.forking`) and how
+were. What is replaced: how `serve_forever()` waits (`compat.intake`), where threaded handlers run
+(`compat.threads`), TLS handshakes (`compat.intake.handshake`), whose children are reaped (`compat.forking`) and how
 `shutdown()` makes itself heard.
 
 Programs build on everything they can see, so what is ours alone is called `_compat_...`, except for the class
@@ -18,11 +18,14 @@ import threading
 import time
 from collections.abc import Callable
 from socket import SOMAXCONN
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from compat.handshake import is_ours, is_tls_listener, with_limited_handshake
-from compat.loop import EXHAUSTED, RETRY_SECONDS, ServingLoop, warn_of_waiting
-from compat.openssl import clear_errors
+from compat.intake.handshake import with_limited_handshake
+from compat.intake.loop import EXHAUSTED, RETRY_SECONDS, ServingLoop, warn_of_waiting
+from compat.intake.overrides import is_ours, is_tls_listener, trust
+from compat.pool.openssl import clear_errors
+
+trust(globals())
 
 _C = TypeVar("_C", bound=type)
 _Factory = Callable[[Any, Any, Any], Any]
@@ -130,7 +133,7 @@ class BaseServer(socketserver.BaseServer):
         warned = False
         while not self.__shutdown_request:
             try:
-                return ServingLoop(self, poll_interval)
+                return ServingLoop(cast("Any", self), poll_interval)  # its hooks may be anything
             except OSError as error:
                 if error.errno not in EXHAUSTED:
                     raise
@@ -149,7 +152,10 @@ class BaseServer(socketserver.BaseServer):
     def _handle_request_noblock(self) -> None:
         """Take one request; also called by programs with a select loop of their own."""
         try:
-            request, client_address = with_limited_handshake(self) if is_tls_listener(self) else self.get_request()
+            if is_tls_listener(self):
+                request, client_address = with_limited_handshake(cast("Any", self))
+            else:
+                request, client_address = self.get_request()
         except OSError as error:
             self._compat_error = error
             return

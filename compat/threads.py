@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from time import monotonic, sleep
 from typing import Any
 
-from compat.call import Call
-from compat.joinable import JoinableThreads
-from compat.pool import ThreadPool
+from compat.intake.overrides import trust
+from compat.pool.call import Call
+from compat.pool.executor import ThreadPool
+from compat.pool.joinable import JoinableThreads
 from compat.servers import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer, redeclares
+
+trust(globals())
 
 _logger = logging.getLogger("compat")
 

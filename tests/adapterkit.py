@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 import asyncserver
-import asyncserver.adapters
+import asyncserver.adapters.protocols
 from asyncserver import from_callback, from_protocol
 
 if TYPE_CHECKING:

@@ -129,7 +129,7 @@ def tls(tmp_path: Path, server_context: ssl.SSLContext, client_context: ssl.SSLC
 @pytest.fixture
 def slow_clients(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients may take a while to begin: in the few threads of an executor, on a busy machine."""
-    monkeypatch.setattr("asyncserver._kernel._FIRST_WORDS", PATIENCE)
+    monkeypatch.setattr("asyncserver.net.socket_info._FIRST_WORDS", PATIENCE)
 
 
 @pytest.fixture(params=list(INTERRUPTIONS))

@@ -11,8 +11,8 @@ import importlib
 import sys
 from typing import Any
 
-from asyncserver import options
-from asyncserver.proxy_protocol import HeaderError, HeaderParser
+from asyncserver.cli import options
+from asyncserver.streams.proxy_protocol import HeaderError, HeaderParser
 
 
 def parse(pieces: list[bytes]) -> tuple[object, int]:

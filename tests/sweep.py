@@ -141,7 +141,7 @@ def _descriptors() -> set[str]:
 def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds that some cuts have to wait for."""
     monkeypatch.setattr("asyncserver.server._CANCEL_GRACE", 0.05)
-    monkeypatch.setattr("asyncserver.stream._CLOSE_TIMEOUT", 0.05)
+    monkeypatch.setattr("asyncserver.streams.stream._CLOSE_TIMEOUT", 0.05)
     monkeypatch.setattr("asyncserver.adapters._SHUTDOWN_TIMEOUT", 0.05)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 import asyncserver
-import asyncserver.adapters
+import asyncserver.adapters.protocols
 from asyncserver import from_callback, from_protocol
 from tests.adapterkit import BufferedUpper, Upper, errors, handler, impatience, upper_callback
 from tests.support import Transport, eventually

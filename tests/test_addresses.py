@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from asyncserver.addresses import distinct_labels, host_group, parse_address, shown, task_name
+from asyncserver.net.addresses import distinct_labels, host_group, parse_address, shown, task_name
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import asyncserver
-from asyncserver.binding import Binding, BoundSocket
+from asyncserver.net.binding import Binding, BoundSocket
 from tests.bindingkit import ask, refused, serve, warm_resolver
 from tests.serverkit import run_script, upper
 

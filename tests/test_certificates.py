@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import asyncserver
-from asyncserver._certificate import Certificate, read_certificate
+from asyncserver.tls.certificate import Certificate, read_certificate
 from tests.support import Client, TLSClient, Transport, eventually, open_socket, within
 
 if TYPE_CHECKING:

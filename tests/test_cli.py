@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asyncserver import cli
-from asyncserver.options import make_parser, read
+from asyncserver.cli import main as cli
+from asyncserver.cli.options import make_parser, read
 from tests.clikit import ask, command, folder, internet_address
 from tests.serverkit import PATIENCE, ROOT, Program, free_port
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import asyncserver
-from asyncserver import cli
+from asyncserver.cli import main as cli
 from tests.clikit import certificates, command, folder
 from tests.serverkit import Program, free_port
 

@@ -276,7 +276,7 @@ def test_an_oserror_of_get_request_is_passed_over(ss: Any) -> None:
 
 def test_clients_that_get_request_refuses_do_not_delay_the_others(ss: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many there are; nor is anything wrong with the listener."""
-    monkeypatch.setattr("compat.loop.RETRY_SECONDS", 1000)  # no client would wait for that
+    monkeypatch.setattr("compat.intake.loop.RETRY_SECONDS", 1000)  # no client would wait for that
     refused = 40
 
     class Server(ss.TCPServer):  # type: ignore[misc]

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import compat
-import compat.draining
-import compat.pool
+import compat.pool.executor
+import compat.program.draining
 from tests.compatkit import LOOPBACK, echo
 
 
@@ -32,9 +32,9 @@ def test_sigterm_while_other_threads_begin_to_serve(monkeypatch: pytest.MonkeyPa
             return os.getpid()
 
     expected = [Serving().server for _ in range(3)]
-    monkeypatch.setattr(compat.draining, "live", live)
+    monkeypatch.setattr(compat.program.draining, "live", live)
     monkeypatch.setattr(signal, "getsignal", lambda _: None)  # no handler is installed
-    drain = compat.draining.Drain(1.0)
+    drain = compat.program.draining.Drain(1.0)
     drain._on_signal(signal.SIGTERM, None)
     assert sorted(map(id, drain.servers)) == sorted(map(id, expected))
 
@@ -94,14 +94,14 @@ def test_pools_are_made_while_all_are_looked_for(monkeypatch: pytest.MonkeyPatch
         while not ended.is_set():
             compat.ThreadPool()
 
-    monkeypatch.setattr(compat.pool, "_exiting", threading.Event())
+    monkeypatch.setattr("compat.pool.executor._exiting", threading.Event())
     interval = sys.getswitchinterval()
     maker = threading.Thread(target=make)
     maker.start()
     try:
         sys.setswitchinterval(1e-5)
         for _ in range(300):
-            compat.pool._send_idle_threads_home()
+            compat.pool.executor._send_idle_threads_home()
         assert len(alive) == 300
     finally:
         sys.setswitchinterval(interval)

@@ -65,7 +65,7 @@ def test_a_pool_that_is_shut_down_without_threads_fails_its_futures(monkeypatch:
 WITHOUT_DESCRIPTORS = """
 import gc, logging, os, resource, socket, socketserver, sys, threading, warnings
 import compat
-from compat.openssl import quick_clearing
+from compat.pool.openssl import quick_clearing
 
 quick_clearing()  # brings ctypes, which may keep a descriptor
 

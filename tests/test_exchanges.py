@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asyncserver import _http, _monitor
-from asyncserver._exchanges import Exchanges
-from asyncserver.binding import Binding
+from asyncserver.monitoring import http as _http
+from asyncserver.monitoring import monitor as _monitor
+from asyncserver.net.binding import Binding
+from asyncserver.workers.exchanges import Exchanges
 from tests.serverkit import PATIENCE
 
 if TYPE_CHECKING:

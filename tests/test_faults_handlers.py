@@ -12,7 +12,7 @@ import anyio
 import pytest
 from anyio.abc import SocketAttribute
 
-import asyncserver.server
+import asyncserver.servers.server
 from tests.faultkit import RaiseOrEcho, figure
 from tests.serverkit import PATIENCE, errors_in, is_balanced, is_balanced_for_datagrams, until, upper
 from tests.support import Client, Transport
@@ -158,7 +158,7 @@ left_behind = Holder(list)
 
 @pytest.fixture(autouse=True)
 def _holders(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asyncserver.server, "_CANCEL_GRACE", 0.2)
+    monkeypatch.setattr("asyncserver.servers.server._CANCEL_GRACE", 0.2)
     until_released.value = asyncio.Event()
     left_behind.value = []
 

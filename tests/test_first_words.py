@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import asyncserver
-from asyncserver import _kernel
-from asyncserver._kernel import first_words_due
+from asyncserver.net import socket_info as _kernel
+from asyncserver.net.socket_info import first_words_due
 from tests.serverkit import KINDS, PATIENCE, Wire, until, upper
 
 if TYPE_CHECKING:

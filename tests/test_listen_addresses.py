@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncserver.options import address
+from asyncserver.cli.options import address
 
 if TYPE_CHECKING:
     import ipaddress

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import asyncserver
-from asyncserver.binding import BoundSocket
-from asyncserver.listener import _BACKOFF, Listener
+from asyncserver.net.binding import BoundSocket
+from asyncserver.net.listener import _BACKOFF, Listener
 from tests.serverkit import LOOPS, Wire, is_balanced, run_script, until, upper
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def tcp(tmp_path: Path) -> Wire:
 
 EXHAUSTION = """
 import asyncio, json, logging, os, resource, socket, sys
-import asyncserver.listener
+import asyncserver.net.listener
 
 CLIENTS = 30
 asyncserver.listener._BACKOFF = 1000.0  # whoever had to wait for the timer would not be answered in time

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import asyncserver
-from asyncserver.addresses import shown
-from asyncserver.logs import JSONFormatter
+from asyncserver.monitoring.log_format import JSONFormatter
+from asyncserver.net.addresses import shown
 from tests.support import Client, Transport, eventually
 
 if TYPE_CHECKING:

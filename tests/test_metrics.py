@@ -15,8 +15,8 @@ import pytest
 
 import asyncserver
 import compat
-from asyncserver.metrics import METRICS, Row, exposition, families, summed
-from asyncserver.reports import add, retired
+from asyncserver.monitoring.metrics import METRICS, Row, exposition, families, summed
+from asyncserver.servers.stats import add, retired
 from tests.monitorkit import values
 from tests.serverkit import errors_in, until, upper
 from tests.support import Client, within

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import asyncserver
-from asyncserver import _http, _monitor
-from asyncserver._monitor import Monitor, respond
+from asyncserver.monitoring import http as _http
+from asyncserver.monitoring import monitor as _monitor
+from asyncserver.monitoring.monitor import Monitor, respond
 from tests.monitorkit import monitored, scrape, soon
 from tests.serverkit import errors_in, upper
 from tests.support import Client as AsyncClient

@@ -17,8 +17,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import asyncserver
-from asyncserver import options
-from asyncserver.options import OPTIONS, Option, make_parser, read
+from asyncserver.cli import options
+from asyncserver.cli.options import OPTIONS, Option, make_parser, read
 
 # What is typed for an option, another valid value, and a wrong one with what is said about it.
 SAMPLES: dict[str, tuple[str, str, str | None]] = {

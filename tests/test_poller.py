@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from anyio.abc import SocketAttribute
 
 import asyncserver
-from asyncserver._poller import READ, WRITE, Poller
+from asyncserver.net.poller import READ, WRITE, Poller
 
 if TYPE_CHECKING:
     from collections.abc import Callable

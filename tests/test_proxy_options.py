@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import asyncserver
-from asyncserver import cli
+from asyncserver.cli import main as cli
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine

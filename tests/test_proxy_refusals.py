@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 import asyncserver
-from asyncserver import stream_server
+from asyncserver.servers import stream_server
 from tests.headerkit import BINARY, CLIENT, INET, KINDS, LINE, SIGNATURE, Telling, ask, proxied, tell
 
 

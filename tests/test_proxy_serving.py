@@ -14,7 +14,7 @@ from anyio.abc import SocketAttribute
 
 import asyncserver
 import compat
-from asyncserver.proxy_protocol import HeaderParser
+from asyncserver.streams.proxy_protocol import HeaderParser
 from tests.headerkit import BINARY, CLIENT, KINDS, LINE, SIGNATURE, Telling, ask, contexts, proxied, tell
 
 if TYPE_CHECKING:

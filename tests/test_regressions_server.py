@@ -42,7 +42,7 @@ async def upper_blocks(stream: Stream) -> None:
 
 @pytest.fixture
 def short_first_byte(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asyncserver._kernel._FIRST_WORDS", 0.05)
+    monkeypatch.setattr("asyncserver.net.socket_info._FIRST_WORDS", 0.05)
 
 
 # -- what the drain owes
@@ -186,7 +186,7 @@ async def test_client_silent_after_starttls_does_not_hold_the_drain(tcp: Transpo
 
 async def test_hello_that_comes_at_once_is_answered(tls: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who has begun with its handshake before the time for the first byte is over gets its answer."""
-    monkeypatch.setattr("asyncserver._kernel._FIRST_WORDS", 2)
+    monkeypatch.setattr("asyncserver.net.socket_info._FIRST_WORDS", 2)
     async with tls.serve(upper, drain_timeout=30) as server:
         sock = await open_socket(server.addresses[0])
         await eventually(lambda: server.stats().active == 1)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import asyncserver
-from asyncserver.proxy_protocol import HeaderError, HeaderParser, crc32c
+from asyncserver.streams.proxy_protocol import HeaderError, HeaderParser, crc32c
 from tests.serverkit import ROOT, Program, errors_in, upper
 from tests.support import eventually
 

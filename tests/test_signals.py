@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import asyncserver
-from asyncserver import _worker, running
+from asyncserver import running
+from asyncserver.workers import process as _worker
 from tests.serverkit import LOOPS, PATIENCE, ROOT, Program, authority, client_context, upper
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from asyncserver._stopping import Stage, Stopping
+from asyncserver.workers.stopping import Stage, Stopping
 
 
 @pytest.mark.parametrize("delay", [0.0, 10.0])

@@ -16,7 +16,7 @@ from anyio.streams.text import TextStream
 from anyio.streams.tls import TLSAttribute, TLSStream
 
 import asyncserver
-import asyncserver.stream
+import asyncserver.streams.stream
 from asyncserver import Stream
 from tests.serverkit import upper
 from tests.support import TLSClient, Transport, blocked, eventually, within

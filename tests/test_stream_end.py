@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import anyio
 import pytest
 
-import asyncserver
-import asyncserver.stream
-from asyncserver import Stream
 from tests.support import Transport, blocked, eventually, fill, within
+
+if TYPE_CHECKING:
+    from asyncserver import Stream
 
 
 async def test_aclose_ends_the_peers_stream(transport: Transport) -> None:
@@ -90,7 +91,7 @@ async def test_unread_bytes_do_not_cost_the_answer(transport: Transport) -> None
 
 async def test_peer_that_goes_on_sending_is_left_after_a_while(tcp: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
     """aclose() throws away what still arrives, but not for ever."""
-    monkeypatch.setattr(asyncserver.stream, "_CLOSE_TIMEOUT", 0.1)
+    monkeypatch.setattr("asyncserver.streams.stream._CLOSE_TIMEOUT", 0.1)
     async with tcp.pair() as (stream, client):
         await client.send(b"unread")
         closing = await blocked(stream.aclose())

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from asyncserver import Stream
-from asyncserver._poller import Poller
+from asyncserver.net.poller import Poller
 from tests.serverkit import upper
 from tests.support import Client, Transport, blocked, eventually, within
 

@@ -17,9 +17,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from asyncserver.options import make_parser
-from asyncserver.reports import ServerStats
-from asyncserver.systemd import NotifySocket, listen_names, notify_address, own_pidfd_id, watchdog_seconds
+from asyncserver.cli.options import make_parser
+from asyncserver.monitoring.notify import NotifySocket, notify_address, watchdog_seconds
+from asyncserver.net.systemd import listen_names, own_pidfd_id
+from asyncserver.servers.stats import ServerStats
 from tests.serverkit import PATIENCE, ROOT
 from tests.systemdkit import Systemd, ask, either_address, folder, systemd
 

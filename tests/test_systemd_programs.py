@@ -169,7 +169,7 @@ def test_worker_that_is_stuck_is_replaced_where_systemd_watches(start: Start, sy
 
 
 SCRIPT = """
-import logging, sys, app, asyncserver, asyncserver._watchdog as watchdog
+import logging, sys, app, asyncserver, asyncserver.workers.watchdog as watchdog
 logging.basicConfig(level="INFO")
 watchdog._SILENCE = watchdog._LEAST_SILENCE = 3  # workers report each second
 asyncserver.run(asyncserver.serve(app.handler, path=sys.argv[1]), workers=2)

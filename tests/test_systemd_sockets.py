@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from asyncserver.systemd import own_pidfd_id
+from asyncserver.net.systemd import own_pidfd_id
 from tests.serverkit import LOOPS, PATIENCE, Program
 from tests.systemdkit import Client, ask, folder
 

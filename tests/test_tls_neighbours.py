@@ -17,11 +17,11 @@ from anyio.abc import SocketAttribute
 
 import asyncserver
 import compat
-from asyncserver._kernel import unread
-from asyncserver._openssl import clear_errors
-from compat.openssl import clear_errors as clear_in_compat
-from compat.openssl import quick_clearing
-from compat.pool import ThreadPool
+from asyncserver.net.socket_info import unread
+from asyncserver.tls.openssl import clear_errors
+from compat.pool.executor import ThreadPool
+from compat.pool.openssl import clear_errors as clear_in_compat
+from compat.pool.openssl import quick_clearing
 from tests.compatkit import serving
 from tests.support import Client, TLSClient, Transport, eventually, within
 

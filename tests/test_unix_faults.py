@@ -18,8 +18,9 @@ import pytest
 
 import asyncserver
 import compat
-from asyncserver import _socket_file, datagram
-from asyncserver.binding import Binding
+from asyncserver.datagrams import datagram
+from asyncserver.net import unix_path as _socket_file
+from asyncserver.net.binding import Binding
 from compat import hosting
 from tests.serverkit import errors_in, run_script, upper
 from tests.support import eventually, within

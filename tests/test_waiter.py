@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from asyncserver._waiter import Waiter
+from asyncserver.net.waiter import Waiter
 from tests.support import Interrupt, blocked, within
 
 if TYPE_CHECKING:

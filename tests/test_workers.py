@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import asyncserver
-from asyncserver import ServerStats, _worker
-from asyncserver.binding import Binding
+from asyncserver import ServerStats
+from asyncserver.net.binding import Binding
+from asyncserver.workers import process as _worker
 from tests.serverkit import PATIENCE
 from tests.traffic import Load
 from tests.workerkit import Client, Start, ask, ask_udp, both_workers, ended, start
@@ -211,7 +212,7 @@ def test_dead_worker_is_replaced_where_sigchld_was_ignored(start: Start) -> None
 MANY = """
 import logging, sys
 import asyncserver, app
-from asyncserver import _worker
+from asyncserver.workers import process as _worker
 
 logging.basicConfig(level=logging.INFO)
 servings = [asyncserver.serve(app.handler, "127.0.0.1", 0) for _ in range(_worker.MOST_SERVERS)]

@@ -1,0 +1,1 @@
+"""Existing asyncio protocols and callbacks as handlers."""

@@ -1,0 +1,175 @@
+"""ProtocolEndpoint: an endpoint with a DatagramProtocol; and the transport which that sees."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from .._logger import logger as _logger
+from ..datagrams.batch_reader import BatchReader, Handling
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..datagrams.datagram import Datagram, Endpoint
+    from ..net.addresses import Address
+    from ..net.binding import BoundSocket
+    from .protocols import ProtocolHandler
+
+
+class ProtocolEndpoint(BatchReader):
+    """Gives each datagram to a protocol.
+
+    Args:
+        server: as for BatchReader, and so are bound and max_datagram_size.
+        handler: makes the protocol.
+        close: called when the protocol closes its transport.
+    """
+
+    def __init__(
+        self,
+        server: Handling,
+        bound: BoundSocket,
+        max_datagram_size: int,
+        handler: ProtocolHandler,
+        close: Callable[[], object],
+    ) -> None:
+        super().__init__(server, bound, max_datagram_size)
+        self._transport = EndpointTransport(self._loop, self, handler, close, server._tell_change)
+
+    def _serve_batch(self) -> None:
+        while (datagram := self._take()) is not None:
+            self._server._settle(datagram, self._transport.received(datagram), None)
+
+    @property
+    def unfinished(self) -> bool:
+        """See BatchReader."""
+        return super().unfinished or self._transport.sending
+
+    def close(self) -> None:
+        """See Endpoint; the protocol is told first."""
+        try:
+            self._transport.lost()
+        except Exception:
+            extra = {"server": self._server.label, "outcome": "failed"}
+            _logger.exception("%r failed in connection_lost()", self._transport.get_protocol(), extra=extra)
+        super().close()
+
+
+class EndpointTransport(asyncio.DatagramTransport):
+    """The transport of a DatagramProtocol, over an endpoint of ours: also for Unix sockets, and on uvloop too."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        endpoint: Endpoint,
+        handler: ProtocolHandler,
+        close: Callable[[], object],
+        sent: Callable[[], object],
+    ) -> None:
+        super().__init__()
+        self._loop = loop
+        self._endpoint = endpoint
+        self._close = close
+        self._sent = sent
+        self._closing = False
+        self._answering: Datagram | None = None
+        self._unsent: deque[tuple[bytes, Address]] = deque()
+        self._sending: asyncio.Task[None] | None = None
+        self._protocol: Any = handler.make(None)
+        self._protocol.connection_made(self)
+
+    def received(self, datagram: Datagram) -> BaseException | None:
+        """Give a datagram to the protocol; returns what it raised."""
+        sent = self._endpoint.sent + len(self._unsent)
+        self._answering = datagram
+        try:
+            self._protocol.datagram_received(datagram.data, datagram.address)
+        except Exception as exc:
+            return exc
+        finally:
+            self._answering = None
+            datagram.replied = self._endpoint.sent + len(self._unsent) > sent
+        return None
+
+    def lost(self) -> None:
+        """The server has closed."""
+        self._closing = True
+        if self._sending is not None:
+            self._sending.cancel()
+        self._protocol.connection_lost(None)
+
+    def sendto(self, data: bytes | bytearray | memoryview, addr: Any = None) -> None:
+        if addr is None:
+            raise ValueError("sendto() needs the address to send to: a server's socket is not connected")
+        if not self._unsent and self._try_send(data, addr):
+            return
+        self._unsent.append((bytes(data), addr))
+        if self._sending is None:
+            self._tell("pause_writing")
+            self._sending = self._loop.create_task(self._send_rest())
+
+    def _try_send(self, data: bytes | bytearray | memoryview, address: Address) -> bool:
+        datagram = self._answering
+        control = datagram.control if datagram is not None and datagram.address == address else None
+        try:
+            return self._endpoint.try_send(data, address, control)
+        except (OSError, anyio.BrokenResourceError) as exc:
+            self._tell("error_received", exc if isinstance(exc, OSError) else exc.__cause__)
+            return True
+
+    @property
+    def sending(self) -> bool:
+        """Whether datagrams wait for room in the socket."""
+        return self._sending is not None
+
+    async def _send_rest(self) -> None:
+        try:
+            while self._unsent:
+                data, address = self._unsent.popleft()
+                try:
+                    await self._endpoint.send(data, address, None)
+                except (OSError, anyio.BrokenResourceError) as exc:
+                    self._tell("error_received", exc if isinstance(exc, OSError) else exc.__cause__)
+        finally:
+            self._sending = None
+            self._sent()
+        self._tell("resume_writing")
+
+    def _tell(self, name: str, *arguments: object) -> None:
+        """Call the protocol where nobody waits for what it may raise."""
+        try:
+            getattr(self._protocol, name)(*arguments)
+        except Exception:
+            _logger.exception("%r failed in %s()", self._protocol, name)
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        if name == "socket":
+            return self._endpoint.sock
+        if name == "sockname":
+            return self._endpoint.sock.getsockname()
+        return default
+
+    def get_write_buffer_size(self) -> int:
+        return sum(len(data) for data, _ in self._unsent)
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = protocol
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        protocol: asyncio.BaseProtocol = self._protocol
+        return protocol
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def close(self) -> None:
+        """Close the whole server, as closing an asyncio endpoint ends it."""
+        self._closing = True
+        self._close()
+
+    def abort(self) -> None:
+        self.close()

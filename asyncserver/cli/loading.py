@@ -1,0 +1,71 @@
+"""What the command line loads: MODULE:HANDLER, and classes that were written for socketserver or asyncio, hosted."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from ..adapters.protocols import from_protocol
+from ..serving import importing
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def load(name: str) -> Any:
+    """Import what MODULE:NAME names; the current folder counts, as it does for `python -m`.
+
+    Raises:
+        ValueError: there is no such thing.
+        RuntimeError: the module does not only hold it, but serves at once.
+    """
+    module_name, _, attributes = name.partition(":")
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    token = importing.set(module_name)
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as exc:
+        if exc.name is None or not (module_name == exc.name or module_name.startswith(exc.name + ".")):
+            raise  # a module that the handler's own module wants
+        raise ValueError(f"there is no module {module_name!r} in the current folder or installed") from exc
+    finally:
+        importing.reset(token)
+    for attribute in attributes.split("."):
+        try:
+            found = getattr(found, attribute)
+        except AttributeError as exc:
+            raise ValueError(f"module {module_name!r} has no {attributes!r}") from exc
+    return found
+
+
+def adapted(handler: Any, options: argparse.Namespace) -> Any:
+    """Make a handler of a class that was written for socketserver, or of a protocol's.
+
+    Raises:
+        ValueError: it is for other places than those given, or --threads for nothing that needs any.
+    """
+    # Whoever has a class of socketserver's has imported that; nobody else needs it.
+    legacy = sys.modules.get("socketserver")
+    if legacy is not None and isinstance(handler, type) and issubclass(handler, legacy.BaseRequestHandler):
+        _check_kind(handler, legacy.StreamRequestHandler, legacy.DatagramRequestHandler, options)
+        from compat import hosted  # noqa: PLC0415 - asyncserver stands without it
+
+        return hosted(handler) if options.threads is None else hosted(handler, max_threads=options.threads)
+    if options.threads is not None:
+        raise ValueError("--threads is for subclasses of socketserver.BaseRequestHandler; the handler is none")
+    if isinstance(handler, type) and issubclass(handler, asyncio.BaseProtocol):
+        _check_kind(handler, (asyncio.Protocol, asyncio.BufferedProtocol), asyncio.DatagramProtocol, options)
+        return from_protocol(handler)
+    return handler
+
+
+def _check_kind(handler: type, streams: Any, datagrams: Any, options: argparse.Namespace) -> None:
+    for_streams, for_datagrams = issubclass(handler, streams), issubclass(handler, datagrams)
+    if for_streams and not for_datagrams and (options.udp or options.unix_datagram):
+        raise ValueError(f"{options.handler} handles streams: it can be served with --tcp and --unix")
+    if for_datagrams and not for_streams and (options.tcp or options.unix):
+        raise ValueError(f"{options.handler} handles datagrams: it can be served with --udp and --unix-datagram")

@@ -1,0 +1,198 @@
+"""The command line, `python -m asyncserver`."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import sys
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from .._logger import logger as _logger
+from ..monitoring.log_format import set_up
+from ..monitoring.metrics import require_prometheus
+from ..monitoring.monitor import Monitor
+from ..net.addresses import parse_address, shown
+from ..net.systemd import named_sockets, systemd_sockets
+from ..running import give_up, run_program
+from ..serving import Serving, serve, serve_datagrams
+from ..tls.certificate import read_certificate
+from ..tls.contexts import TLSContext, tls_context
+from .loading import adapted, load
+from .options import address, make_parser, read, unknown_variables
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+
+    from ..datagrams.datagram import Datagram
+    from ..streams.stream import Stream
+
+_DEFAULT_ADDRESS = "127.0.0.1:8080"
+
+# What each option takes of the sockets that systemd:NAME names: those of one unit have one name, of whatever kind.
+_INTERNET = (socket.AF_INET, socket.AF_INET6)
+_TAKES: dict[str, tuple[socket.SocketKind, Sequence[int]]] = {
+    "tcp": (socket.SOCK_STREAM, _INTERNET),
+    "udp": (socket.SOCK_DGRAM, _INTERNET),
+    "unix": (socket.SOCK_STREAM, (socket.AF_UNIX,)),
+    "unix_datagram": (socket.SOCK_DGRAM, (socket.AF_UNIX,)),
+}
+
+
+async def upper(source: Stream | Datagram) -> bytes | None:
+    """Send back in capitals whatever comes."""
+    if hasattr(source, "data"):
+        return source.data.upper()
+    async for data in source:
+        await source.send(data.upper())
+    return None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit status."""
+    parser = make_parser(f"asyncserver {__version__}")
+    options = read(parser, arguments)
+    set_up(options.log_level, as_json=options.log_json, connection_lines=options.log_connections)
+    for text in unknown_variables():
+        _logger.warning("environment variable of no option: %s", text)
+    try:
+        greet = _complete(options)
+        # With workers only they import what is named, so that new ones, after SIGHUP, have new code.
+        servings = _servings(options, places_only=options.workers > 1 and not options.check)
+    except (TypeError, ValueError, OSError) as exc:
+        parser.error(str(exc))
+    try:
+        if options.check:
+            _check(options, servings)
+        else:
+            told = {"metrics": options.metrics, "drain_delay": options.drain_delay}
+            run_program(servings, lambda: _servings(options), options.loop, options.workers, greet, **told)
+    except (OSError, ModuleNotFoundError) as exc:
+        print(f"{parser.prog}: {exc}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _complete(options: argparse.Namespace) -> Callable[[], object]:
+    """Put the default address where no other is given; returns what is to be called once it is bound."""
+    if options.tcp or options.udp or options.unix or options.unix_datagram:
+        for name in _TAKES:
+            setattr(options, name, [one for place in getattr(options, name) for one in _of_systemd(name, place)])
+        return lambda: None
+    if options.handler is not None:
+        raise ValueError(f"say where to serve {options.handler}: --tcp HOST:PORT, --udp HOST:PORT or --unix PATH")
+    options.tcp = options.udp = [address(_DEFAULT_ADDRESS)]
+    return _greet
+
+
+def _of_systemd(option: str, place: dict[str, Any]) -> list[dict[str, Any]]:
+    """Put systemd's sockets where their name stands; leave other places as they are."""
+    if "systemd" not in place:
+        return [place]
+    kind, families = _TAKES[option]
+    found = [one for one in systemd_sockets(place["systemd"]) if one.type == kind and one.family in families]
+    if not found:
+        passed = ", ".join(f"{name!r} ({one.type.name} {one.getsockname()!r})" for name, one in named_sockets())
+        raise ValueError(
+            f"--{option.replace('_', '-')} systemd:{place['systemd']}: systemd has opened no such socket for this "
+            f"process; it has opened {passed or 'none: start this program by its socket unit'}"
+        )
+    return [{"sock": one} for one in found]
+
+
+def _servings(options: argparse.Namespace, *, places_only: bool = False) -> list[Serving]:
+    """Make the servers; for their places only, import nothing."""
+    handler: Any = upper
+    on_error = None
+    if not places_only:
+        handler = adapted(upper if options.handler is None else load(options.handler), options)
+        on_error = None if options.on_error is None else load(options.on_error)
+    streams = {
+        "backlog": options.backlog,
+        "ssl": _tls(options),
+        "ssl_handshake_timeout": options.ssl_handshake_timeout,
+        "max_connections": options.max_connections,
+        "max_connections_per_host": options.max_connections_per_host,
+        "idle_timeout": options.idle_timeout,
+        "proxy_protocol": options.proxy_protocol,
+        "trusted_proxies": [name for names in options.trusted_proxies for name in names.split(",")],
+    }
+    datagrams = {"max_pending": options.max_pending, "max_datagram_size": options.max_datagram_size}
+    common = {"reuse_port": options.reuse_port, "drain_timeout": options.drain_timeout, "on_error": on_error}
+    for place in (*options.unix, *options.unix_datagram):
+        if "path" in place:  # else one of systemd's, whose unit says SocketMode=
+            place["path_mode"] = options.unix_mode
+    servings: list[Serving] = []
+    try:
+        servings.extend(serve(handler, **place, **streams, **common) for place in (*options.tcp, *options.unix))
+        servings.extend(
+            serve_datagrams(handler, **place, **datagrams, **common) for place in (*options.udp, *options.unix_datagram)
+        )
+    except (TypeError, ValueError):
+        give_up(servings)
+        raise
+    return servings
+
+
+def _tls(options: argparse.Namespace) -> TLSContext | None:
+    if not options.certfile:
+        if options.keyfile or options.client_ca or options.tls_groups:
+            raise ValueError("TLS needs --certfile")
+        return None
+    if len(options.keyfile) not in {0, len(options.certfile)}:
+        raise ValueError(
+            f"give as many --keyfile as --certfile, or none: got {len(options.keyfile)} for {len(options.certfile)}; "
+            "a certificate's file may be given as its key's too"
+        )
+    first, *others = zip(options.certfile, options.keyfile or [None] * len(options.certfile), strict=True)
+    return tls_context(
+        *first,
+        more_certificates=others,
+        client_ca=options.client_ca,
+        client_cert=options.client_cert,
+        minimum_version=ssl.TLSVersion.TLSv1_3 if options.tls_min == "1.3" else ssl.TLSVersion.TLSv1_2,
+        groups=options.tls_groups,
+    )
+
+
+def _check(options: argparse.Namespace, servings: list[Serving]) -> None:
+    """Bind, and tell what was found; nothing is served."""
+    try:
+        print("handler ", options.handler or "upper-casing echo")
+        for file in options.certfile:
+            certificate = read_certificate(file)
+            names = ", ".join(certificate.names) or "no DNS name"
+            print("TLS     ", f"{file}: {names}; until {certificate.expires:%Y-%m-%d %H:%M} UTC")
+        with contextlib.ExitStack() as stack:  # all of them at once: two may want the same address
+            if options.metrics is not None:
+                monitoring = Monitor().serving(options.metrics)  # which warns where prometheus-client is missing
+                stack.callback(monitoring.close)
+                _open(monitoring, stack, "metrics ")
+            for serving in servings:
+                _open(serving, stack)
+        if options.metrics is not None:
+            try:
+                require_prometheus()
+            except ModuleNotFoundError as exc:
+                print(f"all of it can be served but /metrics: {exc}")
+                return
+        print("all of it can be served")
+    finally:
+        give_up(servings)
+
+
+def _open(serving: Serving, stack: contextlib.ExitStack, kind: str | None = None) -> None:
+    for bound in serving.open_slots(1)[0]:
+        stack.callback(bound.close)
+        place = shown(bound.address) if isinstance(bound.address, tuple) else bound.address
+        print(kind or ("datagram" if bound.sock.type == socket.SOCK_DGRAM else "stream  "), place)
+
+
+def _greet() -> None:
+    host, port = parse_address(_DEFAULT_ADDRESS)
+    print(f"Upper-casing echo on {_DEFAULT_ADDRESS}, TCP and UDP. Ctrl-C ends it. Try it from another shell:")
+    print(f"    nc {host} {port}        or for UDP:  nc -u {host} {port}")
+    print(f"""    python3 -c 'import socket; s = socket.create_connection(("{host}", {port})); """, end="")
+    print("""s.sendall(b"hello"); print(s.recv(99))'""", flush=True)

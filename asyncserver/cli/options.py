@@ -1,0 +1,373 @@
+"""The options of the command line: one table, of which the parser, the environment and the README's table are made.
+
+A new option is one row in OPTIONS; `read()` returns its value under its name, and cli.py uses it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import re
+import shlex
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..net.addresses import parse_address
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+_DESCRIPTION = """\
+Serve TCP, UDP and Unix sockets until Ctrl-C or SIGTERM, then let what runs come to its end.
+
+Without arguments: an upper-casing echo server on TCP and UDP, 127.0.0.1:8080.
+"""
+
+_EPILOG = """\
+examples:
+  python -m asyncserver
+  python -m asyncserver app:handler --tcp 0.0.0.0:7000 --max-connections 1000 --idle-timeout 60
+  python -m asyncserver app:handler --tcp [::]:8443 --certfile chain.pem --keyfile key.pem
+  python -m asyncserver app:answer --udp 127.0.0.1:5353
+  python -m asyncserver app:handler --unix /run/app.sock --unix-mode 660
+
+A handler of --tcp and --unix is `async def handler(stream)`, one of --udp `async def handler(datagram)`; given both
+kinds of address it gets both, and isinstance(source, asyncserver.Datagram) is how it knows which. What
+asyncserver.from_protocol() and from_callback() return will do as well, and so will a subclass of
+socketserver.BaseRequestHandler, which runs in threads, or of asyncio.Protocol.
+
+Each option can be set in the environment: --max-connections as ASYNCSERVER_MAX_CONNECTIONS, MODULE:HANDLER as
+ASYNCSERVER_HANDLER. Several values are separated by spaces, and quoted as in a shell. What is typed wins.
+
+exit status:
+  0  served until asked to stop; --check: could be served
+  1  an address could not be had, a worker not started, or the handler's module raised
+  2  wrong arguments, or an environment variable, or a file with certificates
+"""
+
+_SYSTEMD = "systemd:"
+
+_PREFIX = "ASYNCSERVER_"
+# What Kubernetes sets in every container for a service that is called asyncserver.
+_OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_\d+_|=(tcp|udp|sctp)://")
+
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+
+
+# -- what is typed, as values. Each says what it expected: the parser adds where it was typed, the environment too.
+
+
+def _wrong(expected: str, text: str) -> argparse.ArgumentTypeError:
+    return argparse.ArgumentTypeError(f"expected {expected}; got {text!r}")
+
+
+def count(least: int) -> Callable[[str], int]:
+    """A whole number that is at least so big."""
+
+    def convert(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) >= least):
+            raise _wrong(f"a whole number, at least {least}", text)
+        return int(text)
+
+    return convert
+
+
+def seconds(*, zero: bool = False) -> Callable[[str], float]:
+    """A length of time, more than 0 or at least 0."""
+
+    def convert(text: str) -> float:
+        expected = "a number of seconds, " + ("at least 0" if zero else "more than 0")
+        try:
+            value = float(text)
+        except ValueError:
+            raise _wrong(expected, text) from None
+        if not (value > 0 or (zero and value == 0)):
+            raise _wrong(expected, text)
+        return value
+
+    return convert
+
+
+def mode(text: str) -> int:
+    """A file's permissions, octal."""
+    try:
+        return int(text, 8)
+    except ValueError:
+        raise _wrong("permissions in octal, such as 660", text) from None
+
+
+def address(text: str) -> dict[str, Any]:
+    """HOST:PORT or fd:N, as keyword arguments of serve() and serve_datagrams(); or systemd:NAME, for cli.py."""
+    if text.startswith(_SYSTEMD):
+        return {"systemd": text.removeprefix(_SYSTEMD)}
+    try:
+        host, port = parse_address(text, "HOST:PORT, such as 127.0.0.1:8080, [::1]:8080 or :8080, fd:N or systemd:NAME")
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from None
+    if host == "fd" and not text.startswith("["):
+        return {"fd": port}
+    if port > 65535:
+        raise _wrong("a port from 0 to 65535", text)
+    return {"host": host, "port": port}
+
+
+def place(text: str) -> str:
+    """HOST:PORT only, as it is."""
+    if "host" not in address(text):
+        raise _wrong("HOST:PORT, such as 127.0.0.1:9100", text)
+    return text
+
+
+def path(text: str) -> dict[str, Any]:
+    """A Unix socket's path, as keyword arguments of serve() and serve_datagrams(); or systemd:NAME, for cli.py."""
+    if text.startswith(_SYSTEMD):
+        return {"systemd": text.removeprefix(_SYSTEMD)}
+    if not text:
+        raise _wrong("a path", text)
+    return {"path": text}
+
+
+def name(text: str) -> str:
+    """MODULE:NAME, to be imported later."""
+    module, colon, attributes = text.partition(":")
+    if not (module and colon and attributes):
+        raise _wrong("MODULE:NAME, such as app:handler", text)
+    return text
+
+
+def groups(text: str) -> list[str]:
+    """Names of key exchange groups, the preferred first, as OpenSSL's own tools write them."""
+    return text.split(":")
+
+
+def on_or_off(text: str) -> bool:
+    """How the environment sets what on the command line is a flag without a value."""
+    if text.lower() not in (*_TRUE, *_FALSE):
+        raise _wrong(" or ".join((*_TRUE, *_FALSE)), text)
+    return text.lower() in _TRUE
+
+
+# -- the table
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option.
+
+    Attributes:
+        group: the heading under which the help shows it.
+        flag: what is typed; "handler" is the one that is told by its place.
+        metavar: what stands for the value in the help; an option without one is on or off.
+        help: what it does, in a line.
+        convert: makes a value of the text; raises ArgumentTypeError.
+        default: the value if it is not given; None goes without saying.
+        choices: the values there are.
+        several: it can be given several times, and its value is a list.
+    """
+
+    group: str
+    flag: str
+    metavar: str
+    help: str
+    convert: Callable[[str], Any] = str
+    default: Any = None
+    choices: Sequence[str] = ()
+    several: bool = False
+
+    @property
+    def name(self) -> str:
+        """The attribute of what `read()` returns."""
+        return self.flag.removeprefix("--").replace("-", "_")
+
+    @property
+    def variable(self) -> str:
+        """The environment variable."""
+        return _PREFIX + self.name.upper()
+
+    @property
+    def summary(self) -> str:
+        """The help, with the default where there is one to tell."""
+        if self.several:
+            return f"{self.help} (can be repeated)"
+        told = self.default not in (None, False) and "(default" not in self.help
+        shown = f"{self.default:g}" if isinstance(self.default, float) else self.default
+        return f"{self.help} (default: {shown})" if told else self.help
+
+    def from_text(self, text: str) -> Any:
+        """Make the value of what an environment variable holds. Raises ArgumentTypeError."""
+        if self.several:
+            try:
+                return [self.convert(word) for word in shlex.split(text)]
+            except ValueError as exc:  # a quote that is not closed
+                raise _wrong(f"values separated by spaces ({exc})", text) from exc
+        if self.choices and text not in self.choices:
+            raise _wrong(" or ".join(self.choices), text)
+        return self.convert(text) if self.metavar else on_or_off(text)
+
+
+_WHERE = "where to serve"
+_LIMITS = "limits"
+_PROXY = "behind a proxy, for --tcp and --unix"
+_TLS = "TLS for --tcp and --unix"
+_CODE = "handlers"
+_PROGRAM = "program"
+_LOG = "log"
+
+OPTIONS: tuple[Option, ...] = (
+    Option("", "handler", "MODULE:HANDLER", "what to serve; upper-casing echo if left out", name),
+    Option(_WHERE, "--tcp", "HOST:PORT",
+           "no HOST: every interface; fd:N: an inherited socket; systemd:NAME: sockets of a unit",
+           address, several=True),
+    Option(_WHERE, "--udp", "HOST:PORT", "the same for datagrams", address, several=True),
+    Option(_WHERE, "--unix", "PATH", "a Unix stream socket", path, several=True),
+    Option(_WHERE, "--unix-datagram", "PATH", "a Unix datagram socket", path, several=True),
+    Option(_WHERE, "--unix-mode", "MODE", "permissions of the Unix sockets' files, octal, such as 660", mode),
+    Option(_WHERE, "--backlog", "N", "connections that the kernel queues while none is accepted", count(0), 1024),
+    Option(_WHERE, "--reuse-port", "", "let other processes of this user serve on the same ports", default=False),
+    Option(_LIMITS, "--max-connections", "N", "open at once, for each address; more wait in the kernel", count(1)),
+    Option(_LIMITS, "--max-connections-per-host", "N", "open at once from one host; more are closed", count(1)),
+    Option(_LIMITS, "--idle-timeout", "SECONDS", "close connections that are silent for this long", seconds()),
+    Option(_LIMITS, "--max-pending", "N", "datagrams handled at once", count(1), 1024),
+    Option(_LIMITS, "--max-datagram-size", "BYTES", "longer ones are cut off", count(1), 65535),
+    Option(_LIMITS, "--drain-timeout", "SECONDS", "how long handlers may go on after the signal to stop",
+           seconds(zero=True), 30.0),
+    Option(_PROXY, "--proxy-protocol", "", "take the client's address from the PROXY protocol's header",
+           default=False),
+    Option(_PROXY, "--trusted-proxies", "NETWORK[,...]",
+           "who may send it, such as 10.0.0.0/8 or unix (default: this host)", several=True),
+    Option(_TLS, "--certfile", "FILE", "certificate chain, PEM; with several, the client's server name (SNI) chooses",
+           several=True),
+    Option(_TLS, "--keyfile", "FILE", "private key, PEM, unless it is in the certificate's file; one for each",
+           several=True),
+    Option(_TLS, "--client-ca", "FILE", "ask clients for a certificate signed by one of these"),
+    Option(_TLS, "--client-cert", "WHETHER", "required, or optional: those without one are served too",
+           default="required", choices=("required", "optional")),
+    Option(_TLS, "--tls-min", "VERSION", "1.2 or 1.3", default="1.2", choices=("1.2", "1.3")),
+    Option(_TLS, "--tls-groups", "GROUP[:...]",
+           "key exchange groups, the preferred first, such as X25519MLKEM768:X25519; needs Python 3.15", groups),
+    Option(_TLS, "--ssl-handshake-timeout", "SECONDS", "how long a client's handshake may take", seconds(), 30.0),
+    Option(_CODE, "--threads", "N", "limit for subclasses of socketserver.BaseRequestHandler (default: 4096)",
+           count(1)),
+    Option(_CODE, "--on-error", "MODULE:FUNCTION", "called with the exception and the stream or datagram that failed",
+           name),
+    Option(_PROGRAM, "--check", "", "import, read certificates, bind, report what was found, and exit", default=False),
+    Option(_PROGRAM, "--workers", "N", "processes that serve; SIGHUP replaces them with new ones, which load new code",
+           count(1), 1),
+    Option(_PROGRAM, "--loop", "LOOP", "auto, uvloop or asyncio (default: uvloop where installed)",
+           default="auto", choices=("auto", "uvloop", "asyncio")),
+    Option(_PROGRAM, "--metrics", "HOST:PORT", "serve /metrics, /ready and /live over HTTP there", place),
+    Option(_PROGRAM, "--drain-delay", "SECONDS", "go on this long after the first signal, while /ready says no",
+           seconds(zero=True), 0.0),
+    Option(_LOG, "--log-level", "LEVEL", "debug, info, warning or error", default="info",
+           choices=("debug", "info", "warning", "error")),
+    Option(_LOG, "--log-connections", "", "a line for each connection that has ended, whatever the level",
+           default=False),
+    Option(_LOG, "--log-json", "", "each record as one line, a JSON object", default=False),
+)  # fmt: skip
+
+
+_STREAMS, _DATAGRAMS, _FILES = ("tcp", "unix"), ("udp", "unix_datagram"), ("unix", "unix_datagram")
+
+# Which options have an effect only on some places; without one of these it is likely that something else was meant.
+_PLACES: dict[str, Sequence[str]] = {
+    **dict.fromkeys([option.name for option in OPTIONS if option.group in {_PROXY, _TLS}], _STREAMS),
+    **dict.fromkeys(["backlog", "max_connections", "max_connections_per_host", "idle_timeout"], _STREAMS),
+    **dict.fromkeys(["max_pending", "max_datagram_size"], _DATAGRAMS),
+    "unix_mode": _FILES,
+}
+
+
+def make_parser(version: str) -> argparse.ArgumentParser:
+    """Make the parser, which leaves out what was not typed. `version` is what --version tells."""
+    parser = argparse.ArgumentParser(
+        prog="python -m asyncserver",
+        usage="%(prog)s [MODULE:HANDLER] [OPTION ...]\n       %(prog)s --help",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=version, help="show the version and exit")
+    groups = {"": parser} | {
+        title: parser.add_argument_group(title) for title in dict.fromkeys(one.group for one in OPTIONS) if title
+    }
+    for option in OPTIONS:
+        _add(groups[option.group], option)
+    return parser
+
+
+def _add(group: argparse._ActionsContainer, option: Option) -> None:
+    given: dict[str, Any] = {"help": option.summary.replace("%", "%%"), "default": argparse.SUPPRESS}
+    if not option.metavar:
+        given |= {"action": argparse.BooleanOptionalAction}
+    else:
+        given |= {"metavar": option.metavar, "type": option.convert}
+        given |= {"choices": option.choices} if option.choices else {}
+        given |= {"action": "append"} if option.several else {}
+        given |= {} if option.flag.startswith("--") else {"nargs": "?", "default": None}
+    group.add_argument(option.flag, **given)
+
+
+def read(
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str] | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> argparse.Namespace:
+    """Read the command line, and the environment for what was not typed. Wrong ones end the program with status 2.
+
+    Args:
+        parser: of `make_parser()`.
+        arguments: those of the command line; None for this program's.
+        environment: where an empty variable counts as one that is not set.
+
+    Returns:
+        an attribute for each option.
+    """
+    if "_ARGCOMPLETE" in environment:  # a shell asks what could come next
+        importlib.import_module("argcomplete").autocomplete(parser)
+    values: dict[str, Any] = {option.name: [] if option.several else option.default for option in OPTIONS}
+    parsed, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{_meant(unknown[0], [one.flag for one in OPTIONS])}")
+    typed = {name: value for name, value in vars(parsed).items() if value is not None}
+    given = set(typed)
+    for option in OPTIONS:
+        text = environment.get(option.variable, "")
+        if text and option.name not in typed:
+            try:
+                values[option.name] = option.from_text(text)
+                given.add(option.name)
+            except argparse.ArgumentTypeError as exc:
+                parser.error(f"environment variable {option.variable}: {exc}")
+    values |= typed
+    _check_effects(parser, values, given)
+    return argparse.Namespace(**values)
+
+
+def _check_effects(parser: argparse.ArgumentParser, values: Mapping[str, Any], given: Collection[str]) -> None:
+    """Refuse what was given and would do nothing."""
+    served = [name for name in (*_STREAMS, *_DATAGRAMS) if values[name]] or ["tcp", "udp"]  # the default address
+    for option in OPTIONS:
+        wanted = _PLACES.get(option.name)
+        switched_off = values[option.name] is False
+        if option.name in given and wanted is not None and not switched_off and not {*wanted} & {*served}:
+            flags = [f"--{name.replace('_', '-')}" for name in wanted]
+            parser.error(f"{option.flag} ({option.variable}) has no effect without {' or '.join(flags)}: leave it out")
+
+
+def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Tell of variables that look like ours and are none, each with the nearest that is."""
+    known = [option.variable for option in OPTIONS]
+    return [
+        name + _meant(name, known)
+        for name, text in environment.items()
+        if name.startswith(_PREFIX) and name not in known and not _OF_KUBERNETES.search(f"{name}={text}")
+    ]
+
+
+def _meant(text: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(text.partition("=")[0], known, 1)
+    return f"; did you mean {near[0]}?" if near else ""

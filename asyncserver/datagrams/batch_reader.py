@@ -1,0 +1,141 @@
+"""BatchReader: an endpoint that is read in batches, pauses, and is read to its end in a drain.
+
+    resume() -> [readable -> places left? -> take, take, ... until there is none] ... -> drain()
+
+The loop says readable once for many datagrams. Who takes them, and what is done with them, is for
+derived classes to say.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Protocol
+
+from .._logger import logger as _logger
+from ..net.addresses import url_of
+from .datagram import Datagram, Endpoint
+
+if TYPE_CHECKING:
+    import asyncio
+    from contextvars import Context
+    from typing import Any
+
+    from ..net.binding import BoundSocket
+    from .datagram import DatagramHandler
+
+# Datagrams taken in one wake-up: enough to save trips through the loop; and with quick handlers
+# all others wait for a fifth of a millisecond.
+_BATCH = 32
+
+
+class Handling(Protocol):
+    """What a reader asks of its server, which admits datagrams and settles them."""
+
+    label: str  # for the log
+    _loop: asyncio.AbstractEventLoop
+    _context: Context  # for handlers, each of which gets a copy
+    _run: DatagramHandler  # what is to be called; may change between two batches
+
+    def _tell_change(self) -> None:
+        """Wake whoever waits for the end of the drain."""
+
+    def _places_left(self) -> int:
+        """How many more handlers may begin: while the server does not pause, at least one."""
+
+    def _start(self, handler: DatagramHandler, source: Datagram) -> None:
+        """Run a handler in a task of its own."""
+
+    def _keep(self, task: asyncio.Task[Any], source: Datagram) -> None:
+        """See a handler that has begun to wait to its end."""
+
+    def _settle(self, source: Datagram, exc: BaseException | None, result: object) -> None:
+        """Count how a handler has ended, and send what it returned."""
+
+    def _count_answered(self, number: int) -> None:
+        """Settle so many handlers whose answers have been sent."""
+
+
+class BatchReader(Endpoint, ABC):
+    """Reads datagrams for a server.
+
+    Args:
+        server: admits datagrams, and settles them.
+        bound: the socket. The reader closes it.
+        max_datagram_size: bytes of a datagram that are kept.
+    """
+
+    def __init__(self, server: Handling, bound: BoundSocket, max_datagram_size: int) -> None:
+        super().__init__(server._loop, bound, max_datagram_size)
+        self._server = server
+        self._watching = False
+        self._left = 0  # to take in this batch
+        self._remaining: int | None = None  # while draining: how many datagrams to read at most
+
+    def resume(self) -> None:
+        """Receive datagrams."""
+        if not self._watching and self._remaining != 0:
+            self._loop.add_reader(self._fd, self._on_readable)
+            self._watching = True
+            if self._remaining is not None:  # there may be none at all, which no event would tell
+                self._loop.call_soon(self._on_readable)
+
+    def pause(self) -> None:
+        """Leave datagrams in the kernel's buffer."""
+        if self._watching:
+            self._loop.remove_reader(self._fd)
+            self._watching = False
+
+    def _on_readable(self) -> None:
+        if self._watching:
+            self._left = min(_BATCH, self._server._places_left())
+            self._serve_batch()
+            if self._remaining == 0:
+                self.pause()
+                self._server._tell_change()
+            elif self._remaining is not None:  # if that was the last one, no event would tell
+                self._loop.call_soon(self._on_readable)
+
+    @abstractmethod
+    def _serve_batch(self) -> None:
+        """Take datagrams until there is none, and have them handled. From the loop's I/O callbacks only."""
+
+    def _take(self) -> Datagram | None:
+        """Receive a datagram; None if there is none, or the batch is over, or reading pauses."""
+        while self._left and self._watching and self._remaining != 0:
+            self._left -= 1
+            try:
+                datagram = self._receive()
+            except BlockingIOError:
+                self._left = 0
+                if self._remaining is not None:
+                    self._remaining = 0
+            except OSError as exc:  # an ICMP error for something we sent; the next call goes on
+                _logger.debug("receiving on %s: %s", self._bound.address, exc, extra={"server": url_of(self._bound)})
+            else:
+                self.received += 1
+                if self._remaining is not None:
+                    self._remaining -= 1
+                return datagram
+        return None
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether something is still to be done before the end of a drain."""
+        return bool(self._remaining)
+
+    def drain(self) -> None:
+        """Pause; resumed, read what the kernel holds now, then no more. Sending goes on.
+
+        If another process goes on with the socket, it reads that.
+        """
+        self.pause()
+        if self._bound.handed_over:
+            self._remaining = 0
+            self._stop_counting()
+        else:
+            self._remaining = self._queued_at_most()
+
+    def close(self) -> None:
+        """See Endpoint."""
+        self.pause()
+        super().close()

@@ -1,0 +1,302 @@
+"""Datagram, what a handler gets, and Endpoint, the socket that receives and sends them.
+
+Nothing is queued here: what is not read waits in the kernel's buffer, whose drops the kernel
+counts, and whoever sends waits while the socket is full. When to read, and for whom, is the
+business of BatchReader.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import struct
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import anyio
+
+from .._logger import logger as _logger
+from ..net.addresses import url_of
+
+if TYPE_CHECKING:
+    from ..net.addresses import Address
+    from ..net.binding import BoundSocket
+
+__all__ = ["Datagram", "DatagramHandler"]
+
+# Asked for as SO_RCVBUF: about 1,300 small datagrams. Of a burst of 1,000 Linux's default keeps a quarter.
+_RECEIVE_BUFFER = 1 << 20
+# Seconds between attempts to send to a Unix peer whose queue is full, or when there is no room below the socket
+# (ENOBUFS): poll(2) looks at our own socket and says writable. The first, and the longest.
+_RETRY = (0.001, 0.05)
+# Seconds until such a peer is given up: it does not read, and its answers would keep all handlers there may be.
+_UNIX_PATIENCE = 5.0
+
+_IP_PKTINFO = 8  # linux/in.h; in `socket` from Python 3.14 on
+_SO_MEMINFO = 55  # asm-generic/socket.h; Python has no name for it
+# What it returns: the SK_MEMINFO_* numbers of linux/sock_diag.h; among them bytes queued, and datagrams dropped.
+_MEMINFO = struct.Struct("9I")
+_QUEUED, _DROPS = 0, 8
+# The least that a queued datagram counts for among the bytes: the kernel's own structures are larger.
+_LEAST_QUEUED = 512
+# Datagrams that a Unix socket may hold, which has no such numbers: far above net.unix.max_dgram_qlen.
+_UNIX_QUEUE = 4096
+
+#: Called once for each datagram; what it returns, unless None, is sent back.
+DatagramHandler: TypeAlias = Callable[["Datagram"], Coroutine[Any, Any, bytes | None]]
+
+Buffer: TypeAlias = "bytes | bytearray | memoryview"
+Control: TypeAlias = "list[tuple[int, int, bytes]]"
+
+
+class Datagram:
+    """One datagram, as its handler sees it.
+
+    Attributes:
+        data: the payload.
+        address: the sender's address; of a Unix socket without a name "" or None: it cannot be answered.
+        truncated: whether the datagram was longer than the server's `max_datagram_size`; `data` is its beginning.
+    """
+
+    __slots__ = ("address", "control", "data", "endpoint", "replied", "truncated", "unsent")
+
+    def __init__(
+        self, endpoint: Endpoint, data: bytes, address: Address, control: Control | None, truncated: bool
+    ) -> None:
+        self.endpoint: Endpoint = endpoint
+        self.data: bytes = data
+        self.address: Address = address
+        self.truncated: bool = truncated
+        self.replied: bool = False
+        self.control: Control | None = control
+        self.unsent: bytes | None = None
+
+    def __repr__(self) -> str:
+        """Tell the sender and the size."""
+        return f"<Datagram from {self.address!r}, {len(self.data)} bytes{', truncated' if self.truncated else ''}>"
+
+    @property
+    def peer_address(self) -> Address:
+        """The sender's address, by the name it has on a Stream."""
+        return self.address
+
+    @property
+    def local_address(self) -> Address:
+        """The address that the datagram was sent to, and that an answer comes from."""
+        return self.endpoint.local_address(self.control)
+
+    async def reply(self, data: Buffer) -> None:
+        """Send a datagram back, from the address that this one came to. As often as you like.
+
+        Waits while the socket is full. Cancelled, it has not sent.
+
+        Args:
+            data: any bytes-like object.
+
+        Raises:
+            OSError: the system refuses; with errno EMSGSIZE the data is too large for one datagram.
+            anyio.BrokenResourceError: the sender has no address, or (a Unix socket) is gone or has read nothing for
+                5 seconds.
+        """
+        await self.endpoint.send(data, self.address, self.control)
+        self.replied = True
+
+    # -- for the server
+
+    def _begin_drain(self) -> None:
+        """Nothing to tell: a datagram is one message."""
+
+    def abort(self) -> None:
+        """Nothing to take away: there is no connection."""
+
+
+class Endpoint:
+    """A bound datagram socket.
+
+    Args:
+        loop: the loop that watches it.
+        bound: the socket. The endpoint closes it.
+        max_datagram_size: bytes of a datagram that are kept.
+
+    Attributes:
+        received: datagrams taken from the socket.
+        sent: datagrams that the socket has taken.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, bound: BoundSocket, max_datagram_size: int) -> None:
+        self._loop = loop
+        self._bound = bound
+        self.sock: socket.socket = bound.sock
+        self._fd = self.sock.fileno()
+        self._size = max_datagram_size
+        self._buffer = memoryview(bytearray(max_datagram_size))
+        self._unix = self.sock.family == socket.AF_UNIX
+        self._writable: asyncio.Future[None] | None = None  # while anybody waits for that
+        self._no_buffers = False  # no room, but not in the socket: poll(2) would say writable
+        self.received: int = 0
+        self.sent: int = 0
+        self._counting = True  # what the kernel drops
+        # The kernel has counted since the socket was bound, which may have been in another process.
+        self._dropped = -kernel_drops(self.sock)
+        # On one address the kernel answers from that address by itself. On every interface it would choose one by the
+        # route back, so there each datagram tells where it was sent to: recvmsg instead of recvfrom, about 1 us more.
+        self._receive = self._receive_any if self._wildcard() else self._receive_one
+        self._enlarge_buffer()
+
+    # -- receiving: self._receive()
+
+    def _receive_one(self) -> Datagram:
+        # With MSG_TRUNC the size is the datagram's own, recv(2). `recvfrom` would then return memory that was never
+        # written, so it has to be the buffer of ours.
+        size, address = self.sock.recvfrom_into(self._buffer, 0, socket.MSG_TRUNC)
+        return Datagram(self, self._buffer[:size].tobytes(), address, None, size > self._size)
+
+    def _receive_any(self) -> Datagram:
+        size, control, _, address = self.sock.recvmsg_into([self._buffer], 64, socket.MSG_TRUNC)
+        data = self._buffer[:size].tobytes()
+        return Datagram(self, data, address, _reply_control(control), size > self._size)
+
+    def _wildcard(self) -> bool:
+        sock = self.sock
+        if sock.family == socket.AF_INET and sock.getsockname()[0] == "0.0.0.0":
+            sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+            return True
+        if sock.family == socket.AF_INET6 and sock.getsockname()[0] == "::":
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+            return True
+        return False
+
+    def local_address(self, control: Control | None) -> Address:
+        """The address that a datagram with this control data was sent to."""
+        own = self._bound.address
+        if not control:
+            return own
+        level, _, data = control[0]
+        if level == socket.IPPROTO_IP:
+            return socket.inet_ntop(socket.AF_INET, data[4:8]), int(own[1])
+        return socket.inet_ntop(socket.AF_INET6, data[:16]), int(own[1]), 0, 0
+
+    def _enlarge_buffer(self) -> None:
+        if self._unix:
+            return  # what is queued there counts against the sender
+        if self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= 2 * _RECEIVE_BUFFER:
+            return  # somebody else's, and larger
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        granted = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2  # socket(7): the kernel doubles it
+        if granted < _RECEIVE_BUFFER:
+            _logger.info(
+                "%s: the kernel grants a receive buffer of %d bytes instead of %d, so long bursts will be dropped; "
+                "raise net.core.rmem_max",
+                self._bound.address,
+                granted,
+                _RECEIVE_BUFFER,
+                extra={"server": url_of(self._bound)},
+            )
+
+    @property
+    def dropped(self) -> int:
+        """Datagrams that reached this host for this socket and were given to nobody."""
+        return self._dropped + (kernel_drops(self.sock) if self._counting else 0)
+
+    def _queued_at_most(self) -> int:
+        """As many datagrams as the kernel may hold now, or more."""
+        return _UNIX_QUEUE if self._unix else _meminfo(self.sock)[_QUEUED] // _LEAST_QUEUED + 1
+
+    # -- sending
+
+    def try_send(self, data: Buffer, address: Address, control: Control | None) -> bool:
+        """Send now; false if there is no room. Raises as `Datagram.reply()`."""
+        try:
+            if control is None:
+                self.sock.sendto(data, address)
+            else:
+                self.sock.sendmsg([data], control, 0, address)
+        except BlockingIOError:
+            return False
+        except TypeError:
+            if address:
+                raise  # the handler's: not bytes
+            nowhere = OSError(errno.EDESTADDRREQ, os.strerror(errno.EDESTADDRREQ))
+            raise anyio.BrokenResourceError("the sender has no address: it cannot be answered") from nowhere
+        except OSError as exc:
+            if isinstance(address, tuple) and not address[1]:  # anybody can forge port 0: no error of the handler's
+                raise anyio.BrokenResourceError(f"the sender {address!r} has no port: it cannot be answered") from exc
+            if exc.errno == errno.ENOBUFS:  # the interface's queue is full: udp(7)
+                self._no_buffers = True
+                return False
+            if self._unix and (not address or exc.errno in {errno.ECONNREFUSED, errno.ENOENT}):
+                raise anyio.BrokenResourceError(f"the sender {address!r} cannot be answered: {exc}") from exc
+            raise
+        self.sent += 1
+        return True
+
+    async def send(self, data: Buffer, address: Address, control: Control | None) -> None:
+        """Send as soon as there is room. Raises as `Datagram.reply()`."""
+        delay, longest = _RETRY
+        give_up = self._loop.time() + _UNIX_PATIENCE
+        while not self.try_send(data, address, control):
+            if self._unix and self._loop.time() >= give_up:
+                full = BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+                raise anyio.BrokenResourceError(f"the sender {address!r} does not read its answers") from full
+            if self._unix or self._no_buffers:
+                self._no_buffers = False
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, longest)
+            else:
+                await self._wait_for_room()
+
+    async def _wait_for_room(self) -> None:
+        if self._writable is None:
+            self._writable = self._loop.create_future()
+            self._loop.add_writer(self._fd, self._on_writable)
+        await asyncio.wait([self._writable])  # one future for all who wait: cancelling one must not cancel it
+
+    def _on_writable(self) -> None:
+        self._loop.remove_writer(self._fd)
+        writable, self._writable = self._writable, None
+        if writable is not None:
+            writable.set_result(None)
+
+    # -- ending
+
+    def _stop_counting(self) -> None:
+        """Leave what the kernel drops from now on to another process, or to nobody."""
+        self._dropped, self._counting = self.dropped, False
+
+    def close(self) -> None:
+        """Close the socket; what it still held is counted as dropped, unless another process may read it."""
+        if self._writable is not None:
+            self._on_writable()
+        for _ in range(0 if self._bound.shared else _RECEIVE_BUFFER // _LEAST_QUEUED):
+            try:
+                self.sock.recv(1)
+            except OSError:
+                break
+            self._dropped += 1
+        self._stop_counting()
+        self._bound.close()
+
+
+def kernel_drops(sock: socket.socket) -> int:
+    """Datagrams that the kernel has dropped since it made this socket, for want of room."""
+    return _meminfo(sock)[_DROPS]
+
+
+def _meminfo(sock: socket.socket) -> tuple[int, ...]:
+    if sock.family == socket.AF_UNIX:  # has no such thing
+        return (0,) * 9
+    return _MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))
+
+
+def _reply_control(control: Control) -> Control | None:
+    """The control data that sends an answer from where the datagram was sent to: ip(7), RFC 3542 6.2."""
+    for level, kind, data in control:
+        if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
+            # ipi_spec_dst is our own address also when the datagram was a broadcast. Interface 0: route as usual.
+            return [(level, kind, bytes(4) + data[4:8] + bytes(4))]
+        if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO and data[0] != 0xFF:  # not a multicast group
+            scoped = data[:2] == b"\xfe\x80"  # a link-local address means something on its own link only
+            return [(level, kind, data[:16] + (data[16:20] if scoped else bytes(4)))]
+    return None

@@ -1,0 +1,169 @@
+"""What an operator's tools ask over HTTP: /metrics, /ready and /live; and who answers in a program of one process.
+
+/live     the event loop answers
+/ready    every server takes new work; not so from the first signal to stop on
+/metrics  the counters; `?by=worker` tells each worker's apart
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Protocol
+
+import anyio
+
+from .._logger import logger as _logger
+from ..net.addresses import distinct_labels, parse_address, shown
+from ..serving import serve
+from . import http, metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from ..net.addresses import Address
+    from ..servers.server import Server
+    from ..serving import Serving
+    from ..streams.stream import Stream
+    from .metrics import Row
+
+# Seconds for a whole exchange: a scraper that is slower is cut off. Prometheus gives up after 10 by default.
+PATIENCE = 10.0
+# Seconds for the scrapes that run when everything else has ended.
+_DRAIN_TIMEOUT = 1.0
+# Who is served at once: several Prometheus servers, probes and a live view or two. Of more the oldest gives way: a
+# probe that comes now is answered.
+MOST_CLIENTS = 32
+
+
+class Program(Protocol):
+    """What can be told about: the servers of this process, or those of all workers."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether all servers take new work."""
+
+    def rows(self) -> list[Row]:
+        """The program's own reading, and one for each server and worker, with both as labels."""
+
+    def others(self) -> bool:
+        """Whether what else this process has registered with prometheus-client tells about the program."""
+
+
+def respond(program: Program, request: http.Request) -> http.Response:
+    """Answer a request. Never raises."""
+    try:
+        if request.path == "/metrics":
+            return _metrics(program, request)
+        if request.path == "/ready":
+            ready = program.ready
+            status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
+            return http.text(status, "ready" if ready else "not ready")
+        if request.path == "/live":
+            return http.text(HTTPStatus.OK, "live")
+    except ModuleNotFoundError as exc:
+        return http.text(HTTPStatus.NOT_IMPLEMENTED, str(exc))
+    except Exception:
+        _logger.exception("%s could not be answered", request.path)
+        return http.text(HTTPStatus.INTERNAL_SERVER_ERROR, "failed: see the log")
+    return http.text(HTTPStatus.NOT_FOUND, "there are /metrics, /ready and /live")
+
+
+def _metrics(program: Program, request: http.Request) -> http.Response:
+    metrics.require_prometheus()
+    rows, by = program.rows(), ["server", "worker"]
+    if "worker" not in request.query.get("by", ()):
+        rows, by = metrics.summed(rows), ["server"]
+    collected = [*metrics.families(rows, by), *(metrics.others() if program.others() else ())]
+    content_type, body = metrics.exposition(collected, request.accept)
+    return http.Response(HTTPStatus.OK, body, content_type)
+
+
+def warn_without_prometheus() -> None:
+    """Say at once what a scrape would say later."""
+    try:
+        metrics.require_prometheus()
+    except ModuleNotFoundError as exc:
+        _logger.warning("%s; until then only /ready and /live answer", exc)
+
+
+def tell_where(addresses: Iterable[Address]) -> None:
+    """Say in the log where to ask."""
+    for address in addresses:
+        _logger.info("/metrics, /ready and /live on http://%s", shown(address))
+
+
+class Monitor:
+    """A Program of one process, and the handler that serves what it tells, on the same loop.
+
+    Attributes:
+        stopping: set by who has been told to end the program, before the servers are closed.
+    """
+
+    def __init__(self) -> None:
+        self.stopping = False
+        self._servers: Sequence[Server] = ()
+        self._labels: Sequence[str] = ()
+        self._asking: dict[Stream, None] = {}  # the oldest first
+
+    def serving(self, place: str) -> Serving:
+        """What serves it at HOST:PORT."""
+        host, port = _parse_place(place)
+        warn_without_prometheus()
+        return serve(self, host, port, drain_timeout=_DRAIN_TIMEOUT)
+
+    def watch(self, servers: Sequence[Server], *, measure: bool) -> None:
+        """Tell about these from now on; until then the program is not ready. `measure` how long handlers take?"""
+        self._servers = servers
+        self._labels = distinct_labels(server.label for server in servers)
+        for server in servers if measure else ():
+            server.measure_durations()
+
+    @property
+    def ready(self) -> bool:
+        """See Program."""
+        return bool(self._servers) and not self.stopping and all(server.taking for server in self._servers)
+
+    def rows(self) -> list[Row]:
+        """See Program."""
+        own = metrics.Row({"ready": self.ready, "workers": 1, "worker_deaths": 0})
+        served = zip(self._servers, self._labels, strict=True)
+        return [own, *(metrics.Row(server.reading(), (label, "1")) for server, label in served)]
+
+    def others(self) -> bool:
+        """See Program."""
+        return True
+
+    async def __call__(self, stream: Stream) -> None:
+        """Answer one request; who takes too long for it is cut off."""
+        if len(self._asking) >= MOST_CLIENTS:
+            oldest = next(iter(self._asking))
+            del self._asking[oldest]
+            oldest.abort()
+        self._asking[stream] = None
+        try:
+            await self._answer(stream)
+        finally:
+            self._asking.pop(stream, None)
+
+    async def _answer(self, stream: Stream) -> None:
+        with anyio.move_on_after(PATIENCE) as scope:
+            try:
+                request = http.parse(await stream.receive_until(http.END_OF_HEAD, http.LONGEST_HEAD))
+            except anyio.DelimiterNotFound:
+                request = http.TOO_LONG
+            if isinstance(request, http.Response):
+                await stream.send(request.encode())
+            else:
+                await stream.send(respond(self, request).encode(head_only=request.head_only))
+        if scope.cancelled_caught:
+            stream.abort()
+
+
+def _parse_place(text: str) -> tuple[str | None, int]:
+    if not isinstance(text, str):
+        raise TypeError(f'metrics must be "HOST:PORT", such as "127.0.0.1:9100"; got {text!r}')
+    try:
+        return parse_address(text)
+    except ValueError:
+        expected = '"HOST:PORT", such as "127.0.0.1:9100" or "[::1]:9100"'
+        raise ValueError(f"metrics must be {expected}; got {text!r}") from None

@@ -1,0 +1,1 @@
+"""Sockets: addresses, binding, accepting, and waiting until one is ready."""

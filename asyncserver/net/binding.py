@@ -1,0 +1,380 @@
+"""Binding: where a server is to be reached, checked when it is made and bound when it is opened.
+
+host and port   one name or address, several, or None for every interface, IPv4 and IPv6
+path            a Unix socket's file
+sock, fd        a socket that somebody else has bound; it is ours from then on
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+from ..exceptions import BindError
+from . import unix_path
+from .addresses import shown
+from .systemd import is_kept
+from .unix_path import identity
+
+if TYPE_CHECKING:
+    from .addresses import Address
+
+_KINDS = {socket.SOCK_STREAM: "stream", socket.SOCK_DGRAM: "datagram"}
+_TCP = {0, socket.IPPROTO_TCP, socket.IPPROTO_MPTCP}
+
+# Bytes that a Unix socket's path may have: sun_path in unix(7), less the zero at its end.
+_LONGEST_PATH = 107
+
+# How often a free port is drawn again when it is free for one address of several only.
+_PORT_DRAWS = 20
+
+_ADVICE = {
+    errno.EADDRINUSE: "it is taken: stop the program that has it, or choose another (port=0 picks a free one)",
+    errno.EACCES: "permission denied: ports below 1024 and other people's folders need privileges; choose another",
+    errno.EPERM: "permission denied: choose another",
+    errno.EADDRNOTAVAIL: "no interface of this machine has that address: use one of its own, or host=None for all",
+    errno.ENOENT: "the folder does not exist: make it first",
+    errno.ENOTDIR: "a part of the path is not a folder",
+    errno.EAFNOSUPPORT: "this machine does not support that kind of address",
+}
+
+
+@dataclass(frozen=True)
+class Binding:
+    """One way, and one only, to name where to listen. Raises TypeError or ValueError for anything else."""
+
+    host: str | Sequence[str] | None = None
+    port: int | None = None
+    path: str | os.PathLike[str] | None = None
+    path_mode: int | None = None
+    sock: socket.socket | None = None
+    fd: int | None = None
+    backlog: int = 0
+    reuse_port: bool = False
+    slots: int = 1
+
+    def __post_init__(self) -> None:
+        given = {
+            "host and port": self.host is not None or self.port is not None,
+            "path": self.path is not None,
+            "sock": self.sock is not None,
+            "fd": self.fd is not None,
+        }
+        names = [name for name, present in given.items() if present]
+        if len(names) != 1:
+            raise TypeError(
+                "give one place to listen on: host and port, path, sock, or fd; got "
+                + (" together with ".join(names) or "none of them")
+            )
+        if names == ["host and port"]:
+            self._check_port()
+        self._check_types()
+
+    def _check_types(self) -> None:
+        path, mode, sock, fd = (getattr(self, name) for name in ("path", "path_mode", "sock", "fd"))
+        if path is not None and not isinstance(path, str | os.PathLike):
+            raise TypeError(f"path must be a str or a path, got {path!r}")
+        if path is not None and not os.fspath(path):
+            raise ValueError("path must not be empty: Linux would serve on a name of its own making")
+        if mode is not None and (isinstance(mode, bool) or not isinstance(mode, int)):
+            raise TypeError(f"path_mode must be a whole number, such as 0o660, got {mode!r}")
+        if mode is not None and not 0 <= mode <= 0o777:
+            meant = (
+                f"{mode} in decimal: 0o{mode}?" if str(mode) in {f"{one:o}" for one in range(0o1000)} else f"{mode:#o}"
+            )
+            raise ValueError(f"path_mode must be permissions from 0o000 to 0o777, got {meant}")
+        if mode is not None and path is None:
+            raise TypeError(f"path_mode={mode:#o} is for a Unix socket: it needs path")
+        if mode is not None and str(path).startswith("\0"):
+            raise ValueError(f"path_mode={mode:#o} cannot protect {path!r}: an abstract name has no file; give a path")
+        if sock is not None and not isinstance(sock, socket.socket):
+            raise TypeError(f"sock must be a socket.socket, got {sock!r}")
+        if fd is not None and (isinstance(fd, bool) or not isinstance(fd, int)):
+            raise TypeError(f"fd must be a whole number, got {fd!r}")
+        if fd is not None and fd < 0:
+            raise ValueError(f"fd must be at least 0, got {fd}")
+
+    def _check_port(self) -> None:
+        if self.port is None:
+            raise TypeError(f"host={self.host!r} needs a port too; port=0 picks a free one")
+        if isinstance(self.port, bool) or not isinstance(self.port, int):
+            raise TypeError(f"port must be a whole number, got {self.port!r}")
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port must be from 0 to 65535, got {self.port}")
+        host: Any = self.host
+        if isinstance(host, str | None):
+            return
+        if not isinstance(host, Sequence) or not host or not all(isinstance(name, str) for name in host):
+            raise TypeError(f"host must be a name or address, a sequence of them, or None, got {host!r}")
+
+    async def open(self, kind: socket.SocketKind) -> list[BoundSocket]:
+        """Bind every address, or none.
+
+        Args:
+            kind: SOCK_STREAM (the sockets also listen) or SOCK_DGRAM.
+
+        Raises:
+            BindError: an address could not be had.
+        """
+        if self.path is not None:
+            return [self._open_path(kind, os.fspath(self.path))]
+        if self.sock is not None or self.fd is not None:
+            return [self._adopt(kind)]
+        return self._open_all(kind, await self._resolve(kind))
+
+    def open_slots(self, kind: socket.SocketKind, count: int) -> list[list[BoundSocket]]:
+        """Bind for so many processes, which fork inherits. Blocks while names are resolved; needs no loop.
+
+        Each process has sockets of its own on the same addresses, and the kernel picks one for each client
+        (SO_REUSEPORT). A Unix socket, and one that somebody else has bound, is the same for all of them.
+
+        Args:
+            kind: SOCK_STREAM (the sockets also listen) or SOCK_DGRAM.
+            count: how many processes.
+
+        Returns:
+            for each process its sockets.
+
+        Raises:
+            BindError: an address could not be had; then nothing is left open.
+        """
+        if self.path is not None:
+            return [[self._open_path(kind, os.fspath(self.path))]] * count
+        if self.sock is not None or self.fd is not None:
+            return [[self._adopt(kind)]] * count
+        first = replace(self, slots=count)._open_all(kind, self._resolve_blocking(kind))
+        slots = [first]
+        try:
+            addresses: list[tuple[int, tuple[Any, ...]]] = [(one.sock.family, one.sock.getsockname()) for one in first]
+            further = replace(self, port=addresses[0][1][1], reuse_port=True)
+            slots += [further._open_all(kind, addresses) for _ in range(count - 1)]
+        except BaseException:
+            for bound in (one for slot in slots for one in slot):
+                bound.close()
+            raise
+        return slots
+
+    def _open_all(self, kind: socket.SocketKind, addresses: list[tuple[int, tuple[Any, ...]]]) -> list[BoundSocket]:
+        for draws in range(_PORT_DRAWS, -1, -1):
+            opened: list[BoundSocket] = []
+            try:
+                self._open_addresses(kind, addresses, opened)
+            except BaseException as exc:
+                for bound in opened:
+                    bound.close()
+                # The port that the system picked for the first address may be taken on the next one.
+                redraw = self.port == 0 and opened and getattr(exc, "errno", 0) == errno.EADDRINUSE
+                if not redraw or not draws:
+                    raise
+            else:
+                return opened
+        raise AssertionError("unreachable")
+
+    async def _resolve(self, kind: socket.SocketKind) -> list[tuple[int, tuple[Any, ...]]]:
+        getaddrinfo = asyncio.get_running_loop().getaddrinfo
+        found: list[Any] = []
+        for host in self._hosts():
+            with _resolving(host):
+                found += await getaddrinfo(host or None, self.port, type=kind, flags=socket.AI_PASSIVE)
+        return _distinct(found)
+
+    def _resolve_blocking(self, kind: socket.SocketKind) -> list[tuple[int, tuple[Any, ...]]]:
+        found: list[Any] = []
+        for host in self._hosts():
+            with _resolving(host):
+                found += socket.getaddrinfo(host or None, self.port, type=kind, flags=socket.AI_PASSIVE)
+        return _distinct(found)
+
+    def _hosts(self) -> Sequence[str | None]:
+        return [self.host] if isinstance(self.host, str | None) else self.host
+
+    def _open_addresses(
+        self, kind: socket.SocketKind, addresses: list[tuple[int, tuple[Any, ...]]], opened: list[BoundSocket]
+    ) -> None:
+        missing: BindError | None = None
+        for family, address in addresses:
+            # Every address of a server has the same port, also when the system picks it.
+            port = opened[0].sock.getsockname()[1] if opened else self.port
+            target = (address[0], port, *address[2:])
+            try:
+                opened.append(self._open_address(kind, family, target))
+            except BindError as exc:
+                # On a machine without IPv6 "every interface" means those of IPv4, and so does "localhost".
+                if self._is_address() or exc.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
+                    raise
+                missing = exc
+        if missing is not None and not opened:
+            raise missing
+
+    def _is_address(self) -> bool:
+        """Whether the host is one particular address: then it is that one or none."""
+        if not isinstance(self.host, str):
+            return self.host is not None
+        try:
+            ipaddress.ip_address(self.host.partition("%")[0])
+        except ValueError:
+            return False
+        return True
+
+    def _open_address(self, kind: socket.SocketKind, family: int, address: tuple[Any, ...]) -> BoundSocket:
+        with _explained(f"{_KINDS[kind]} address {shown(address)}"):
+            sock = socket.socket(family, kind)
+            with _closing_on_error(sock):
+                if family == socket.AF_INET6:
+                    # IPv4 has sockets of its own; mapped addresses would only confuse (RFC 4942, 2.2).
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                if kind == socket.SOCK_STREAM:
+                    # Bind while connections of an earlier server are in TIME_WAIT. On UDP it would share the port.
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if self.reuse_port:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                sock.bind(address)
+                if self.slots > 1:
+                    # Only now, so that the bind fails where another program serves already, also one of our own.
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                return self._ready(kind, sock)
+
+    def _open_path(self, kind: socket.SocketKind, path: str) -> BoundSocket:
+        if (length := len(os.fsencode(path))) > _LONGEST_PATH and not path.startswith("\0"):
+            raise BindError(
+                errno.ENAMETOOLONG,
+                f"cannot listen on Unix {_KINDS[kind]} socket {path!r}: the path is too long, {length} bytes of at "
+                f"most {_LONGEST_PATH} (unix(7)): choose a shorter one, or one relative to the current folder",
+            )
+        with _explained(f"Unix {_KINDS[kind]} socket {path!r}"):
+            sock = socket.socket(socket.AF_UNIX, kind)
+            with _closing_on_error(sock):
+                if path.startswith("\0"):  # Linux's abstract names (unix(7)): no file
+                    sock.bind(path)
+                    return self._ready(kind, sock)
+                unix_path.bind(sock, path, self.path_mode)
+                mine = identity(path)
+                try:
+                    bound = self._ready(kind, sock, path)
+                except BaseException:
+                    os.unlink(path)
+                    raise
+                if identity(path) != mine:  # before listen() we looked dead to whoever else was starting there
+                    raise BindError(errno.EADDRINUSE, f"{path!r} was taken by another server just now: stop one")
+                return bound
+
+    def _adopt(self, kind: socket.SocketKind) -> BoundSocket:
+        sock = self.sock
+        if sock is None:
+            with _explained(f"file descriptor {self.fd}"):
+                sock = socket.socket(fileno=self.fd)
+                sock.set_inheritable(False)  # it was, or we would not have it; our own children are to have it not
+        with _explained(f"{sock!r}"), contextlib.ExitStack() as on_error:
+            if self.sock is None:
+                on_error.callback(sock.detach)  # refused: whoever gave the number still owns it
+            if sock.type != kind:
+                raise BindError(
+                    errno.EPROTOTYPE,
+                    f"{sock!r} is not a {_KINDS[kind]} socket: use serve() for streams, "
+                    "serve_datagrams() for datagrams",
+                )
+            address = sock.getsockname()
+            if not address or (sock.family != socket.AF_UNIX and address[1] == 0):
+                raise BindError(errno.EINVAL, f"{sock!r} is not bound to an address: bind() it first")
+            bound = self._ready(kind, sock)
+            on_error.pop_all()
+        return bound
+
+    def _ready(self, kind: socket.SocketKind, sock: socket.socket, path: str | None = None) -> BoundSocket:
+        kept = is_kept(sock)
+        if kind == socket.SOCK_STREAM:
+            if sock.family != socket.AF_UNIX and sock.proto in _TCP:
+                # Inherited by accepted sockets: a reply goes out when it is sent, not when the peer has acknowledged
+                # the one before (RFC 896 against delayed acknowledgements).
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # systemd's listens already, and how long its queue may be is said in its unit: Backlog=.
+            if not (kept and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)):
+                sock.listen(self.backlog)
+        sock.setblocking(False)
+        return BoundSocket(sock, path, kept=kept, given=self.sock is not None or self.fd is not None)
+
+
+class BoundSocket:
+    """A bound socket, and the file that goes with it if it is a Unix socket that we made.
+
+    Attributes:
+        given: we have it from somebody who may go on with it.
+        shared: another process has it open too and may go on with it.
+        handed_over: another process does go on with it: what is queued there is not ours to take when we close.
+    """
+
+    def __init__(self, sock: socket.socket, path: str | None = None, kept: bool = False, given: bool = False) -> None:
+        self.given: bool = given
+        self.sock: socket.socket = sock
+        self._path = path
+        self._identity = identity(path) if path is not None else None
+        self._kept = kept  # by systemd, which starts us again for what is queued
+        self.shared: bool = kept
+        self.handed_over: bool = kept
+
+    @property
+    def address(self) -> Address:
+        """Where clients reach it."""
+        return cast("Address", self.sock.getsockname())
+
+    def close(self) -> None:
+        """Close the socket; remove its file unless it has become another's. May be called twice."""
+        if self._path is not None and identity(self._path) == self._identity:
+            with contextlib.suppress(OSError):  # the folder may have become read-only: nothing depends on the file
+                os.unlink(self._path)
+        self._path = None
+        self.sock.close()
+
+    def share(self) -> None:
+        """In a process that has inherited it: file and queue are another's, until they are taken back."""
+        self._path = None
+        self.shared = self.handed_over = True
+
+    def take_back(self) -> None:
+        """The process that had it open too is gone: what is queued is ours, unless systemd keeps it."""
+        self.handed_over = self._kept
+
+
+def _distinct(infos: list[Any]) -> list[tuple[int, tuple[Any, ...]]]:
+    return list({(info[0], info[4]): None for info in infos})  # in their order
+
+
+@contextlib.contextmanager
+def _resolving(host: str | None) -> Any:
+    try:
+        yield
+    except (socket.gaierror, UnicodeError) as exc:
+        raise BindError(
+            getattr(exc, "errno", None) or errno.EINVAL,
+            f"the host name {host!r} does not resolve ({exc}): check its spelling, or give an address",
+        ) from exc
+
+
+@contextlib.contextmanager
+def _explained(place: str) -> Any:
+    """Turn the system's error into one that says what to do."""
+    try:
+        yield
+    except BindError:
+        raise
+    except OSError as exc:
+        advice = _ADVICE.get(exc.errno or 0, exc.strerror or str(exc))
+        raise BindError(exc.errno, f"cannot listen on {place}: {advice}") from exc
+    except OverflowError as exc:
+        raise ValueError(f"cannot listen on {place}: {exc}") from exc
+
+
+@contextlib.contextmanager
+def _closing_on_error(sock: socket.socket) -> Any:
+    try:
+        yield
+    except BaseException:
+        sock.close()
+        raise

@@ -1,0 +1,75 @@
+"""What log records tell besides their text, and a line for each connection.
+
+Every record of the logger "asyncserver" that is about a server has the fields of `about()`, for formatters and filters.
+"""
+
+from __future__ import annotations
+
+import logging
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .._logger import ContainedLogger
+from ..net.addresses import shown
+from .stats import outcome_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+
+# A line for each connection that has ended: at DEBUG, or, once somebody has given this logger a level, at INFO.
+CONNECTIONS = "asyncserver.connection"
+_connections = ContainedLogger(logging.getLogger(CONNECTIONS))
+
+
+class Labelled(Protocol):
+    """What records are about: a Server."""
+
+    label: str
+
+
+def about(server: Labelled, source: Any = None, **more: object) -> dict[str, object]:
+    """Make the `extra` of a log record.
+
+    Args:
+        server: whose address becomes `server`, as in metrics: "tcp://127.0.0.1:8080".
+        source: a stream or datagram, whose peer becomes `peer`, "127.0.0.1:50123"; `bytes_received` and `bytes_sent`
+            are a stream's, so far.
+        more: `duration` in seconds, `outcome` as a counter of ServerStats is called.
+    """
+    fields: dict[str, object] = {"server": server.label, **more}
+    if source is not None:
+        fields["peer"] = shown(source.peer_address)
+        if hasattr(source, "bytes_received"):
+            fields |= {"bytes_received": source.bytes_received, "bytes_sent": source.bytes_sent}
+    return fields
+
+
+def with_lines(server: Labelled, run: Callable[[Any], Coroutine[Any, Any, object]]) -> Any:
+    """Make what a server starts for each connection log it when it has ended, if that is asked for at this time."""
+    level = logging.INFO if _connections.logger.level else logging.DEBUG
+    if not _connections.isEnabledFor(level):
+        return run
+
+    async def run_and_tell(connection: Any) -> object:
+        begun = perf_counter()
+        outcome = "completed"
+        try:
+            return await run(connection)
+        except BaseException as exc:
+            outcome = outcome_of(exc)
+            raise
+        finally:
+            duration = perf_counter() - begun
+            _connections.log(
+                level,
+                "%s: connection %s after %.3f s, %d bytes received, %d sent",
+                shown(connection.peer_address),
+                outcome.replace("_", " "),
+                duration,
+                connection.bytes_received,
+                connection.bytes_sent,
+                extra=about(server, connection, outcome=outcome, duration=duration),
+            )
+
+    return run_and_tell

@@ -1,0 +1,228 @@
+"""What a server tells about itself: ServerStats and Durations at any time, DrainReport when it has closed.
+
+All that can be counted about one server, in one flat dict of numbers, is a Reading. It is what a worker sends to its
+supervisor; readings of several workers are added up name by name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from bisect import bisect_left
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import anyio
+
+from .._logger import logger as _logger
+from ..exceptions import IdleTimeout, Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
+
+__all__ = ["DrainReport", "Durations", "ServerStats"]
+
+Reading: TypeAlias = dict[str, float]
+
+# What servers of connections and servers of datagrams both count; of the rest each has its own.
+_OF_ALL = frozenset(("active", "completed", "failed", "cancelled", "timed_out"))
+
+# How the end of its connection looks to a handler that does not care to catch it: not the handler's error.
+_ENDED = (anyio.EndOfStream, anyio.IncompleteRead, anyio.BrokenResourceError, anyio.ClosedResourceError)
+
+
+@dataclass(frozen=True, slots=True)
+class DrainReport:
+    """How the handlers that ran when `close()` was called have ended.
+
+    Attributes:
+        completed: handlers that ended by themselves.
+        cancelled: handlers that ended because they were cancelled at the deadline.
+        aborted: handlers that had not ended a second after that; their connections were reset.
+    """
+
+    completed: int = 0
+    cancelled: int = 0
+    aborted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStats:
+    """Counters since the server started.
+
+    Connections: `accepted = active + refused + completed + failed + cancelled + timed_out`.
+    Datagrams: what reached the host = `datagrams_received + datagrams_dropped` (and what the kernel still holds), and
+    `datagrams_received = active + completed + failed + cancelled`, `completed = datagrams_answered + datagrams_silent`.
+
+    Attributes:
+        accepted: connections taken from the kernel's queue.
+        active: connections or datagrams whose handlers run.
+        refused: connections closed before a handler saw them: over the limit per host, failed in the handshake, or
+            without a valid PROXY header.
+        proxy_untrusted: of the refused, those that came from outside `trusted_proxies`.
+        proxy_invalid: of the refused, those that ended or broke before their PROXY header, or sent something else.
+        proxy_timed_out: of the refused, those whose PROXY header did not come in time.
+        completed: handlers that ended without an error of their own, also because the peer broke the connection.
+        failed: handlers that raised.
+        cancelled: handlers that ended because they were cancelled.
+        timed_out: handlers that let `IdleTimeout` end them.
+        accept_errors: how often accept(2) failed.
+        bytes_received: payload bytes received over connections.
+        bytes_sent: payload bytes sent over connections.
+        datagrams_received: datagrams given to a handler.
+        datagrams_sent: datagrams sent by handlers.
+        datagrams_answered: datagrams whose handler sent at least one.
+        datagrams_silent: datagrams whose handler ended without sending one.
+        datagrams_dropped: datagrams that no handler saw, dropped by the kernel (its buffer was full) or by us (on an
+            abrupt close).
+    """
+
+    accepted: int = 0
+    active: int = 0
+    refused: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    timed_out: int = 0
+    accept_errors: int = 0
+    bytes_received: int = 0
+    bytes_sent: int = 0
+    proxy_untrusted: int = 0
+    proxy_invalid: int = 0
+    proxy_timed_out: int = 0
+    datagrams_received: int = 0
+    datagrams_sent: int = 0
+    datagrams_answered: int = 0
+    datagrams_silent: int = 0
+    datagrams_dropped: int = 0
+
+
+def outcome_of(exc: BaseException | None) -> str:
+    """Which counter of ServerStats a handler's end belongs to, by what it raised."""
+    if exc is None:
+        return "completed"
+    if isinstance(exc, asyncio.CancelledError):
+        return "cancelled"
+    if isinstance(exc, IdleTimeout):
+        return "timed_out"
+    if isinstance(exc, Refused):
+        return "refused"
+    if isinstance(exc, BaseExceptionGroup):  # of a task group in the handler
+        rest = exc.split(_ENDED)[1]
+        if rest is not None and rest.split(IdleTimeout)[1] is None:
+            return "timed_out"
+        return "completed" if rest is None else "failed"
+    return "completed" if isinstance(exc, _ENDED) else "failed"
+
+
+class Durations:
+    """How long handlers took, as a histogram.
+
+    It covers what has ended: of connections the time from their acceptance, with the TLS handshake and the PROXY
+    header, to the end of the handler. Refused connections are left out, and so are datagrams of protocols
+    (`from_protocol`), which have no handler that could last.
+
+    Attributes:
+        bounds: the buckets' upper bounds, in seconds; one more bucket holds what took longer.
+        counts: handlers in each bucket.
+        total: seconds of all of them together.
+    """
+
+    # From an answer that never waits to a connection that lasts for hours, about three to a decade.
+    bounds: tuple[float, ...] = (
+        *(0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+        *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 3600.0),
+    )
+
+    def __init__(self) -> None:
+        self.counts: list[int] = [0] * (len(self.bounds) + 1)
+        self.total: float = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count a handler that took so long."""
+        self.counts[bisect_left(self.bounds, seconds)] += 1
+        self.total += seconds
+
+
+class Account:
+    """What one server has counted.
+
+    Args:
+        kind: of its sockets: SOCK_STREAM counts connections, SOCK_DGRAM datagrams.
+    """
+
+    _run: Any  # what is started for each connection or datagram: the handler, or what leads to it
+
+    def __init__(self, kind: int) -> None:
+        self.durations: Durations | None = None
+        self._count = dict.fromkeys(ServerStats.__slots__, 0)
+        self._kind = kind
+        self._pool_stats: Callable[[], Mapping[str, int]] | None = None
+
+    def stats(self) -> ServerStats:
+        """Count what has happened so far."""
+        return ServerStats(**{**self._count, **self._measured()})
+
+    def _measured(self) -> dict[str, int]:
+        """Counters that are read from elsewhere."""
+        return {}
+
+    def reading(self) -> Reading:
+        """All of it. What a handler's `pool_stats()` raises is logged, and its numbers are missing then."""
+        stats, datagrams = self.stats(), self._kind == socket.SOCK_DGRAM
+        reading: Reading = {
+            name: getattr(stats, name)
+            for name in ServerStats.__slots__
+            if name in _OF_ALL or name.startswith("datagrams_") == datagrams
+        }
+        if self.durations is not None:
+            reading |= {f"duration_{number}": count for number, count in enumerate(self.durations.counts)}
+            reading["duration_sum"] = self.durations.total
+        if self._pool_stats is not None:
+            try:
+                reading |= {f"pool_{name}": int(value) for name, value in self._pool_stats().items()}
+            except Exception:
+                _logger.exception("%r cannot tell about its threads", self)
+        return reading
+
+    def measure_durations(self) -> None:
+        """Measure how long handlers take that start from now on. Unasked it is not done: it costs 0.6 us for each."""
+        if self.durations is None:
+            self.durations = Durations()
+            self._run = _timed(self._run, self.durations.observe)
+
+
+def _timed(
+    run: Callable[[Any], Coroutine[Any, Any, Any]], observe: Callable[[float], object]
+) -> Callable[[Any], Coroutine[Any, Any, Any]]:
+    async def timed(source: Any) -> Any:
+        begun = perf_counter()
+        try:
+            result = await run(source)
+        except Refused:
+            raise
+        except BaseException:
+            observe(perf_counter() - begun)
+            raise
+        observe(perf_counter() - begun)
+        return result
+
+    return timed
+
+
+def retired(reading: Reading) -> Reading:
+    """What stays of a process's reading when it has ended: counters, but not what it had at that moment."""
+    return {name: value for name, value in reading.items() if name != "active" and not name.startswith("pool_")}
+
+
+def add(totals: list[Reading], readings: Iterable[Reading]) -> None:
+    """Add readings, one for each server, to others."""
+    for total, reading in zip(totals, readings, strict=False):
+        for name, value in reading.items():
+            total[name] = total.get(name, 0) + value
+
+
+def stats_of(reading: Reading) -> ServerStats:
+    """The ServerStats in a reading."""
+    return ServerStats(**{name: int(reading.get(name, 0)) for name in ServerStats.__slots__})

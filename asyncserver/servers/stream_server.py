@@ -1,0 +1,289 @@
+"""StreamServer: what comes in through listeners. Limits, TLS, idle connections, and what a connection leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl as ssl_
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from .._logger import logger as _logger
+from ..adapters.protocols import ProtocolConnection, ProtocolHandler
+from ..exceptions import Refused
+from ..net.addresses import host_group, shown, task_name
+from ..net.listener import Listener
+from ..net.poller import Poller
+from ..net.tasks import name_task
+from ..streams.proxy_protocol import HeaderError
+from ..streams.stream import Stream
+from ..tls.contexts import TLSContext
+from .logs import about, with_lines
+from .server import Server
+
+if TYPE_CHECKING:
+    import socket
+    import ssl
+    from collections.abc import Coroutine
+
+    from .._types import ErrorHandler, StreamHandler
+    from ..net.addresses import Address
+    from ..net.binding import BoundSocket
+    from ..streams.proxy_protocol import ProxyHeader, TrustedProxies
+
+# Looks at the connections in each idle_timeout: one closes at most an eighth later than it should.
+_IDLE_LOOKS = 16
+# Seconds for a PROXY header: the specification asks for 3 at least, a retransmission's time, and for few.
+_PROXY_TIMEOUT = 5.0
+# Seconds between two warnings about connections refused for the lack of one.
+_WARN_EVERY = 60.0
+
+
+class StreamServer(Server):
+    """Serves connections. Its public face is `Server`."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        bound: list[BoundSocket],
+        handler: StreamHandler | ProtocolHandler,
+        *,
+        ssl: ssl.SSLContext | None,
+        ssl_handshake_timeout: float,
+        max_connections: int | None,
+        max_connections_per_host: int | None,
+        idle_timeout: float | None,
+        proxies: TrustedProxies | None,
+        drain_timeout: float,
+        on_error: ErrorHandler | None,
+    ) -> None:
+        super().__init__(loop, bound, drain_timeout, on_error)
+        self.idle_timeout = idle_timeout
+        handler = self._handler = self._for_this_server(handler)
+        self._ssl = ssl
+        self._ssl_handshake_timeout = ssl_handshake_timeout
+        self._max_connections = max_connections
+        self._max_per_host = max_connections_per_host
+        self._per_host: Counter[str] = Counter()
+        self._connect: type[Stream | ProtocolConnection] = Stream
+        self._run = handler if ssl is None else self._run_tls
+        if isinstance(handler, ProtocolHandler):
+            self._connect, self._run = ProtocolConnection, self._run_protocol
+        self._proxies = proxies
+        self._unnamed: set[Any] = set()  # connections whose proxy has not said for whom they are: no host has them
+        self._warned = -_WARN_EVERY
+        if proxies is not None:
+            self._run_named, self._run = self._run, self._run_proxied
+        self._run = with_lines(self, self._run)
+        self._poller = Poller(loop)
+        self._waiting: deque[tuple[socket.socket, Address]] = deque()
+        self._intakes = [Listener(loop, one, self._accepted, self._accept_failed) for one in bound]
+        for listener in self._intakes:
+            listener.resume()
+        self._idle_seen: dict[Any, tuple[int, float]] = {}
+        if idle_timeout is not None:
+            self._look_for_idle()
+
+    # -- what comes in
+
+    def _accepted(self, sock: socket.socket, address: Address) -> None:
+        if self._proxies is not None and address not in self._proxies:
+            self._count["accepted"] += 1
+            self._count["refused"] += 1
+            self._refuse_proxied("proxy_untrusted", address, "it is none of the trusted_proxies")
+            sock.close()
+        elif self._max_per_host is not None and self._proxies is None and not self._enter_host(address):
+            self._count["accepted"] += 1
+            self._count["refused"] += 1
+            sock.close()
+        elif self._full:  # only what the kernel still held when the server began to close
+            self._waiting.append((sock, address))
+        else:
+            self._serve(sock, address)
+
+    def _serve(self, sock: socket.socket, address: Address) -> None:
+        self._count["accepted"] += 1
+        connection = self._connect(self._poller, sock, address, self._closing)
+        if self._closing.is_set():
+            connection._begin_drain()
+        if self._proxies is not None:
+            self._unnamed.add(connection)
+        self._start(self._run, connection, task_name(address))
+        if self._max_connections is not None:
+            self._full = len(self._live) + len(self._finishing) >= self._max_connections
+            if self._full:
+                self._apply_pause()
+
+    async def _run_tls(self, stream: Stream) -> object:
+        assert self._ssl is not None
+        try:
+            async with asyncio.timeout(self._ssl_handshake_timeout):
+                await stream.start_tls(self._ssl)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError, TimeoutError) as exc:
+            extra = about(self, stream, outcome="refused")
+            _logger.debug("TLS handshake with %r failed: %s", stream.peer_address, exc, extra=extra)
+            raise Refused from exc
+        result: object = await self._handler(stream)
+        return result
+
+    def _run_protocol(self, connection: ProtocolConnection) -> Coroutine[Any, Any, object]:
+        return connection.run(self._handler, self._ssl, self._ssl_handshake_timeout)
+
+    async def _run_proxied(self, connection: Any) -> object:
+        """Hear from the proxy who the client is; then go on as without one."""
+        try:
+            async with asyncio.timeout(_PROXY_TIMEOUT):
+                header = await connection._take_proxy_header()
+            self._name(connection, header)
+            if self._closing.is_set():
+                connection._begin_drain()
+        except TimeoutError as exc:
+            self._refuse_proxied("proxy_timed_out", connection.peer_address, "its PROXY header did not come in time")
+            raise Refused from exc
+        except HeaderError as exc:
+            self._refuse_proxied("proxy_invalid", connection.peer_address, str(exc))
+            raise Refused from exc
+        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError) as exc:
+            # Such as a health check that only connects, or has connected only when the server drains.
+            self._count["proxy_invalid"] += 1
+            raise Refused from exc
+        finally:
+            if connection in self._unnamed:
+                connection.abort()
+        result: object = await self._run_named(connection)
+        return result
+
+    def _name(self, connection: Any, header: ProxyHeader) -> None:
+        connection.proxy_header = header
+        if header.source is not None:
+            connection.peer_address = header.source
+            name_task(asyncio.current_task(), task_name(header.source))
+        if self._max_per_host is not None and not self._enter_host(connection.peer_address):
+            raise Refused
+        self._unnamed.discard(connection)
+
+    def _refuse_proxied(self, counter: str, address: Address, reason: str) -> None:
+        """Count, and tell once in a while: most likely a proxy is not set up as we are, and nothing works."""
+        self._count[counter] += 1
+        now = self._loop.time()
+        level = logging.DEBUG
+        if now - self._warned >= _WARN_EVERY:
+            self._warned, level = now, logging.WARNING
+        extra = about(self, peer=shown(address), outcome="refused")
+        _logger.log(level, "refused a connection from %r: %s", address, reason, extra=extra)
+
+    def _accept_failed(self) -> None:
+        self._count["accept_errors"] += 1
+
+    def _enter_host(self, address: Address) -> bool:
+        host = host_group(address)
+        if self._per_host[host] >= (self._max_per_host or 0):
+            return False
+        self._per_host[host] += 1
+        return True
+
+    # -- pausing and stopping
+
+    def _stop(self) -> None:
+        listeners, self._intakes = self._intakes, []
+        for listener in listeners:
+            listener.close()
+
+    def _release_sockets(self) -> None:
+        self._poller.close()
+
+    def _unfinished(self) -> bool:
+        return bool(self._waiting) or super()._unfinished()
+
+    def _drop_waiting(self) -> None:
+        while self._waiting:
+            sock, address = self._waiting.popleft()
+            sock.close()
+            if self._proxies is None:
+                self._leave_host(address)
+            self._count["accepted"] += 1
+            self._count["refused"] += 1
+
+    # -- what a connection leaves behind
+
+    def _finish(self, source: Any) -> Coroutine[Any, Any, object] | None:
+        return None if source._close_if_quiet() else source.aclose()
+
+    def _released(self, source: Any) -> None:
+        self._count["bytes_received"] += source.bytes_received
+        self._count["bytes_sent"] += source.bytes_sent
+        self._idle_seen.pop(source, None)
+        if source in self._unnamed:
+            self._unnamed.discard(source)
+        else:
+            self._leave_host(source.peer_address)
+        for listener in self._intakes:
+            listener.retry()
+        if self._full:
+            self._full = len(self._live) + len(self._finishing) >= (self._max_connections or 0)
+            if not self._full:
+                self._take_waiting()
+
+    def _take_waiting(self) -> None:
+        while self._waiting and not self._full:
+            self._serve(*self._waiting.popleft())
+        self._apply_pause()
+
+    def _leave_host(self, address: Address) -> None:
+        if self._max_per_host is not None:
+            host = host_group(address)
+            self._per_host[host] -= 1
+            if not self._per_host[host]:
+                del self._per_host[host]
+
+    def _measured(self) -> dict[str, int]:
+        open_now = (*self.connections, *self._finishing.values())
+        return {
+            **super()._measured(),
+            "bytes_received": self._count["bytes_received"] + sum(one.bytes_received for one in open_now),
+            "bytes_sent": self._count["bytes_sent"] + sum(one.bytes_sent for one in open_now),
+        }
+
+    # -- idle connections
+
+    def _look_for_idle(self) -> None:
+        """Tell the connections that have not moved a byte. One look at all of them costs less than a timer each."""
+        assert self.idle_timeout is not None
+        now = self._loop.time()
+        for connection in self._live.values():
+            if connection in self._unnamed:
+                continue  # has a time limit of its own
+            moved = connection.moved
+            seen, since = self._idle_seen.get(connection, (-1, now))
+            if seen != moved:
+                self._idle_seen[connection] = moved, now
+            elif now - since >= self.idle_timeout:
+                self._idle_seen[connection] = moved, now
+                connection._expire()
+        if not self._closed.is_set():
+            self._loop.call_later(self.idle_timeout / _IDLE_LOOKS, self._look_for_idle)
+
+    # -- TLS
+
+    @property
+    def can_reload_tls(self) -> bool:
+        """See Server."""
+        return isinstance(self._ssl, TLSContext)
+
+    def reload_tls(self, context: ssl.SSLContext | None = None) -> None:
+        """See Server."""
+        self._require_open("reload_tls")
+        if self._ssl is None:
+            raise RuntimeError(f"{self!r} does not speak TLS: there is nothing to reload")
+        if context is None:
+            if not isinstance(self._ssl, TLSContext):
+                raise RuntimeError(
+                    "reload_tls() can read files again only for a context made by asyncserver.tls_context(); "
+                    "give the new context: reload_tls(context)"
+                )
+            context = self._ssl.reload()
+        elif getattr(context, "protocol", None) in {None, ssl_.PROTOCOL_TLS_CLIENT}:
+            raise TypeError(f"reload_tls() needs an ssl.SSLContext for the server side, got {context!r}")
+        self._ssl = context

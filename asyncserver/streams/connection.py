@@ -1,0 +1,348 @@
+"""Connection: a connected, non-blocking socket, the tasks that wait for it, and how its server ends it.
+
+What a Stream stands on: the descriptor's watches, the waiters, the PROXY header, the drain, the idle
+timeout, and the ways to close. TLS is one floor up (_tls_connection.py); what `_recv` and `_send` are is
+told in _states.py, when a drain may end a connection in _dialogue.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import socket
+import struct
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import anyio
+
+from ..exceptions import IdleTimeout
+from ..net.poller import READ, WRITE
+from ..net.socket_info import first_words_due, unread
+from ..net.waiter import Waiter
+from .dialogue import Dialogue
+from .proxy_protocol import HeaderParser
+from .states import refuse_closed, refuse_unheard
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from ..net.addresses import Address
+    from ..net.poller import Poller
+    from .proxy_protocol import ProxyHeader
+
+CHUNK = 65536  # what one receive takes at most unless told otherwise; anyio's default, and a pipe's capacity
+
+# Chunks that are thrown away at most where nobody is waited for.
+_LEFTOVERS = 16
+
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # socket(7): SO_LINGER with no time discards what is unsent and resets
+
+
+class Connection(Dialogue):
+    """A connected socket in a server's hands.
+
+    Attributes:
+        proxy_header: what the proxy in front has said, if it has.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_closing",
+        "_events",
+        "_fd",
+        "_idle_read",
+        "_idle_write",
+        "_poller",
+        "_read",
+        "_reading",
+        "_recv",
+        "_send",
+        "_sock",
+        "_watching",
+        "_writing",
+        "peer_address",
+        "proxy_header",
+    )
+
+    def __init__(self, poller: Poller, sock: socket.socket, peer_address: Address, closing: asyncio.Event) -> None:
+        Dialogue.__init__(self)
+        self._poller = poller
+        self._sock = sock
+        self._fd = sock.fileno()
+        self.peer_address: Address = peer_address
+        self._recv: Callable[[int], bytes] = sock.recv
+        # What really reads, where _recv may be a state in front of it.
+        self._read: Callable[[int], bytes] = self._recv
+        self._send: Callable[[Any], int] = sock.send
+        self._reading = Waiter(poller.loop, "receiving from")
+        self._writing: Waiter | None = None
+        self._events = 0  # what the poller watches for,
+        self._watching = False  # and whether that includes READ
+        self._closing = closing
+        self._buffer: bytearray | None = None  # received from the kernel, and not yet by the handler
+        # `moved` when the idle timeout struck, until the one that waits, or the next that would, has told.
+        self._idle_read = self._idle_write = -1
+        self.proxy_header: ProxyHeader | None = None
+
+    @property
+    def closing(self) -> asyncio.Event:
+        """Set as soon as the server has begun to drain."""
+        return self._closing
+
+    @property
+    def local_address(self) -> Address:
+        """The address on this side.
+
+        Raises:
+            anyio.ClosedResourceError: the stream has been closed.
+        """
+        if self._fd < 0:
+            refuse_closed(None)
+        address: Address = self._sock.getsockname()
+        return address
+
+    # -- waiting
+
+    def _watch(self) -> None:
+        if not self._watching:
+            self._set_events(self._events | READ)
+            self._watching = True
+
+    def _unwatch(self) -> None:
+        if self._watching:
+            self._watching = False
+            self._set_events(self._events & ~READ)
+
+    def _set_events(self, events: int) -> None:
+        if events != self._events:
+            self._poller.watch(self, self._fd, self._events, events)
+            self._events = events
+
+    def _on_readable(self) -> None:
+        waiter = self._reading
+        wakeup = waiter.wakeup
+        if wakeup is None:
+            self._unwatch()  # nobody waits: a level-triggered loop would call again and again
+        else:  # Waiter.wake(), inlined
+            waiter.wakeup = None
+            waiter.context.run(wakeup, waiter)
+            del wakeup  # holds the task; an error's traceback holds this frame (f_back), and the task the error
+
+    def _on_writable(self) -> None:
+        if self._writing is not None:
+            self._writing.wake()
+
+    async def _readable(self) -> None:
+        """Wait until the socket may have bytes, or somebody calls `wake_soon()`."""
+        self._watch()
+        await self._reading
+
+    async def _writable(self) -> None:
+        """Wait until the socket takes bytes, or somebody calls `wake_soon()`."""
+        if self._writing is None:
+            self._writing = Waiter(self._poller.loop, "sending to")
+        if self._writing.busy:
+            raise anyio.BusyResourceError("sending to")
+        self._set_events(self._events | WRITE)
+        try:
+            await self._writing
+        finally:
+            if self._fd >= 0:
+                self._set_events(self._events & ~WRITE)
+
+    def _wake_all(self) -> None:
+        self._reading.wake_soon()
+        if self._writing is not None:
+            self._writing.wake_soon()
+
+    def _unread(self) -> int:
+        """Bytes that nobody has received."""
+        return unread(self._fd)
+
+    def _broken(self, exc: OSError) -> anyio.BrokenResourceError:
+        """Be broken from now on. The kernel tells an error once and then reports an end, as if all had come."""
+        self._unwatch()
+        self._send = functools.partial(self._refuse_broken, exc)
+        self._recv = functools.partial(self._receive_rest, exc)
+        self._wake_all()  # a task that waits in the other direction would wait for ever
+        return self._brokenness(exc)
+
+    def _brokenness(self, exc: OSError) -> anyio.BrokenResourceError:
+        return anyio.BrokenResourceError(f"the connection with {self.peer_address!r} broke: {exc}")
+
+    def _refuse_broken(self, exc: OSError, _: object) -> NoReturn:
+        raise self._brokenness(exc) from exc
+
+    def _receive_rest(self, exc: OSError, max_bytes: int) -> bytes:
+        """Receive what had arrived before the connection broke."""
+        with contextlib.suppress(OSError, ValueError):  # ValueError: TLS came to its end, and then the rest broke
+            if data := self._read(max_bytes):
+                return data
+        raise self._brokenness(exc) from exc
+
+    # -- before all else
+
+    async def _hear(self) -> None:
+        """Wait until the peer, who has to speak first, has said something or has ended; leaves it in the kernel.
+
+        Raises:
+            anyio.ClosedResourceError: closed meanwhile, for example by a server that drains.
+            anyio.BrokenResourceError: the connection broke.
+        """
+        if self._closing.is_set():
+            self._end_if_unheard_soon()
+        if self._recv is not refuse_closed:
+            self._recv = refuse_unheard
+        while self._recv is refuse_unheard:
+            try:
+                socket.socket.recv(self._sock, 1, socket.MSG_PEEK)  # below TLS, if any
+            except BlockingIOError:
+                await self._readable()
+            except OSError as exc:
+                raise self._broken(exc) from exc
+            else:
+                self._unwatch()
+                self._recv = self._read
+                return
+        refuse_closed(None)
+
+    def _end_if_unheard_soon(self) -> None:
+        """The server drains: a peer that has yet to say its first byte is between two messages, but may be about to."""
+        self._poller.loop.call_later(first_words_due(self._sock, 0.0), self._end_if_unheard)
+
+    def _end_if_unheard(self) -> None:
+        if self._recv is refuse_unheard and not self._unread():
+            self._close()
+
+    async def _take_proxy_header(self) -> ProxyHeader:
+        """Take a PROXY protocol header off the socket and leave in the kernel what comes behind it.
+
+        Raises:
+            HeaderError: something else came.
+            anyio.EndOfStream: nothing more came.
+            anyio.ClosedResourceError: the server drains, and nothing came at all.
+            anyio.BrokenResourceError: the connection broke.
+        """
+        await self._hear()
+        parser, sock = HeaderParser(), self._sock
+        while parser.header is None:
+            try:
+                ahead = sock.recv(parser.wanted, socket.MSG_PEEK)
+                if not ahead:
+                    raise anyio.EndOfStream
+                # All that was looked at, unless the header ends in it: what is left lying would be reported again.
+                data = sock.recv(parser.belonging(ahead))
+            except BlockingIOError:
+                await self._readable()
+            except OSError as exc:
+                raise self._broken(exc) from exc
+            else:
+                parser.feed(data)
+        return parser.header
+
+    # -- for the server
+
+    def _begin_drain(self) -> None:
+        """End at the next message boundary, but answer what had reached this host by now."""
+        if self._recv is refuse_unheard:
+            self._end_if_unheard_soon()
+        elif self._recv is self._read and self._fd >= 0:  # otherwise at its end
+            self._await_first_words()
+
+    def _await_first_words(self, waited: float = 0.0) -> None:
+        """Owe what is here; if nothing has ever come, what may be on its way, for as long as that can take."""
+        if self._fd < 0 or (waited and (self.moved or self._recv != self._receive_owed)):
+            return  # they have come, or it has ended, or is in its handshake
+        due = first_words_due(self._sock, waited)
+        if self.begin_drain(self._unread(), due):
+            self._poller.loop.call_later(due, self._await_first_words, waited + due)
+        self._look_for_the_end()
+
+    def _look_for_the_end(self) -> None:
+        """Ask before each read from now on whether the dialogue may end."""
+        self._recv = self._receive_owed
+        self._unwatch()
+        self._reading.wake_soon()
+
+    def _receive_owed(self, max_bytes: int) -> bytes:
+        """State: the server drains. Read to a message boundary, then report the end."""
+        self.begin_message(len(self._buffer or b""))
+        if self.may_end():
+            return b""
+        data = self._read(max_bytes)
+        # TLS: its bytes are more than their payload, so what the kernel holds now is the better estimate.
+        self.owe_at_most(len(data) + self._unread())
+        self._unwatch()  # so that the next receive comes by here before it waits
+        return data
+
+    def _expire(self) -> None:
+        """Make the pending or the next wait raise IdleTimeout, unless something moves before."""
+        self._idle_read = self._idle_write = self.moved
+        self._unwatch()
+        self._wake_all()
+
+    def _check_idle_read(self) -> None:
+        mark, self._idle_read = self._idle_read, -1
+        self._check_idle(mark)
+
+    def _check_idle_write(self) -> None:
+        mark, self._idle_write = self._idle_write, -1
+        self._check_idle(mark)
+
+    def _check_idle(self, mark: int) -> None:
+        if mark == self.moved:
+            raise IdleTimeout(f"nothing received from or sent to {self.peer_address!r} for the idle timeout")
+
+    # -- ending
+
+    async def _finish(self, *, broken: bool) -> None:
+        """Bring the last bytes across, as far as the peer cooperates.
+
+        A broken connection has only an alert of TLS to bring across. Its peer may go on sending without end, and is
+        not waited for.
+        """
+        sock = self._sock
+        if self._fd >= 0 and self._unread():
+            sock.shutdown(socket.SHUT_WR)
+            if broken:
+                self._discard_leftovers(sock)
+            else:
+                await self._discard(sock)
+
+    @staticmethod
+    def _discard_leftovers(sock: socket.socket) -> None:
+        """Throw away what is there: a close on top of it would reset, and the alert could be lost."""
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(_LEFTOVERS):
+                if not socket.socket.recv(sock, CHUNK):
+                    return
+
+    async def _discard(self, sock: socket.socket) -> None:
+        """Throw away what arrives until the peer ends."""
+        while True:
+            try:
+                if not socket.socket.recv(sock, CHUNK):  # below TLS, if any
+                    return
+            except BlockingIOError:
+                await self._readable()
+
+    def abort(self) -> None:
+        """Close at once: what the kernel has not sent yet is thrown away and the peer gets a reset. Never waits."""
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):  # some kinds of socket know no lingering
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            self._close()
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            self._release()
+            self._sock.close()
+
+    def _release(self) -> None:
+        """Stop using the descriptor, and wake whoever waits for it."""
+        self._watching = False
+        self._set_events(0)
+        self._fd = -1
+        self._recv = self._read = self._send = refuse_closed
+        self._wake_all()

@@ -1,0 +1,399 @@
+"""Stream: one connection's bytes, an anyio ByteStream.
+
+Theory of operation:
+
+* Nothing is held in between. `receive()` waits until the loop says readable, then takes bytes out of the kernel
+  itself, one `recv` per wake-up so that no connection can starve the others; `send()` returns when the kernel has
+  every byte. A handler that does not read lets the kernel's buffer fill, and TCP slows the peer down: flow control
+  needs no code here. Only `receive_exactly` and `receive_until` keep what they read too much of, in one buffer.
+* The descriptor is watched from the first wait on. When it turns readable and nobody waits, the watch ends; an
+  unwatched stream tries `recv` first, and watches again when that would block.
+* TLS is the same: an `SSLSocket` in non-blocking mode, OpenSSL reading and writing the descriptor itself. Its
+  "want read" is one more way to say "would block".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import functools
+import socket
+import ssl
+import types
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio.abc import ByteStream
+
+from ..net.waiter import Waiter
+from .connection import CHUNK
+from .states import at_end, refuse_after_eof, refuse_busy, refuse_closed, refuse_torn
+from .tls_connection import TLSConnection
+from .typed_attributes import socket_attributes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Mapping
+
+    from ..net.addresses import Address
+    from ..net.poller import Poller
+
+__all__ = ["Stream"]
+
+# Operations that may find their answer at once before the stream lets others run. At about 5 us each that is a
+# third of a millisecond, which is what another connection then waits.
+_SPIN_LIMIT = 64
+# Seconds that aclose() may take to bring the last bytes across: a retransmission (RFC 6298 starts at 1 s) fits in,
+# and a draining server is not held up.
+_CLOSE_TIMEOUT = 2.0
+
+_WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError)
+
+
+class Stream(TLSConnection, ByteStream):
+    """One connection, as its handler sees it. Made by a server, and closed by it when the handler ends.
+
+    One task may receive while another sends; two that receive, or two that send, at once get `BusyResourceError` and
+    nothing is lost. Cancelling a receive loses nothing either. Cancelling `send` may leave a part of its data sent,
+    and how much is not known: the peer can no longer tell where a message begins.
+
+    Attributes:
+        proxy_header: what the proxy in front has said, with `proxy_protocol=True`; then `peer_address` is the client's.
+        peer_address: (host, port), of IPv6 (host, port, flowinfo, scope); of a Unix peer its path, mostly "".
+        bytes_received: payload bytes received so far.
+        bytes_sent: payload bytes sent so far.
+    """
+
+    __slots__ = ("_spins",)
+
+    bytes_received: int
+    bytes_sent: int
+
+    def __init__(self, poller: Poller, sock: socket.socket, peer_address: Address, closing: asyncio.Event) -> None:
+        TLSConnection.__init__(self, poller, sock, peer_address, closing)
+        self._spins = 0
+
+    def __repr__(self) -> str:
+        """Tell the peer and the state."""
+        return f"<Stream {self.peer_address!r} {'closed' if self._fd < 0 else 'open'}>"
+
+    # -- receiving
+
+    async def receive(self, max_bytes: int = CHUNK) -> bytes:
+        """Receive what there is, at least one byte.
+
+        Args:
+            max_bytes: how many bytes to take at most; at least 1.
+
+        Raises:
+            anyio.EndOfStream: the peer has ended its side, or the server drains and no message is under way.
+            anyio.BrokenResourceError: the connection broke; under TLS also an end without close_notify
+                (RFC 8446, 6.1), since data may be missing. `__cause__` is the system's error.
+            anyio.ClosedResourceError: the stream has been closed on this side.
+            anyio.BusyResourceError: another task is receiving.
+            IdleTimeout: nothing went either way for the server's `idle_timeout`. The stream can still be used.
+        """
+        if max_bytes < 1:
+            raise ValueError(f"max_bytes must be at least 1, got {max_bytes}")
+        return await self._chunk(max_bytes, anyio.EndOfStream)
+
+    async def receive_exactly(self, nbytes: int) -> bytes:
+        """Receive exactly so many bytes. Cancelled, it keeps what has arrived for the next receive.
+
+        Args:
+            nbytes: how many bytes.
+
+        Raises:
+            anyio.IncompleteRead: the stream ended before. What had arrived stays to be received.
+            Exception: as `receive()`, except EndOfStream.
+        """
+        if nbytes < 0:
+            raise ValueError(f"nbytes must not be negative, got {nbytes}")
+        await self._take_turns()
+        while len(buffer := self._buffered()) < nbytes:
+            await self._fill()
+        return self._cut(buffer, nbytes)
+
+    async def receive_until(self, delimiter: bytes, max_bytes: int) -> bytes:
+        """Receive up to a delimiter, and return what came before it. Cancelled, it loses nothing.
+
+        Args:
+            delimiter: the bytes to look for; taken from the stream, not returned.
+            max_bytes: how many bytes to look through for the whole delimiter.
+
+        Raises:
+            anyio.DelimiterNotFound: the first `max_bytes` bytes do not hold the delimiter. They stay to be received.
+            anyio.IncompleteRead: the stream ended before the delimiter. What had arrived stays to be received.
+            Exception: as `receive()`, except EndOfStream.
+        """
+        if not delimiter:
+            raise ValueError("receive_until() needs a delimiter of at least one byte")
+        await self._take_turns()
+        searched = 0
+        while (index := (buffer := self._buffered()).find(delimiter, searched, max_bytes)) < 0:
+            if len(buffer) >= max_bytes:
+                raise anyio.DelimiterNotFound(max_bytes)
+            searched = max(0, len(buffer) - len(delimiter) + 1)
+            await self._fill()
+        data = self._cut(buffer, index)
+        del buffer[: len(delimiter)]
+        return data
+
+    @types.coroutine
+    def _chunk(
+        self, max_bytes: int = CHUNK, end: type[BaseException] = StopAsyncIteration, *, more: bool = False
+    ) -> Generator[Any, None, bytes]:
+        """Take what the buffer holds (unless we want more), or else the kernel; raises `end` at the end.
+
+        The hot path, and so a generator that yields the waiter itself: every function in between would be one more
+        frame that each wake-up has to pass through.
+        """
+        if self._buffer and not more and self._spun():
+            yield None
+        if self._buffer and not more:
+            return self._cut(self._buffered(), max_bytes)
+        waiter = self._reading
+        while True:
+            if waiter.busy:
+                raise anyio.BusyResourceError("receiving from")
+            if self._watching:
+                waiter.busy = waiter._asyncio_future_blocking = True
+                try:
+                    yield waiter
+                except BaseException:
+                    waiter.wakeup = None  # a dead task must not be woken
+                    waiter.busy = False
+                    raise
+                waiter.busy = False
+            elif self._spun():
+                yield from self._pause_reading(waiter)
+            try:
+                data = self._recv(max_bytes)
+            except _WOULD_BLOCK:
+                self._check_idle_read()
+                self._watch()
+                continue
+            except ssl.SSLWantWriteError:  # OpenSSL must answer (a key update) before it can read on
+                yield from self._writable().__await__()
+                continue
+            except OSError as exc:
+                raise self._broken(exc) from exc
+            if data:
+                self.bytes_received += len(data)
+                return data
+            self._unwatch()  # a descriptor at its end is readable for ever
+            self._recv = at_end
+            raise end
+
+    # Receive the next chunk; the iteration stops at the end of the stream.
+    __anext__: Any = _chunk  # anyio says coroutine; the language asks for an awaitable
+
+    def _spun(self) -> bool:
+        """Count an operation that need not wait; true when it is time to let others run."""
+        self._spins += 1
+        if self._spins < _SPIN_LIMIT:
+            return False
+        self._spins = 0
+        return True
+
+    @staticmethod
+    def _pause_reading(waiter: Waiter) -> Generator[None, None, None]:
+        """Let others run, but none of them receive: what the buffer holds has been looked at already."""
+        waiter.busy = True
+        try:
+            yield
+        finally:
+            waiter.busy = False
+
+    def _buffered(self) -> bytearray:
+        if self._reading.busy:
+            raise anyio.BusyResourceError("receiving from")
+        if self._recv is refuse_closed:
+            refuse_closed(None)
+        if self._buffer is None:
+            self._buffer = bytearray()
+        return self._buffer
+
+    def _cut(self, buffer: bytearray, nbytes: int) -> bytes:
+        self.begin_message(len(buffer))
+        with memoryview(buffer) as view:
+            data = bytes(view[:nbytes])
+        del buffer[:nbytes]
+        return data
+
+    async def _take_turns(self) -> None:
+        """Let others run now and then, also while the buffer answers. Before anything is taken: it may be cancelled."""
+        if self._spun():
+            await asyncio.sleep(0)
+
+    async def _fill(self) -> None:
+        try:
+            data = await self._chunk(CHUNK, anyio.EndOfStream, more=True)
+        except anyio.EndOfStream as exc:
+            raise anyio.IncompleteRead from exc
+        self._buffered().extend(data)
+
+    # -- sending
+
+    async def send(self, item: bytes | bytearray | memoryview) -> None:
+        """Send all the bytes; returns when the kernel has taken them, so a slow peer slows the handler down.
+
+        Args:
+            item: any bytes-like object.
+
+        Raises:
+            anyio.BrokenResourceError: the connection broke; `__cause__` is the system's error.
+            anyio.ClosedResourceError: the stream has been closed, or `send_eof()` called.
+            anyio.BusyResourceError: another task is sending.
+            IdleTimeout: the peer took nothing, and sent nothing, for the server's `idle_timeout`.
+        """
+        if type(item) is not bytes:
+            item = _octets(item)
+        try:
+            sent = self._send(item)
+        except (BlockingIOError, ssl.SSLWantWriteError):
+            sent = 0
+        except OSError as exc:
+            raise self._broken(exc) from exc
+        self.bytes_sent += sent
+        if sent != len(item):
+            await self._send_rest(memoryview(item)[sent:], blocked=not sent)
+        if self._answered != self.bytes_received:
+            self._answered = self.bytes_received
+        elif self._spun():  # nothing was received since the last send, so nothing may have been waited for
+            await asyncio.sleep(0)
+
+    async def _send_rest(self, rest: memoryview, *, blocked: bool) -> None:
+        tls = isinstance(self._sock, ssl.SSLSocket)
+        write, self._send = self._send, refuse_busy
+        # What the next send() does: OpenSSL insists on finishing the record it has begun.
+        after = refuse_torn if tls and blocked else write
+        blocked = blocked or not tls  # we give OpenSSL a record at a time, a plain socket as much as there is room for
+        try:
+            while rest:
+                if blocked:
+                    self._check_idle_write()
+                    await self._writable()
+                    self._check_idle_write()  # before a try: the kernel may take a little without the peer's doing
+                elif self._spun():
+                    await asyncio.sleep(0)
+                if self._send is not refuse_busy:  # closed meanwhile
+                    self._send(rest)
+                try:
+                    sent = write(rest)
+                except (BlockingIOError, ssl.SSLWantWriteError):
+                    blocked, after = True, refuse_torn if tls else write
+                    continue
+                except OSError as exc:
+                    raise self._broken(exc) from exc
+                self.bytes_sent += sent
+                rest = rest[sent:]
+                blocked, after = not tls, write
+        finally:
+            if self._send is refuse_busy:
+                self._send = after
+
+    async def send_eof(self) -> None:
+        """End our side of the connection; the peer's side stays open. Under TLS that is a close_notify.
+
+        Raises:
+            anyio.BusyResourceError: a send is under way.
+            anyio.BrokenResourceError: the connection is broken.
+            anyio.ClosedResourceError: the stream has been closed.
+            OSError: under TLS, no descriptors are left for it (errno EMFILE, ENFILE); nothing was sent.
+        """
+        if self._send is refuse_after_eof:
+            return
+        if self._send in {refuse_busy, refuse_closed, refuse_torn} or isinstance(self._send, functools.partial):
+            self._send(b"")
+        send, self._send = self._send, refuse_after_eof
+        try:
+            if isinstance(self._sock, ssl.SSLSocket):
+                await self._half_close_notify(self._sock)
+            else:
+                self._sock.shutdown(socket.SHUT_WR)
+        except OSError as exc:
+            if exc.errno in {errno.EMFILE, errno.ENFILE}:  # ours, not the connection's; nothing has been sent
+                self._send = send
+                raise
+            raise self._broken(exc) from exc
+        self.answer()
+
+    # -- ending
+
+    async def aclose(self) -> None:
+        """Close both directions; whoever still waits on the stream gets `ClosedResourceError`. May be called twice.
+
+        What was sent is on its way: the kernel delivers it after the close. When unread bytes are left, closing would
+        make the kernel send a reset instead, and the peer could lose our last answer (RFC 1122, 4.2.2.13); then our
+        side is ended first and what still arrives is thrown away until the peer ends too, for two seconds at most.
+        Under TLS a close_notify is sent; the peer's is not waited for. Cancelled, it closes at once.
+        """
+        if self._recv is refuse_closed:
+            return
+        broken = isinstance(self._send, functools.partial)
+        notify = not broken and self._send not in {refuse_torn, refuse_after_eof, refuse_busy}
+        self._recv = self._send = refuse_closed
+        self._watching = False
+        self._set_events(0)
+        self._wake_all()
+        self._reading, self._writing = Waiter(self._poller.loop, "closing"), None
+        try:
+            async with asyncio.timeout(_CLOSE_TIMEOUT):
+                if notify:
+                    await self._close_notify()
+                await self._finish(broken=broken)
+        except OSError:  # broken, or too slow (TimeoutError): nothing more can be done for this peer
+            self._clear_errors()
+        finally:
+            self._close()
+
+    def detach(self) -> socket.socket:
+        """Give the socket away: non-blocking, and a `ssl.SSLSocket` under TLS. The stream then counts as closed.
+
+        Raises:
+            RuntimeError: bytes taken from the socket still wait in the stream; receive them first.
+            anyio.ClosedResourceError: the stream has been closed.
+        """
+        if self._recv is refuse_closed:
+            refuse_closed(None)
+        if self._buffer:
+            raise RuntimeError(f"{len(self._buffer)} received bytes wait in {self!r}; receive them before detach()")
+        self._release()
+        return self._sock
+
+    async def start_tls(self, context: ssl.SSLContext) -> None:
+        """Go over to TLS, as the server side, on this same stream. Put it under `asyncio.timeout()` to bound it.
+
+        Args:
+            context: a context for the server side.
+
+        Raises:
+            RuntimeError: the stream is under TLS already; or plain bytes wait that came behind the request to start
+                TLS. Those are not under its protection: to go on would be an injection (RFC 3207, 6; CVE-2011-0411).
+            anyio.BrokenResourceError: the handshake failed; `__cause__` tells why.
+            Exception: as `receive()` and `send()`. After an error or a cancellation only `aclose()` is left.
+        """
+        if isinstance(self._sock, ssl.SSLSocket):
+            raise RuntimeError("start_tls(): this stream is under TLS already")  # noqa: TRY004 - a state, no argument
+        if self._buffered():
+            raise RuntimeError("start_tls(): the peer sent plain bytes behind its request to start TLS")
+        if self._send in {refuse_after_eof, refuse_busy}:
+            self._send(b"")
+        try:
+            await self._handshake(context)
+        except OSError as exc:
+            raise self._broken(exc) from exc
+        if self._closing.is_set():
+            self.owe(1)  # who came through a handshake while we drain has its question still before it
+            self._look_for_the_end()
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        """Anyio's typed attributes, for `extra()`: SocketAttribute, and under TLS TLSAttribute."""
+        return socket_attributes(self._sock, self.peer_address)
+
+
+def _octets(item: Any) -> Any:
+    """A bytes-like object whose length is its size in bytes."""
+    view = memoryview(item)
+    return view.cast("B") if view.nbytes else b""

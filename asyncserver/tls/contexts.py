@@ -1,0 +1,222 @@
+"""tls_context: a server's side of TLS with today's defaults, that can be read again from its files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import ssl
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from anyio import TypedAttributeSet, typed_attribute
+
+from .certificate import read_certificate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+__all__ = ["KeyExchangeAttribute", "SNIAttribute", "TLSContext", "tls_context"]
+
+_Path: TypeAlias = str | os.PathLike[str]
+
+
+class SNIAttribute(TypedAttributeSet):
+    """What `stream.extra()` tells under a context of `tls_context()`, besides anyio's TLSAttribute."""
+
+    #: the server's name that the client asked for, in lower case (RFC 6066); None if it asked for none
+    server_name: str | None = typed_attribute()
+
+
+class KeyExchangeAttribute(TypedAttributeSet):
+    """What `stream.extra()` tells under TLS from Python 3.15 on, besides anyio's TLSAttribute."""
+
+    #: the key exchange group in use, as OpenSSL calls it: "X25519MLKEM768"; None if there is none
+    group: str | None = typed_attribute()
+
+
+class _Socket(ssl.SSLSocket):
+    server_name: str | None = None
+
+
+class _Object(ssl.SSLObject):  # what the loops' own transports use
+    server_name: str | None = None
+
+
+class TLSContext(ssl.SSLContext):
+    """An `ssl.SSLContext` that remembers what it was made from.
+
+    Its sockets (`ssl.SSLSocket`, `ssl.SSLObject`) have an attribute `server_name`, the name that the client asked for.
+    """
+
+    sslsocket_class: type[ssl.SSLSocket] = _Socket
+    sslobject_class: type[ssl.SSLObject] = _Object
+    _arguments: dict[str, Any]
+
+    def reload(self) -> TLSContext:
+        """Make another from the same files, as they are now. Raises as `tls_context()`."""
+        return tls_context(**self._arguments)
+
+
+def tls_context(
+    certfile: _Path,
+    keyfile: _Path | None = None,
+    *,
+    more_certificates: Sequence[tuple[_Path, _Path | None]] = (),
+    password: str | None = None,
+    client_ca: _Path | None = None,
+    client_cert: Literal["required", "optional"] = "required",
+    alpn: Sequence[str] = (),
+    minimum_version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_2,
+    groups: Sequence[str] | None = None,
+) -> TLSContext:
+    """Make a context for `serve(..., ssl=...)`. `Server.reload_tls()` reads its files again.
+
+    Args:
+        certfile: the certificate chain, PEM, the server's own first; it may hold the key as well.
+        keyfile: the private key, PEM.
+        more_certificates: further pairs of such files. A client gets the first certificate that is for the name it
+            asks for (SNI), else one for a wildcard (`*.example.org`) that covers it, else that of `certfile`.
+        password: that of the keys.
+        client_ca: certificates of the authorities, PEM, one of which must have signed the client's certificate
+            (mutual TLS); None asks clients for none.
+        client_cert: "optional" lets in clients without a certificate too; a handler finds out by
+            `stream.extra(TLSAttribute.peer_certificate)`.
+        alpn: application protocols to offer, the preferred first (RFC 7301).
+        minimum_version: TLS 1.2 unless told otherwise (RFC 8996 retired what came before).
+        groups: key exchange groups, the preferred first: ["X25519MLKEM768", "X25519"]; None leaves
+            them to OpenSSL. Needs Python 3.15. A handler finds the one in use as
+            `stream.extra(KeyExchangeAttribute.group)`.
+
+    Raises:
+        OSError: a file cannot be read; as ssl.SSLError it does not hold what it should. The message names the file.
+        ValueError: one of `more_certificates` is for no name; a key is encrypted and there is no
+            password; OpenSSL does not know one of `groups`, or Python is too old for them.
+    """
+    if client_cert not in {"required", "optional"}:
+        raise ValueError(f'client_cert must be "required" or "optional", got {client_cert!r}')
+    common: dict[str, Any] = {
+        "password": password,
+        "client_ca": client_ca,
+        "client_cert": client_cert,
+        "alpn": tuple(alpn),
+        "minimum_version": minimum_version,
+        "groups": None if groups is None else _checked_groups(groups),
+    }
+    others: tuple[Any, ...] = tuple(more_certificates)
+    for pair in others:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise TypeError(
+                f"more_certificates expects pairs, [(certfile, keyfile or None), ...]; got {pair!r} for one"
+            )
+    context = _make(certfile, keyfile, **common)
+    context._arguments = {"certfile": certfile, "keyfile": keyfile, "more_certificates": others, **common}
+    choices: dict[str, ssl.SSLContext | None] = dict.fromkeys(read_certificate(certfile).names)
+    for file, key in others:
+        other = _make(file, key, **common)
+        names = read_certificate(file).names
+        if not names:
+            raise ValueError(f"no client can ask for the certificate in {file}: it is for no DNS name; give it first")
+        choices = dict.fromkeys(names, other) | choices
+    context.sni_callback = _chooser(choices)
+    return context
+
+
+def _make(
+    certfile: _Path,
+    keyfile: _Path | None,
+    *,
+    password: str | None,
+    client_ca: _Path | None,
+    client_cert: str,
+    alpn: Sequence[str],
+    minimum_version: ssl.TLSVersion,
+    groups: Sequence[str] | None,
+) -> TLSContext:
+    context = TLSContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = minimum_version
+    if groups is not None:
+        newer: Any = context  # Python 3.15's, see _checked_groups()
+        newer.set_groups(":".join(groups))
+    context.options |= ssl.OP_NO_RENEGOTIATION  # costs the server more than the client, and TLS 1.3 has it no more
+    with _explained("certificate and key", certfile, keyfile):
+        try:
+            # Without a password OpenSSL would ask for one on the terminal, and the server would hang there.
+            context.load_cert_chain(certfile, keyfile, password if password is not None else _no_password)
+        except ssl.SSLError as exc:
+            if (missing := _missing(certfile, keyfile)) is None:
+                raise
+            raise ssl.SSLError(exc.errno, missing) from exc
+    if client_ca is not None:
+        with _explained("certificates", client_ca):
+            context.load_verify_locations(client_ca)
+        context.verify_mode = ssl.CERT_REQUIRED if client_cert == "required" else ssl.CERT_OPTIONAL
+    if alpn:
+        context.set_alpn_protocols(alpn)
+    return context
+
+
+def _checked_groups(groups: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(groups, str) or not groups or not all(groups):
+        example = '["X25519MLKEM768", "X25519"]'
+        raise ValueError(f"groups expects names, the preferred first, such as {example}; got {groups!r}")
+    set_groups: Any = getattr(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), "set_groups", None)
+    if set_groups is None:
+        raise ValueError(
+            f"groups needs Python 3.15 or newer, whose ssl can set them; this is {sys.version.split()[0]}: leave it out"
+        )
+    for one in groups:
+        try:
+            set_groups(one)
+        except ssl.SSLError as exc:
+            raise ValueError(
+                f"{ssl.OPENSSL_VERSION} does not know the group {one!r} of groups={list(groups)!r}; "
+                "ssl.SSLContext.get_groups() tells those it knows"
+            ) from exc
+    return tuple(groups)
+
+
+@contextlib.contextmanager
+def _explained(what: str, *files: _Path | None) -> Iterator[None]:
+    """Name the files in an error; OpenSSL's own does not."""
+    names = [str(name) for name in files if name is not None]
+    for name in names:
+        with open(name, "rb"):
+            pass
+    try:
+        yield
+    except ssl.SSLError as exc:
+        raise ssl.SSLError(exc.errno, f"no usable {what} in {', '.join(names)}: {exc.strerror or exc}") from exc
+
+
+def _missing(certfile: _Path, keyfile: _Path | None) -> str | None:
+    """Tell what is missing or in the other file, where that can be seen: OpenSSL says "PEM lib" to it all."""
+    certificates, key = Path(certfile).read_bytes(), Path(keyfile or certfile).read_bytes()
+    if b"CERTIFICATE-----" in certificates and b"PRIVATE KEY-----" not in key:
+        return f"no private key in {keyfile or certfile}: " + (
+            "is it another file?" if keyfile else "give keyfile (--keyfile)"
+        )
+    if b"PRIVATE KEY-----" in certificates and b"CERTIFICATE-----" not in certificates:
+        swapped = keyfile is not None and b"CERTIFICATE-----" in key
+        return f"no certificate in {certfile}, but a key: " + (
+            f"exchange it with {keyfile}" if swapped else "give it as keyfile (--keyfile), the certificate as certfile"
+        )
+    return None
+
+
+def _chooser(choices: dict[str, ssl.SSLContext | None]) -> Callable[[Any, str | None, ssl.SSLContext], None]:
+    """Let the name that a client asks for choose the context; None is the one that it has."""
+
+    def choose(sock: _Socket | _Object, name: str | None, _: ssl.SSLContext) -> None:
+        if name is None:
+            return
+        sock.server_name = name = name.lower()
+        chosen = choices[name] if name in choices else choices.get("*." + name.partition(".")[2])
+        if chosen is not None:
+            sock.context = chosen
+
+    return choose
+
+
+def _no_password() -> str:
+    raise ValueError("the private key is encrypted: give its password, tls_context(password=...), or a key without one")

@@ -1,0 +1,390 @@
+"""Workers: processes that serve the same addresses, and the supervisor that keeps their number.
+
+    supervisor   binds; forks a worker for each slot; replaces the dead; passes signals on; adds up their counters
+    slot         one worker's place: its sockets, which the supervisor keeps open however workers come and go
+    worker       serves on its slot's sockets; told by the supervisor, over a socket pair, how to end
+
+Each slot has sockets of its own on every address (SO_REUSEPORT: the kernel picks one for each client) and so a queue
+of its own. A worker that dies or is replaced leaves its slot's queue where it is, and its successor goes on with it:
+nothing queued is reset. The supervisor runs no event loop, no threads and no handler, so it can fork at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import selectors
+import signal
+import socket
+import time
+import warnings
+from typing import TYPE_CHECKING
+
+from .._logger import logger as _logger
+from ..monitoring.monitor import tell_where
+from .exchanges import Exchanges
+from .process import FORCE, LEAVE, MOST_SERVERS, READY, SIGNALS, STOP, pass_over, work
+from .slot import NEVER, Slot, Worker, open_slots
+from .stopping import Stage, Stopping
+from .tally import Tally
+from .terminals import open_terminals
+from .watchdog import Watchdog
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterator, Sequence
+
+    from ..monitoring.notify import NotifySocket
+    from ..net.binding import BoundSocket
+    from ..servers.stats import ServerStats
+    from ..serving import Serving
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+# Seconds beyond `drain_timeout`, in which handlers are cancelled and aborted, until a worker is killed: one whose
+# loop is blocked.
+_GRACE = 5.0
+
+
+class Supervisor:
+    """Binds, keeps workers running, and ends when it is told to and they have ended.
+
+    Args:
+        servings: what to serve; bound here. The handlers in it are not called here.
+        load: called in each new worker for the servings to serve there, the same places in the same order.
+        loop_factory: makes a worker's event loop.
+        count: workers.
+        started: called when everything is bound.
+        monitor: where to tell metrics and readiness over HTTP, if at all.
+        drain_delay: seconds between the first signal to stop, when it is ready no more, and the drain.
+        notify: where to tell systemd.
+    """
+
+    def __init__(
+        self,
+        servings: Sequence[Serving],
+        load: Callable[[], Sequence[Serving]],
+        loop_factory: Callable[[], asyncio.AbstractEventLoop],
+        count: int,
+        *,
+        started: Callable[[], object],
+        monitor: Serving | None,
+        drain_delay: float,
+        notify: NotifySocket,
+    ) -> None:
+        if len(servings) > MOST_SERVERS:
+            raise ValueError(
+                f"workers serve at most {MOST_SERVERS} servers each, got {len(servings)}: run two programs"
+            )
+        self._load = load
+        self._loop_factory = loop_factory
+        self._patience = max(serving.drain_timeout for serving in servings) + _GRACE
+        self._open = functools.partial(open_slots, servings, count)
+        self._started = started
+        self._monitor = monitor
+        self._stopping = Stopping(drain_delay)
+        self._drain_at = NEVER
+        self._notify = notify
+        self._exchanges: Exchanges | None = None
+        self._slots: list[Slot] = []
+        self._bound: list[BoundSocket] = []
+        self._workers: set[Worker] = set()
+        self._selector = selectors.DefaultSelector()
+        self._terminals = open_terminals()
+        self._reloads = 0
+        self._failure = ""
+
+    def run(self) -> None:
+        """Serve until told to stop; see `run()`."""
+        with self._watching_signals():
+            try:
+                self._bind()
+                for slot in self._slots:
+                    slot.worker = self._fork(slot)
+                while self._workers or not self._stopping.draining:
+                    self._turn()
+                self._log_stats()
+            finally:
+                self._kill(self._workers)  # nobody is left, unless this is an error
+                for worker in self._workers:
+                    os.waitpid(worker.pid, 0)
+                    worker.close()
+                self._close_sockets()
+                self._selector.close()
+                if self._exchanges is not None:
+                    self._exchanges.close()
+        if self._failure:
+            raise ChildProcessError(f"{self._failure} before all workers served: see the log for its error")
+
+    def stats(self) -> list[ServerStats]:
+        """Count what has happened so far in all workers, those that have ended included, for each server."""
+        return self._tally.stats()
+
+    def _bind(self) -> None:
+        self._slots = [Slot(sockets) for sockets in self._open()]
+        self._bound = [one for slot in self._slots for sockets in slot.sockets for one in sockets]
+        self._tally = Tally(self._slots, self._workers, self._is_ready)
+        self._watchdog = Watchdog(self._notify, self._slots, self._workers, self.stats)
+        if self._monitor is not None:
+            bound = self._monitor.open_slots(1)[0]
+            self._exchanges = Exchanges(self._selector, bound, self._tally.respond)
+            tell_where(one.address for one in bound)
+        self._started()
+
+    # -- what wakes it
+
+    @contextlib.contextmanager
+    def _watching_signals(self) -> Iterator[None]:
+        """Let signals wake the selector, as bytes of their numbers."""
+        reading, writing = socket.socketpair()
+        with reading, writing:
+            reading.setblocking(False)
+            writing.setblocking(False)
+            self._wakeup = (reading, writing)
+            before = {number: signal.signal(number, pass_over) for number in SIGNALS}
+            # Ignored, as whoever started us may have left it, the kernel would bury workers before we know how.
+            before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            descriptor = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+            self._selector.register(reading, selectors.EVENT_READ, self._on_signals)
+            try:
+                yield
+            finally:
+                signal.set_wakeup_fd(descriptor)
+                for number, handler in before.items():
+                    if handler is not None:  # one that is not Python's
+                        signal.signal(number, handler)
+
+    def _turn(self) -> None:
+        due = [worker.kill_at for worker in self._workers] + [slot.restart_at for slot in self._slots]
+        due += [self._exchanges.due] if self._exchanges is not None else []
+        watch_at = self._watchdog.due
+        seconds = min(self._tally.due, self._drain_at, watch_at, *due) - time.monotonic()
+        for key, _ in self._selector.select(None if seconds == NEVER else max(0.0, seconds)):
+            key.data()
+        now = time.monotonic()
+        self._watchdog.expire(watch_at)
+        self._kill([worker for worker in self._workers if worker.kill_at <= now])
+        for slot in self._slots:
+            if slot.restart_at <= now:
+                self._fill(slot)
+        if self._tally.due <= now:
+            self._tally.expire()
+        if self._exchanges is not None:
+            self._exchanges.expire(now)
+        if self._drain_at <= now:
+            self._on_stop("the delay is over")
+
+    def _on_signals(self) -> None:
+        for number in self._wakeup[0].recv(4096):
+            if number in _STOP_SIGNALS:
+                self._on_stop(signal.Signals(number).name)
+            elif number == signal.SIGHUP and open_terminals() != self._terminals:
+                self._terminals = open_terminals()
+                self._on_stop("SIGHUP")
+            elif number == signal.SIGHUP and not self._stopping.stopping:
+                self._on_reload()
+            elif number == signal.SIGUSR1:
+                self._tally.ask(self._log_stats)
+
+    def _on_stop(self, cause: str) -> None:
+        self._drain_at = NEVER
+        match self._stopping.advance(cause):
+            case Stage.DELAYED:
+                self._watchdog.stop()
+                self._drain_at = time.monotonic() + self._stopping.drain_delay
+            case Stage.DRAINING:
+                self._stop()
+            case Stage.FORCED:
+                self._tell_all(FORCE, _GRACE)
+            case _:
+                self._kill(self._workers)
+
+    def _stop(self) -> None:
+        self._watchdog.stop()
+        for slot in self._slots:
+            if slot.worker is None and self._stopping.started:
+                self._fill(slot)  # for those in its queue, which would be reset
+            slot.restart_at = NEVER
+        self._tally.leave_sockets()
+        self._close_sockets()  # so that a worker that closes its own, emptied, closes the last
+        self._tell_all(STOP, self._patience)
+
+    def _on_reload(self) -> None:
+        self._reloads += 1
+        self._watchdog.reload()
+        _logger.info("SIGHUP: starting new workers; those that serve go on until these do")
+        for slot in self._slots:
+            self._renew(slot)
+        self._watchdog.settle()
+
+    def _on_message(self, worker: Worker) -> None:
+        message = worker.hear() if worker in self._workers else None  # it may have been buried in this turn
+        if message:
+            self._on_words(worker, message)
+        elif message is not None:  # it is ending; the descriptor of its process will tell when it has
+            self._selector.unregister(worker.channel)
+
+    def _on_words(self, worker: Worker, message: bytes) -> None:
+        self._watchdog.hear(worker)
+        if message == READY:
+            self._on_ready(worker)
+        elif message == LEAVE:
+            if worker is worker.slot.worker and worker.slot.successor is None and not self._stopping.stopping:
+                self._renew(worker.slot)
+        else:
+            self._tally.hear(worker, message)
+
+    def _on_ready(self, worker: Worker) -> None:
+        worker.serving = True
+        slot = worker.slot
+        if worker is slot.successor:
+            old, slot.worker, slot.successor = slot.worker, worker, None
+            if old is not None:
+                self._retire(old)
+        if all(each.successor is None and each.worker and each.worker.serving for each in self._slots):
+            self._stopping.start()
+            if not self._stopping.draining:
+                _logger.info("%d workers serve on %s", len(self._slots), ", ".join(self._tally.places))
+        self._watchdog.settle()
+
+    def _on_death(self, worker: Worker) -> None:
+        """Bury a worker, and see to its successor."""
+        status = os.waitstatus_to_exitcode(os.waitpid(worker.pid, 0)[1])
+        while message := worker.hear():  # what it said last
+            self._on_words(worker, message)
+        self._workers.discard(worker)
+        for descriptor in (worker.channel, worker.pidfd):
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(descriptor)
+        worker.close()
+        self._tally.bury(worker)
+        how = f"worker {worker.pid} ended " + (f"with status {status}" if status >= 0 else f"by signal {-status}")
+        if worker.leaving or self._stopping.draining:
+            _logger.log(logging.ERROR if status else logging.DEBUG, "%s while it drained", how)
+        else:
+            self._replace(worker, how)
+
+    def _replace(self, worker: Worker, how: str) -> None:
+        self._tally.deaths += 1
+        slot = worker.slot
+        if worker is slot.successor:
+            slot.successor = None
+            self._watchdog.fail()
+            _logger.error("%s before it served: the one that serves stays", how)
+        elif slot.successor is not None:
+            slot.worker, slot.successor = slot.successor, None
+            _logger.error("%s, its successor is starting already", how)
+        elif not self._stopping.started and not worker.serving:
+            self._failure = how
+            self._stopping.fail()
+            self._stop()
+        else:
+            slot.worker = None
+            delay = slot.back_off(time.monotonic() - worker.started)
+            _logger.error("%s, and its connections with it; the next one starts in %g s", how, delay)
+        self._watchdog.settle()
+
+    # -- starting and ending workers
+
+    def _fill(self, slot: Slot) -> None:
+        """Start a worker in an empty slot."""
+        slot.restart_at = NEVER
+        try:
+            slot.worker = self._fork(slot)
+        except OSError as exc:
+            _logger.error("no worker could be started (%s); tried again in %g s", exc, slot.back_off(0.0))
+
+    def _renew(self, slot: Slot) -> None:
+        """Start a successor; the worker in the slot goes on until that serves."""
+        if slot.worker is None:
+            self._fill(slot)
+            return
+        if slot.successor is not None:  # of an older state of the program
+            self._retire(slot.successor)
+        try:
+            slot.successor = self._fork(slot)
+        except OSError as exc:
+            slot.successor = None
+            self._watchdog.fail()
+            _logger.error("no new worker could be started (%s): the one that serves stays", exc)
+
+    def _retire(self, worker: Worker) -> None:
+        worker.leaving = True
+        worker.kill_at = time.monotonic() + self._patience
+        worker.tell(LEAVE)
+
+    def _tell_all(self, message: bytes, patience: float) -> None:
+        for worker in self._workers:
+            worker.kill_at = min(worker.kill_at, time.monotonic() + patience)
+            worker.tell(message)
+
+    def _kill(self, workers: set[Worker] | list[Worker]) -> None:
+        for worker in workers:
+            worker.kill_at = NEVER
+            _logger.error("worker %d has not ended in time: killed", worker.pid)
+            signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
+
+    def _close_sockets(self) -> None:
+        for bound in self._bound:
+            bound.close()
+
+    def _fork(self, slot: Slot) -> Worker:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, theirs:
+            # Until the child has handlers of its own, the signals' bytes would go to the supervisor.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            try:
+                with warnings.catch_warnings():
+                    # It is about threads of the program's. Where warnings are errors, Python 3.15 would
+                    # raise it in the parent when the child runs already.
+                    warnings.simplefilter("ignore", DeprecationWarning)
+                    pid = os.fork()
+                if pid == 0:
+                    prepare = functools.partial(self._forget_others, slot, ours, mask)
+                    how = {"reload_tls": self._reloads > 0, "measure": self._exchanges is not None}
+                    work(self._load, slot.sockets, theirs, prepare, self._loop_factory, **how)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            try:
+                pidfd = os.pidfd_open(pid)
+            except OSError:  # left alone it would believe us gone, and close its slot's sockets to newcomers for good
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                raise
+            ours.setblocking(False)
+            worker = Worker(pid, pidfd, slot, socket.socket(fileno=ours.detach()))
+        self._workers.add(worker)
+        self._selector.register(worker.channel, selectors.EVENT_READ, functools.partial(self._on_message, worker))
+        self._selector.register(worker.pidfd, selectors.EVENT_READ, functools.partial(self._on_death, worker))
+        return worker
+
+    # -- what it tells
+
+    def _is_ready(self) -> bool:
+        """Whether every slot has a worker that takes new work, and no signal has come to end that."""
+        return not self._stopping.stopping and all(
+            slot.worker is not None and slot.worker.taking for slot in self._slots
+        )
+
+    def _log_stats(self) -> None:
+        for place, stats in zip(self._tally.places, self.stats(), strict=True):
+            _logger.info("on %s: %s", place, stats)
+
+    def _forget_others(self, slot: Slot, other_end: socket.socket, mask: set[int | signal.Signals]) -> None:
+        """In a worker: close what it has inherited of others, so that their ends are noticed."""
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        self._selector.close()
+        self._watchdog.close()
+        for end in (*self._wakeup, other_end):
+            end.close()
+        for worker in self._workers:
+            worker.close()
+        if self._exchanges is not None:
+            self._exchanges.close()
+        mine = [bound for sockets in slot.sockets for bound in sockets]
+        for bound in self._bound:
+            bound.share()
+            if bound not in mine:
+                bound.close()

@@ -1,0 +1,1 @@
+"""How requests come in: the loop that waits for them, and TLS handshakes."""

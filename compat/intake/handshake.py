@@ -1,0 +1,259 @@
+"""TLS handshakes that cannot hold up a server: beside the accepting path, and with a time limit."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import socket
+import ssl
+import sys
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, Protocol
+
+from compat.intake.overrides import listener_lock
+from compat.pool.executor import ThreadPool
+from compat.pool.openssl import clear_errors
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from compat.intake.overrides import HookedServer
+
+PATIENCE_SECONDS = 0.05  # an honest client on a slow line needs longer, and then costs a thread, not an error
+MAX_ACCEPTORS = 100  # silent clients hold one each, until the time limit of the handshake
+
+
+def without_handshake(server: HookedServer) -> tuple[ssl.SSLSocket, Any]:
+    """`get_request()` of a TLS listener, with the handshake still to be made."""
+    listener = server.socket
+    with listener_lock(server):
+        listener.do_handshake_on_connect = False
+        try:
+            request, client_address = server.get_request()
+        finally:
+            listener.do_handshake_on_connect = True
+    request.do_handshake_on_connect = True
+    return request, client_address
+
+
+def with_limited_handshake(server: HookedServer) -> tuple[ssl.SSLSocket, Any]:
+    """`get_request()` of a TLS listener where no loop runs, as in `handle_request()`.
+
+    Raises:
+        OSError: the handshake failed, or took too long.
+    """
+    request, client_address = without_handshake(server)
+    timeout: float | None = request.gettimeout()
+    try:
+        request.settimeout(server.ssl_handshake_timeout)
+        request.do_handshake()
+    except BaseException:
+        clear_errors()  # the program may use TLS in this thread
+        request.close()
+        raise
+    request.settimeout(timeout)
+    return request, client_address
+
+
+class Serving(Protocol):
+    """What a handshake asks of the loop that serves; in the serving thread only, but for `wake()`."""
+
+    server: HookedServer
+    loop: asyncio.SelectorEventLoop
+    handshakes: set[Handshake]
+
+    def soon(self, step: Callable[[], object]) -> None:
+        """Run a step outside the running loop."""
+
+    def hold(self, seconds: float) -> None:
+        """Take no request from the listener for so long."""
+
+    def go_on(self) -> None:
+        """End a `hold`."""
+
+    def failed(self) -> bool:
+        """Whether the last attempt to get a request failed."""
+
+    def wake(self) -> None:
+        """Make the serving thread look at its state."""
+
+
+class Handshake:
+    """The handshake of one accepted socket; then `verify_request` and so on, in the serving thread."""
+
+    def __init__(self, serving: Serving, request: ssl.SSLSocket, client_address: Any) -> None:
+        self.serving = serving
+        self.request = request
+        self.client_address = client_address
+        self.timeout: float | None = request.gettimeout()
+        request.setblocking(False)
+        limit = serving.server.ssl_handshake_timeout
+        self.timer: asyncio.TimerHandle | None = None
+        if limit is not None:
+            self.timer = serving.loop.call_later(limit, self.fail)
+        serving.handshakes.add(self)
+
+    def step(self) -> None:
+        """Go as far as the bytes at hand allow; outside the running loop, as the context has callbacks."""
+        if self.request.fileno() < 0:  # the time was up
+            return
+        try:
+            self.request.do_handshake()
+        except ssl.SSLWantReadError:
+            self.serving.loop.add_reader(self.request.fileno(), self._ready)
+        except ssl.SSLWantWriteError:
+            self.serving.loop.add_writer(self.request.fileno(), self._ready)
+        except (OSError, ValueError):  # as in the stdlib: closed without a word, no hook is called
+            clear_errors()  # the program may use TLS in this thread
+            self.fail()
+        else:
+            self._end()
+            self.request.settimeout(self.timeout)
+            self.serving.server._compat_proceed(self.request, self.client_address)
+
+    def fail(self) -> None:
+        """End the connection; closing alone would not, where children forked meanwhile have copies of the socket."""
+        self._end()
+        with contextlib.suppress(OSError):  # reset already
+            socket.socket.shutdown(self.request, socket.SHUT_RDWR)
+        self.request.close()
+
+    def _ready(self) -> None:
+        self._unwatch()
+        self.serving.soon(self.step)
+
+    def _end(self) -> None:
+        self._unwatch()
+        self.serving.handshakes.discard(self)
+        if self.timer is not None:
+            self.timer.cancel()
+
+    def _unwatch(self) -> None:
+        descriptor = self.request.fileno()
+        if descriptor >= 0:
+            self.serving.loop.remove_reader(descriptor)
+            self.serving.loop.remove_writer(descriptor)
+
+
+class Acceptors:
+    """Threads for a `get_request()` override that wraps the socket itself and so waits for the client.
+
+    The serving thread waits a moment for each, which keeps the order of well-behaved clients, and goes on
+    without those that take longer. All other hooks run in the serving thread as always.
+    """
+
+    def __init__(self, serving: Serving) -> None:
+        self.serving = serving
+        self.server = serving.server
+        self.pool: ThreadPool = ThreadPool(MAX_ACCEPTORS, name="get_request", daemon=True)
+        self.outcomes: deque[tuple[Any, Any, BaseException | None]] = deque()
+        self.closed: bool = False
+
+    def full(self) -> bool:
+        """Whether every thread waits for its client."""
+        return len(self.pool) >= MAX_ACCEPTORS
+
+    def start(self) -> None:
+        """Call `get_request()` in a thread."""
+        self.serving.hold(PATIENCE_SECONDS)
+        _note_sockets()
+        try:
+            self.pool.add(self._accept, [])
+            self.pool.wake()
+        except RuntimeError:  # no thread to be had: better wedged than deaf
+            self.pool.take_back()
+            self.outcomes.append(self._get())
+            self.serving.wake()
+        limit = self.server.ssl_handshake_timeout
+        if limit is not None:
+            self.serving.loop.call_later(limit, self._cut_off, limit)
+
+    def deliver(self) -> None:
+        """Go on with what the threads have got."""
+        while self.outcomes:
+            self.serving.go_on()
+            request, client_address, error = self.outcomes.popleft()
+            if isinstance(error, OSError):
+                self.server._compat_error = error
+                self.serving.failed()
+            elif error is not None:
+                raise error
+            else:
+                # A handshake empties OpenSSL's queue as it begins, but this one was in another thread.
+                self.pool.clear_tls_errors()
+                self.server._compat_proceed(request, client_address)
+
+    def close(self) -> None:
+        """Wake those that still wait for a client: they have nobody left to deliver to."""
+        self.closed = True
+        self.pool.shutdown(wait=False)
+        self._discard()
+        if len(self.pool):
+            threading.Thread(target=self._sweep, name="get_request-sweep", daemon=True).start()
+
+    def _sweep(self) -> None:
+        """Cut off all that are left, again and again, as one may be just before its handshake."""
+        while len(self.pool):
+            self._cut_off(0.0)
+            time.sleep(PATIENCE_SECONDS)
+
+    def _get(self) -> tuple[Any, Any, BaseException | None]:
+        try:
+            request, client_address = self.server.get_request()
+        except BaseException as error:
+            return None, None, error
+        return request, client_address, None
+
+    def _accept(self, sockets: list[ssl.SSLSocket]) -> None:
+        _thread.sockets = sockets
+        outcome = self._get()
+        _thread.sockets = None
+        sockets.clear()  # before anybody gets the outcome: its socket must not be shut down any more
+        self.outcomes.append(outcome)
+        self.serving.wake()
+        if self.closed:
+            self._discard()
+
+    def _discard(self) -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                request, _, error = self.outcomes.popleft()
+                if error is None:
+                    self.server.shutdown_request(request)
+
+    def _cut_off(self, limit: float) -> None:
+        """Wake the threads whose client has been silent for so long, by shutting their sockets down."""
+        for call in self.pool.calls():
+            if call.age() >= limit - PATIENCE_SECONDS:
+                (sockets,) = call.args
+                self._shut_down(list(sockets))
+
+    def _shut_down(self, sockets: list[ssl.SSLSocket]) -> None:
+        for waiting in sockets:
+            if waiting is not getattr(self.server, "socket", None):
+                with contextlib.suppress(OSError):
+                    socket.socket.shutdown(waiting, socket.SHUT_RDWR)
+
+
+# Nobody but the frame of the blocked `do_handshake` knows its socket, and the variables of a frame
+# that another thread runs must not be read: without the GIL that corrupts memory (python/cpython
+# gh-128421). So each thread notes the TLS sockets that it makes, in the one place where the
+# interpreter tells of them.
+
+_thread = threading.local()  # sockets: those of the get_request() that the thread is in
+
+
+@functools.cache
+def _note_sockets() -> None:
+    """Hear of all sockets that are made from now on. For ever, so only where a server needs it."""
+    sys.addaudithook(_note_socket)
+
+
+def _note_socket(event: str, args: tuple[Any, ...]) -> None:
+    if event == "socket.__new__" and isinstance(args[0], ssl.SSLSocket):
+        sockets: list[ssl.SSLSocket] | None = getattr(_thread, "sockets", None)
+        if sockets is not None:
+            sockets.append(args[0])

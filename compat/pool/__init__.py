@@ -1,0 +1,1 @@
+"""ThreadPool: the executor that threaded handlers run on."""

@@ -1,0 +1,93 @@
+"""SIGTERM under `python -m compat`: stop serving, let handlers finish, leave."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+from compat.intake.loop import beginning, live
+from compat.threads import ThreadingMixIn
+
+
+class Drain:
+    """Handles SIGTERM, unless it is ignored or the program installs a handler of its own.
+
+    The first signal ends every `serve_forever()`. When one of them runs in the main thread the program goes
+    on after it, as after `shutdown()`; otherwise SystemExit is raised in the main thread, unless that has
+    ended; then the servers are closed at once. Servers that the program has not closed when it ends are closed.
+    A second signal, or one that comes while nothing is served, kills as always. So does the first in a child
+    of fork, unless it serves in its main thread (a daemon): a handler in Python misses a signal that comes
+    just after the fork, or just before a blocking call, and a pool would wait for that worker for ever.
+
+    Args:
+        graceful_timeout: for threaded servers that have None.
+    """
+
+    def __init__(self, graceful_timeout: float) -> None:
+        self.graceful_timeout = graceful_timeout
+        self.servers: list[Any] = []
+        self._forked = False  # and has not served since
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, self._on_signal)
+            os.register_at_fork(before=_hold, after_in_child=self._in_child, after_in_parent=_release)
+            beginning.append(self._in_main_thread)
+
+    def _in_child(self) -> None:
+        if signal.getsignal(signal.SIGTERM) == self._on_signal:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            self._forked = True
+        _release()
+
+    def _in_main_thread(self) -> None:
+        if self._forked and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, self._on_signal)
+        self._forked = False
+
+    def _on_signal(self, _: int, __: FrameType | None) -> None:
+        # Not those of the parent, of which a daemon has copies. A copy first, in one step: other threads begin and
+        # end serving meanwhile.
+        loops = [serving for serving in list(live) if serving.pid == os.getpid()]
+        if self.servers or not loops:
+            _die()
+        for serving in loops:
+            server: Any = serving.server
+            if isinstance(server, ThreadingMixIn) and server.graceful_timeout is None:
+                server.graceful_timeout = self.graceful_timeout
+            self.servers.append(server)
+            server._BaseServer__shutdown_request = True
+        main = threading.main_thread()
+        if not main.is_alive():
+            self.finish()  # the interpreter waits for the threads that serve, which end now, and for handlers
+        elif all(serving.thread != main.ident for serving in loops):
+            sys.exit(0)
+
+    def finish(self) -> None:
+        """Close what the program has left open at its end; do not wait for handlers that cannot be woken."""
+        for server in self.servers:
+            with contextlib.suppress(OSError, ValueError):
+                if server.fileno() >= 0:
+                    server.server_close()
+        reports = (getattr(server, "close_report", None) for server in self.servers)
+        if any(report is not None and report.running for report in reports):
+            sys.stdout.flush()
+            _die()
+
+
+_held = threading.local()  # mask: the thread's signal mask before its fork
+
+
+def _hold() -> None:
+    """Let SIGTERM wait while we fork: the interpreter forgets the signals that a child gets before it is one."""
+    _held.mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def _release() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _held.mask)
+
+
+def _die() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGTERM)
