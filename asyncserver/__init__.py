@@ -14,9 +14,9 @@ with `stream_server` and `datagram_server` (handlers, limits, drain), `stream` a
 
 from __future__ import annotations
 
-from ._types import ErrorHandler, StreamHandler
+from ._types import DatagramHandler, ErrorHandler, StreamHandler
 from .adapters.protocols import ProtocolHandler, from_callback, from_protocol
-from .datagrams.datagram import Datagram, DatagramHandler
+from .datagrams.datagram import Datagram
 from .exceptions import BindError, IdleTimeout
 from .monitoring.metrics import ServerCollector
 from .net.addresses import Address

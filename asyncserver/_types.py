@@ -1,4 +1,4 @@
-"""The shapes of what is given to servers of both kinds."""
+"""The shapes of handlers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ if TYPE_CHECKING:
     from .datagrams.datagram import Datagram
     from .streams.stream import Stream
 
-__all__ = ["ErrorHandler", "StreamHandler"]
+__all__ = ["DatagramHandler", "ErrorHandler", "StreamHandler"]
 
 #: Called once for each connection.
 StreamHandler: TypeAlias = Callable[["Stream"], Coroutine[Any, Any, object]]
+
+#: Called once for each datagram; what it returns, unless None, is sent back.
+DatagramHandler: TypeAlias = Callable[["Datagram"], Coroutine[Any, Any, bytes | None]]
 
 #: Called with whatever a handler raised and the Stream or Datagram it was handling.
 ErrorHandler: TypeAlias = Callable[[BaseException, Union["Stream", "Datagram"]], object]

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
     from types import TracebackType
 
-    from ._types import ErrorHandler, StreamHandler
-    from .datagrams.datagram import DatagramHandler
+    from ._types import DatagramHandler, ErrorHandler, StreamHandler
     from .net.binding import BoundSocket
     from .servers.server import Server
 

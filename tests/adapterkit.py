@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-import asyncserver
-import asyncserver.adapters.protocols
 from asyncserver import from_callback, from_protocol
 
 if TYPE_CHECKING:
@@ -73,8 +71,8 @@ HANDLERS: dict[str, Callable[[], ProtocolHandler]] = {
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits for peers that do not answer waits for a short time only."""
-    monkeypatch.setattr(asyncserver.adapters, "_SHUTDOWN_TIMEOUT", 0.3)
-    monkeypatch.setattr(asyncserver.adapters, "_CLOSE_TIMEOUT", 0.3)
+    monkeypatch.setattr("asyncserver.adapters.protocols._SHUTDOWN_TIMEOUT", 0.3)
+    monkeypatch.setattr("asyncserver.adapters.protocols._CLOSE_TIMEOUT", 0.3)
 
 
 @pytest.fixture(params=list(HANDLERS))

@@ -342,7 +342,7 @@ def tcp(tmp_path: Path) -> Wire:
 @pytest.fixture(autouse=True)
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Abort a third of a second after the cancellation; how long a real one takes is tested in test_drain.py."""
-    monkeypatch.setattr("asyncserver.server._CANCEL_GRACE", 0.3)
+    monkeypatch.setattr("asyncserver.servers.server.Server._cancel_grace", 0.3)
 
 
 class Misbehaving:

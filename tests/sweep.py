@@ -140,9 +140,9 @@ def _descriptors() -> set[str]:
 @pytest.fixture(autouse=True)
 def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds that some cuts have to wait for."""
-    monkeypatch.setattr("asyncserver.server._CANCEL_GRACE", 0.05)
+    monkeypatch.setattr("asyncserver.servers.server.Server._cancel_grace", 0.05)
     monkeypatch.setattr("asyncserver.streams.stream._CLOSE_TIMEOUT", 0.05)
-    monkeypatch.setattr("asyncserver.adapters._SHUTDOWN_TIMEOUT", 0.05)
+    monkeypatch.setattr("asyncserver.adapters.protocols._SHUTDOWN_TIMEOUT", 0.05)
 
 
 @pytest.fixture(autouse=True)

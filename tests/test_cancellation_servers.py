@@ -115,7 +115,7 @@ async def test_close(transport: Transport, who: str) -> None:
                 with contextlib.suppress(OSError):
                     await client.receive_all()
                 client.close()
-            await eventually(lambda: server.stats().active == 0 and not server._finishing)
+            await eventually(lambda: not server._busy())
             assert is_balanced(server)
             with contextlib.suppress(asyncio.CancelledError):
                 await stack.aclose()

@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 import asyncserver
+from asyncserver.servers.handlers import HandlerServer
 from tests.serverkit import is_balanced, upper
 from tests.support import Client, TLSClient, Transport, eventually, open_socket, within
 from tests.sweep import Cut, no_errors, short_times, sweep
@@ -24,6 +25,7 @@ __all__ = ["no_errors", "short_times"]  # fixtures
 
 def cut_handlers(server: Server, cut: Cut) -> None:
     """Cut what the server runs for its next connection: header, handshake, handler."""
+    assert isinstance(server, HandlerServer)
     run: Callable[[Any], Any] = server._run
     others = iter([lambda connection: cut.here(run(connection))])
     server._run = lambda connection: next(others, run)(connection)
@@ -34,7 +36,7 @@ async def still_serves(wire: Transport, server: Server) -> None:
     client = await within(wire.connect(server))
     assert await client.ask(b"hello") == b"HELLO"
     client.close()
-    await eventually(lambda: server.stats().active == 0 and not server._finishing)
+    await eventually(lambda: not server._busy())
     assert is_balanced(server)
     assert not server._poller._connections  # type: ignore[attr-defined]
 
@@ -173,7 +175,8 @@ async def test_what_the_server_closes(transport: Transport) -> None:
 
     async def scenario(cut: Cut) -> None:
         async with transport.serve(one_byte) as server:
-            finish = server._finish
+            assert isinstance(server, HandlerServer)
+            finish = server._close_source
             cuts = iter([cut.here])
 
             def cut_finish(source: Any) -> Any:
@@ -181,9 +184,9 @@ async def test_what_the_server_closes(transport: Transport) -> None:
                 here = next(cuts, None)
                 return coroutine if coroutine is None or here is None else here(coroutine)
 
-            server._finish = cut_finish  # type: ignore[method-assign]
+            server._close_source = cut_finish  # type: ignore[method-assign]
             await talk(transport, server, lambda client: client.send(b"x" * 50_000))
-            await eventually(lambda: server.stats().active == 0 and not server._finishing)
+            await eventually(lambda: not server._busy())
             assert is_balanced(server)
 
     assert await sweep(scenario) >= 1
@@ -204,12 +207,12 @@ async def test_proxy_header(tcp: Transport) -> None:
         async with tcp.serve(upper, proxy_protocol=True, max_connections_per_host=1) as server:
             cut_handlers(server, cut)
             await talk(tcp, server, ask)
-            await eventually(lambda: server.stats().active == 0 and not server._finishing)
+            await eventually(lambda: not server._busy())
             client = await tcp.connect(server)
             await client.send(header)
             assert await client.ask(b"hello") == b"HELLO"
             client.close()
-            await eventually(lambda: server.stats().active == 0 and not server._finishing)
+            await eventually(lambda: not server._busy())
             assert is_balanced(server)
             assert not server._per_host  # type: ignore[attr-defined]
             assert not server._unnamed  # type: ignore[attr-defined]

@@ -76,7 +76,7 @@ def test_a_value_set_on_the_class_or_the_instance_is_kept(monkeypatch: pytest.Mo
         server.server_bind()
         server.server_activate()
         assert queue_of(server) == 7
-    monkeypatch.setattr(compat.TCPServer, "request_queue_size", 7)
+    monkeypatch.setattr("compat.TCPServer.request_queue_size", 7)
     with compat.ThreadingTCPServer(LOOPBACK, echo) as server:
         assert queue_of(server) == 7
 

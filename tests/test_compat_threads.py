@@ -230,7 +230,7 @@ def test_handlers_that_wait_for_each_other_meet_although_threads_were_refused(
 def test_several_clients_close_and_refusals_strand_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every connection that was made is answered or closed, while servers come and go."""
     refuse_threads(monkeypatch, lambda attempt: attempt % 3 == 0)
-    monkeypatch.setattr(compat.ThreadingTCPServer, "handle_error", lambda *_: None)
+    monkeypatch.setattr("compat.ThreadingTCPServer.handle_error", lambda *_: None)
     for _ in range(15):
         server_class = type("ThreadingTCPServer", (compat.ThreadingTCPServer,), {"request_queue_size": 200})
         server: Any = server_class(LOOPBACK, Echo)

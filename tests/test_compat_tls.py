@@ -130,7 +130,7 @@ def test_a_silent_client_is_cut_off_in_the_end(
     maker: str, context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After ssl_handshake_timeout, without a hook being called for it."""
-    monkeypatch.setattr(compat.TCPServer, "ssl_handshake_timeout", 0.2)
+    monkeypatch.setattr("compat.TCPServer.ssl_handshake_timeout", 0.2)
     # Without the GIL the frames of other threads must be left alone.
     monkeypatch.setattr(sys, "_current_frames", lambda: pytest.fail("it looks at other threads' frames"))
     server = MAKERS[maker](compat.ThreadingTCPServer, context)

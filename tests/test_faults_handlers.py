@@ -158,7 +158,7 @@ left_behind = Holder(list)
 
 @pytest.fixture(autouse=True)
 def _holders(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asyncserver.servers.server._CANCEL_GRACE", 0.2)
+    monkeypatch.setattr("asyncserver.servers.server.Server._cancel_grace", 0.2)
     until_released.value = asyncio.Event()
     left_behind.value = []
 

@@ -113,7 +113,7 @@ async def test_error_of_a_datagram_handler(log: Any) -> None:
 
 async def test_handler_that_ignores_its_cancellation(tcp: Transport, log: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """close() comes to its end and reports, although it cannot tell whom it had to abort."""
-    monkeypatch.setattr("asyncserver.servers.server._CANCEL_GRACE", 0.1)
+    monkeypatch.setattr("asyncserver.servers.server.Server._cancel_grace", 0.1)
     release = asyncio.Event()
 
     async def stubborn(stream: Stream) -> None:

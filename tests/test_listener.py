@@ -33,7 +33,7 @@ import asyncio, json, logging, os, resource, socket, sys
 import asyncserver.net.listener
 
 CLIENTS = 30
-asyncserver.listener._BACKOFF = 1000.0  # whoever had to wait for the timer would not be answered in time
+asyncserver.net.listener._BACKOFF = 1000.0  # whoever had to wait for the timer would not be answered in time
 warnings = []
 
 class Collect(logging.Handler):
@@ -232,7 +232,7 @@ async def test_retry_tries_at_once(
 ) -> None:
     """A connection that closes ends the pause; without a pause retry() means nothing."""
     caplog.set_level(logging.CRITICAL, "asyncserver")
-    monkeypatch.setattr("asyncserver.listener._BACKOFF", 1000)  # nobody would wait for the timer
+    monkeypatch.setattr("asyncserver.net.listener._BACKOFF", 1000)  # nobody would wait for the timer
     failed: list[int] = []
     failing.errors = [OSError(errno.EMFILE, "for the test")]
     listener = listener_on(failing, failed)
@@ -254,7 +254,7 @@ async def test_resume_does_not_end_the_pause_of_exhaustion(
 ) -> None:
     """Somebody who lifts another limit must not turn the back-off into a busy loop; pause() ends it for good."""
     caplog.set_level(logging.CRITICAL, "asyncserver")
-    monkeypatch.setattr("asyncserver.listener._BACKOFF", 1000)
+    monkeypatch.setattr("asyncserver.net.listener._BACKOFF", 1000)
     failed: list[int] = []
     failing.errors = [OSError(errno.EMFILE, "for the test")] * 3
     listener = listener_on(failing, failed)

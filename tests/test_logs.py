@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import asyncserver
 from asyncserver.monitoring.log_format import JSONFormatter
 from asyncserver.net.addresses import shown
+from asyncserver.servers.handlers import HandlerServer
 from tests.support import Client, Transport, eventually
 
 if TYPE_CHECKING:
@@ -196,6 +197,7 @@ async def test_protocols_have_lines_too(tcp: Transport, caplog: pytest.LogCaptur
 async def test_without_being_asked_nothing_is_put_around_the_handler(tcp: Transport) -> None:
     """What is not logged costs nothing: the server calls the handler itself."""
     async with tcp.serve(upper) as server:
+        assert isinstance(server, HandlerServer)
         assert server._run is upper
 
 

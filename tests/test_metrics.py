@@ -194,7 +194,7 @@ async def test_server_whose_loop_does_not_answer_is_left_out(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The others are told; the log says which is missing."""
-    monkeypatch.setattr("asyncserver.metrics._PATIENCE", 0.05)
+    monkeypatch.setattr("asyncserver.monitoring.metrics._PATIENCE", 0.05)
     async with asyncserver.serve(upper, "127.0.0.1", 0) as server:
         collector = asyncserver.ServerCollector(server)
         found: list[Any] = []

@@ -143,7 +143,7 @@ async def test_handler_that_ends_by_an_error_leaves_no_cycle(
         await eventually(lambda: server.stats().bytes_received == 8 or handler not in {_exactly, _for_ever})
         client.close()
         await eventually(lambda: server.stats().completed + server.stats().failed == 1)
-        await eventually(lambda: not server._finishing)
+        await eventually(lambda: not server._busy())
         for _ in range(3):
             await asyncio.sleep(0)
         assert [one() for one in streams] == [None]
@@ -171,7 +171,7 @@ async def test_protocol_that_raises_leaves_no_cycle(transport: Transport, caplog
         assert await client.receive_all() == b""
         client.close()
         await eventually(lambda: server.stats().failed == 1)
-        await eventually(lambda: not server._finishing)
+        await eventually(lambda: not server._busy())
         for _ in range(3):
             await asyncio.sleep(0)
         assert [one() for one in errors] == [None]

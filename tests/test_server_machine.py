@@ -64,7 +64,7 @@ class ServerMachine(LoopMachine):
         self.clients.pop(number % min(3, len(self.clients))).close()
         left = 0 if self.closing else min(3, len(self.clients))
         if self.closing is None:
-            self.run(self._until(lambda: self.server.stats().active == left and not self.server._finishing))
+            self.run(self._until(lambda: self.server.stats().active == left and self.server._busy() == bool(left)))
 
     @precondition(lambda self: self.closing is None)
     @rule()

@@ -9,7 +9,7 @@ derived classes to say.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from .._logger import logger as _logger
 from ..net.addresses import url_of
@@ -17,15 +17,17 @@ from .datagram import Datagram, Endpoint
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable, Coroutine
     from contextvars import Context
-    from typing import Any
 
     from ..net.binding import BoundSocket
-    from .datagram import DatagramHandler
 
 # Datagrams taken in one wake-up: enough to save trips through the loop; and with quick handlers
 # all others wait for a fifth of a millisecond.
 _BATCH = 32
+
+
+Run: TypeAlias = "Callable[[Datagram], Coroutine[Any, Any, object]]"
 
 
 class Handling(Protocol):
@@ -34,7 +36,7 @@ class Handling(Protocol):
     label: str  # for the log
     _loop: asyncio.AbstractEventLoop
     _context: Context  # for handlers, each of which gets a copy
-    _run: DatagramHandler  # what is to be called; may change between two batches
+    _run: Run  # what is to be called; may change between two batches
 
     def _tell_change(self) -> None:
         """Wake whoever waits for the end of the drain."""
@@ -42,10 +44,10 @@ class Handling(Protocol):
     def _places_left(self) -> int:
         """How many more handlers may begin: while the server does not pause, at least one."""
 
-    def _start(self, handler: DatagramHandler, source: Datagram) -> None:
+    def _start(self, handler: Run, source: Datagram) -> None:
         """Run a handler in a task of its own."""
 
-    def _keep(self, task: asyncio.Task[Any], source: Datagram) -> None:
+    def _keep(self, task: asyncio.Task[object], source: Datagram) -> None:
         """See a handler that has begun to wait to its end."""
 
     def _settle(self, source: Datagram, exc: BaseException | None, result: object) -> None:

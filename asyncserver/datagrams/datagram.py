@@ -12,8 +12,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import anyio
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from ..net.addresses import Address
     from ..net.binding import BoundSocket
 
-__all__ = ["Datagram", "DatagramHandler"]
+__all__ = ["Datagram"]
 
 # Asked for as SO_RCVBUF: about 1,300 small datagrams. Of a burst of 1,000 Linux's default keeps a quarter.
 _RECEIVE_BUFFER = 1 << 20
@@ -43,9 +42,6 @@ _QUEUED, _DROPS = 0, 8
 _LEAST_QUEUED = 512
 # Datagrams that a Unix socket may hold, which has no such numbers: far above net.unix.max_dgram_qlen.
 _UNIX_QUEUE = 4096
-
-#: Called once for each datagram; what it returns, unless None, is sent back.
-DatagramHandler: TypeAlias = Callable[["Datagram"], Coroutine[Any, Any, bytes | None]]
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 Control: TypeAlias = "list[tuple[int, int, bytes]]"

@@ -15,20 +15,22 @@ from .._logger import logger as _logger
 from ..adapters.protocol_endpoint import ProtocolEndpoint
 from ..adapters.protocols import ProtocolHandler
 from ..datagrams.inline_runner import InlineRunner
+from .handlers import HandlerServer
 from .logs import about
-from .server import Server
+from .stats import timed
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Coroutine, Sequence
 
-    from .._types import ErrorHandler
+    from .._types import DatagramHandler, ErrorHandler
     from ..datagrams.batch_reader import BatchReader
-    from ..datagrams.datagram import Datagram, DatagramHandler
+    from ..datagrams.datagram import Datagram
     from ..net.binding import BoundSocket
+    from .handlers import Run
 
 
-class DatagramServer(Server):
+class DatagramServer(HandlerServer["Datagram"]):
     """Serves datagrams. Its public face is `Server`."""
 
     def __init__(
@@ -43,7 +45,8 @@ class DatagramServer(Server):
         on_error: ErrorHandler | None,
     ) -> None:
         super().__init__(loop, bound, drain_timeout, on_error)
-        self._run = self._for_this_server(handler)
+        self._handler = self._for_this_server(handler)
+        self._run = self._layers()
         self._max_pending = max_pending
         self._runners: list[InlineRunner] = []
         self._endpoints: Sequence[BatchReader]
@@ -52,13 +55,18 @@ class DatagramServer(Server):
             self._endpoints = [ProtocolEndpoint(self, one, max_datagram_size, handler, close) for one in bound]
         else:
             self._endpoints = self._runners = [InlineRunner(self, one, max_datagram_size) for one in bound]
-        self._intakes = list(self._endpoints)
+        self._intakes = self._endpoints
         self._apply_pause()
 
     @property
     def connections(self) -> frozenset[Datagram]:
         """See Server."""
         return super().connections.union(one.current for one in self._runners if one.current is not None)
+
+    def _layers(self) -> Run[Datagram]:
+        """See HandlerServer."""
+        handler: Run[Datagram] = self._handler
+        return handler if self.durations is None else timed(handler, self.durations.observe)
 
     def _close_soon(self) -> None:
         """A protocol has closed its transport."""
@@ -68,9 +76,9 @@ class DatagramServer(Server):
 
     def _places_left(self) -> int:
         """See Handling."""
-        return self._max_pending - len(self._live) - len(self._finishing)
+        return self._max_pending - len(self._live) - len(self._closing_sources)
 
-    def _keep(self, task: asyncio.Task[Any], source: Datagram) -> None:
+    def _keep(self, task: asyncio.Task[object], source: Datagram) -> None:
         super()._keep(task, source)
         self._pause_if_full()
 
@@ -79,10 +87,11 @@ class DatagramServer(Server):
             self._full = True
             self._apply_pause()
 
-    def _released(self, source: Datagram) -> None:
+    def _release(self, source: Datagram) -> None:
         if self._full and self._places_left() > 0:
             self._full = False
             self._apply_pause()
+        self._tell_change()
 
     # -- settling
 
@@ -102,7 +111,7 @@ class DatagramServer(Server):
             self._pause_if_full()  # if the answer waits for room in the socket
         else:
             self._count["completed"] += 1
-            self._gone(source)
+            self._release(source)
 
     def _answer(self, datagram: Datagram, result: object) -> BaseException | None:
         """Send what the handler returned; returns what is wrong with it."""
@@ -119,7 +128,7 @@ class DatagramServer(Server):
         datagram.replied = True
         return None
 
-    def _finish(self, source: Datagram) -> Coroutine[Any, Any, object] | None:
+    def _close_source(self, source: Datagram) -> Coroutine[Any, Any, object] | None:
         if source.unsent is None:
             return None
         return source.endpoint.send(source.unsent, source.address, source.control)

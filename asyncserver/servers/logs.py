@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from .._logger import ContainedLogger
 from ..net.addresses import shown
@@ -15,6 +15,8 @@ from .stats import outcome_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+
+    from ..net.addresses import Address
 
 
 # A line for each connection that has ended: at DEBUG, or, once somebody has given this logger a level, at INFO.
@@ -26,6 +28,17 @@ class Labelled(Protocol):
     """What records are about: a Server."""
 
     label: str
+
+
+class Connected(Protocol):
+    """What a line is about: a connection."""
+
+    peer_address: Address
+    bytes_received: int
+    bytes_sent: int
+
+
+_Connection = TypeVar("_Connection", bound=Connected)
 
 
 def about(server: Labelled, source: Any = None, **more: object) -> dict[str, object]:
@@ -45,13 +58,15 @@ def about(server: Labelled, source: Any = None, **more: object) -> dict[str, obj
     return fields
 
 
-def with_lines(server: Labelled, run: Callable[[Any], Coroutine[Any, Any, object]]) -> Any:
+def with_lines(
+    server: Labelled, run: Callable[[_Connection], Coroutine[Any, Any, object]]
+) -> Callable[[_Connection], Coroutine[Any, Any, object]]:
     """Make what a server starts for each connection log it when it has ended, if that is asked for at this time."""
     level = logging.INFO if _connections.logger.level else logging.DEBUG
     if not _connections.isEnabledFor(level):
         return run
 
-    async def run_and_tell(connection: Any) -> object:
+    async def run_with_line(connection: _Connection) -> object:
         begun = perf_counter()
         outcome = "completed"
         try:
@@ -72,4 +87,4 @@ def with_lines(server: Labelled, run: Callable[[Any], Coroutine[Any, Any, object
                 extra=about(server, connection, outcome=outcome, duration=duration),
             )
 
-    return run_and_tell
+    return run_with_line

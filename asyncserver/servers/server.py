@@ -1,38 +1,54 @@
-"""Server: the handlers that run, what has become of them, and how they are brought to an end.
+"""Server: what a program holds of a running server, and how it comes to its end.
 
     serving -> close(): nothing new -> handlers are told -> they end -> deadline: cancel -> a second later: abort
 
-The same for connections (stream_server.py) and for datagrams (datagram_server.py). A handler runs in a task of its
-own, with its own contextvars context, and whatever it raises stays there: `_settle` is the one place where a
-handler's end is judged, counted and told.
+The same for connections and for datagrams; how handlers run is told in handlers.py.
+
+Theory of the end. `close()` may be called by many tasks, by handlers among them, again and again,
+and each may be cancelled. So nothing happens in the caller:
+
+* The first call starts `_drain`, a task that nobody cancels; all callers wait for it (`outlast`).
+  It ends when all handlers have, or when those left after the deadline were cancelled and aborted.
+* A caller that is a handler would wait for itself. `_callers` holds such tasks: the drain neither
+  waits for them nor cancels them, and `close()` returns to them while they still run.
+* `_clean`, a second task, starts as the drain ends. It gives those callers until the deadline, and
+  a second at least, then cancels them too, and releases the sockets. Then the server is closed.
+* To be cancelled in `close()` makes the deadline now (`_hurry`); so does a shorter timeout of a
+  later call (`_hasten`). A deadline only ever moves forward, and whoever waits looks again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
-from typing import TYPE_CHECKING, Any
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .._logger import logger as _logger
 from ..net.addresses import label_of
-from ..net.tasks import Progress, outlast, start_task
+from ..net.tasks import Progress, outlast
 from .logs import about
-from .stats import Account, DrainReport, outcome_of
+from .stats import Account, DrainReport
 
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Sequence
 
-    from .._types import ErrorHandler
     from ..net.addresses import Address
     from ..net.binding import BoundSocket
 
-# Seconds between cancelling a handler and taking its connection away.
-_CANCEL_GRACE = 1.0
+
+class Intake(Protocol):
+    """Where work comes in: a listener, or a datagram endpoint."""
+
+    def pause(self) -> None:
+        """Leave to the kernel what comes."""
+
+    def resume(self) -> None:
+        """Take what comes."""
 
 
-class Server(Account):
+class Server(Account, ABC):
     """A running server. Made by `serve()` and `serve_datagrams()`; use it in the loop's thread only.
 
     Attributes:
@@ -43,12 +59,13 @@ class Server(Account):
         loop: the event loop that it runs in.
     """
 
+    _cancel_grace = 1.0  # seconds between cancelling a handler and taking its connection away
+
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         bound: list[BoundSocket],
         drain_timeout: float,
-        on_error: ErrorHandler | None,
     ) -> None:
         super().__init__(bound[0].sock.type)
         self.loop: asyncio.AbstractEventLoop = loop
@@ -58,13 +75,9 @@ class Server(Account):
         self.label: str = label_of(bound)
         self.idle_timeout: float | None = None
         self._drain_timeout = drain_timeout
-        self._on_error = on_error
-        self._live: dict[asyncio.Task[Any], Any] = {}
-        self._starting: Any = None
-        self._intakes: list[Any] = []  # listeners or endpoints: where work comes in
+        self._intakes: Sequence[Intake] = ()
         self._paused = False  # by `pause()`
         self._full = False  # as many handlers run as may
-        self._finishing: dict[asyncio.Task[Any], Any] = {}
         self._closing = asyncio.Event()
         self._closed = asyncio.Event()
         self._drainer: asyncio.Task[DrainReport] | None = None
@@ -74,8 +87,6 @@ class Server(Account):
         self._deadline = 0.0
         progress = Progress(loop)
         self._tell_change, self._until = progress.tell, progress.until
-        # One of each for all handlers: a bound method and a context for every one would be memory.
-        self._done_callback, self._context = self._done, contextvars.copy_context()
 
     def __repr__(self) -> str:
         """Tell where it listens and whether it does."""
@@ -94,10 +105,9 @@ class Server(Account):
         return () if self._closing.is_set() else tuple(one.sock for one in self._bound)
 
     @property
+    @abstractmethod
     def connections(self) -> frozenset[Any]:
         """The connections whose handlers run now, as a snapshot: their Streams, or what stands for them."""
-        starting = () if self._starting is None else (self._starting,)
-        return frozenset((*self._live.values(), *starting))
 
     @property
     def taking(self) -> bool:
@@ -113,6 +123,10 @@ class Server(Account):
     def can_reload_tls(self) -> bool:
         """Whether `reload_tls()` has files to read."""
         return False
+
+    @abstractmethod
+    def measure_durations(self) -> None:
+        """Measure how long handlers take that start from now on. Unasked it is not done: it costs 0.6 us for each."""
 
     def pause(self) -> None:
         """Take nothing new; the kernel queues connections and datagrams, until its limits. Handlers go on.
@@ -172,7 +186,7 @@ class Server(Account):
         if self._drainer is None:
             self._deadline = deadline
             # Not by the loop's factory: started eagerly, it would begin before we are known to call it.
-            self._drainer = asyncio.Task(self._drain(self._ended()), loop=self._loop)
+            self._drainer = asyncio.Task(self._drain(self._handlers_ended()), loop=self._loop)
         elif drain_timeout is not None:
             self._hasten(deadline)
         caller = self._handler_of(asyncio.current_task())
@@ -183,10 +197,6 @@ class Server(Account):
         finally:
             self._callers.discard(caller)
             self._tell_change()
-
-    def _handler_of(self, task: asyncio.Task[Any] | None) -> asyncio.Task[Any] | None:
-        """The handler that a task belongs to: itself, or the one that runs it as its `(reader, writer)` callback."""
-        return next((one for one, source in self._live.items() if getattr(source, "task", None) is task), task)
 
     async def wait_closed(self) -> None:
         """Wait until the server has closed and the last handler has ended, or been given up."""
@@ -207,111 +217,43 @@ class Server(Account):
             else:
                 intake.resume()
 
+    # -- what derived classes know of handlers and sockets
+
+    @abstractmethod
     def _stop(self) -> None:
         """Take what the kernel holds already, then nothing more."""
 
-    def _release_sockets(self) -> None:
-        """Close what handlers needed to the end."""
+    @abstractmethod
+    def _begin_drains(self) -> None:
+        """Tell the handlers that run."""
 
+    @abstractmethod
+    def _unfinished(self) -> bool:
+        """Whether the drain has anything to wait for, apart from `_callers`."""
+
+    @abstractmethod
+    def _busy(self) -> bool:
+        """Whether any handler runs, or anything is being closed."""
+
+    @abstractmethod
+    def _handlers_ended(self) -> int:
+        """How many handlers have ended so far."""
+
+    @abstractmethod
+    async def _insist(self) -> tuple[int, int]:
+        """Cancel the handlers that are left, then abort; returns how many of each it took."""
+
+    @abstractmethod
     def _drop_waiting(self) -> None:
         """Close what was taken from the kernel and has no handler yet."""
 
-    def _measured(self) -> dict[str, int]:
-        """See Account."""
-        return {"active": len(self._live) + (self._starting is not None)}  # what finishes is counted by how it ended
+    @abstractmethod
+    def _release_sockets(self) -> None:
+        """Close what handlers needed to the end."""
 
-    def _released(self, source: Any) -> None:
-        """A handler has ended, and what it handled is closed."""
-
-    def _finish(self, source: Any) -> Coroutine[Any, Any, object] | None:
-        """Close what a handler handled; what has to wait for that is left to the coroutine returned."""
-
-    # -- handlers
-
-    def _for_this_server(self, handler: Any) -> Any:
-        """The function to call: a handler that needs to know its server has a method `for_server(server)`.
-
-        One that runs in threads may have `pool_stats()`, which counts them by "threads", "waiting" and "starved".
-        """
-        self._pool_stats = getattr(handler, "pool_stats", None)
-        make = getattr(handler, "for_server", None)
-        return handler if make is None else make(self)
-
-    def _start(self, handler: Callable[[Any], Coroutine[Any, Any, Any]], source: Any, name: str | None = None) -> None:
-        """Run a handler in a task of its own, up to its first wait at once."""
-        self._starting = source
-        try:
-            task = start_task(handler(source), self._loop, self._context, name)
-        except Exception as exc:  # not even a coroutine: a wrong signature, most likely
-            self._settle(source, exc, None)
-            return
-        except BaseException:  # SystemExit, KeyboardInterrupt: the program ends
-            source.abort()
-            raise
-        finally:
-            self._starting = None
-        if task.done():
-            self._judge(task, source)
-        else:
-            self._keep(task, source)
-        del task  # holds its error, whose traceback may come to hold this frame (f_back): a cycle
-
-    def _keep(self, task: asyncio.Task[Any], source: Any) -> None:
-        """See a handler that waits to its end."""
-        self._live[task] = source
-        task.add_done_callback(self._done_callback, context=self._context)
-
-    def _done(self, task: asyncio.Task[Any]) -> None:
-        source = self._live.pop(task, None)
-        if source is not None:  # else given up after it was aborted
-            self._judge(task, source)
-        elif not task.cancelled():
-            task.exception()  # nobody is left to hear it
-
-    def _judge(self, task: asyncio.Task[Any], source: Any) -> None:
-        exc = asyncio.CancelledError() if task.cancelled() else task.exception()
-        self._settle(source, exc, task.result() if exc is None else None)
-
-    def _settle(self, source: Any, exc: BaseException | None, result: Any) -> None:
-        """Count how a handler ended, tell of its error, and close what it handled."""
-        outcome = outcome_of(exc)
-        if outcome == "failed":
-            self._report(exc, source)
-        self._count[outcome] += 1
-        try:
-            finishing = self._finish(source)
-        except Exception as error:
-            self._report(error, source)
-            finishing = None
-        if finishing is None:
-            self._gone(source)
-            return
-        task = start_task(finishing, self._loop, self._context)
-        self._finishing[task] = source
-        task.add_done_callback(self._finished)
-
-    def _finished(self, task: asyncio.Task[Any]) -> None:
-        (source := self._finishing.pop(task)).abort()  # no effect unless it was cancelled before its first step
-        if not task.cancelled() and outcome_of(exc := task.exception()) == "failed":
-            self._report(exc, source)
-        self._gone(source)
-
-    def _gone(self, source: Any) -> None:
-        self._released(source)
-        self._tell_change()
-
-    def _report(self, exc: BaseException | None, source: Any) -> None:
-        """Log a handler's error once, and pass it to `on_error`, whose own errors do no harm."""
-        if exc is None or isinstance(exc, SystemExit | KeyboardInterrupt):  # those end the loop, and tell by that
-            return
-        _logger.error(
-            "handler of %r failed", source.peer_address, exc_info=exc, extra=about(self, source, outcome="failed")
-        )
-        if self._on_error is not None:
-            try:
-                self._on_error(exc, source)
-            except (Exception, asyncio.CancelledError):  # the latter of a future that it looked at: nobody cancels it
-                _logger.exception("on_error failed", extra=about(self, source))
+    def _handler_of(self, task: asyncio.Task[Any] | None) -> asyncio.Task[Any] | None:
+        """The handler that a task belongs to: itself, unless derived classes know better."""
+        return task
 
     # -- closing
 
@@ -326,55 +268,22 @@ class Server(Account):
         self._deadline = min(self._deadline, deadline)
         self._tell_change()
 
-    def _ended(self) -> int:
-        return sum(self._count[outcome] for outcome in ("completed", "failed", "cancelled", "timed_out"))
-
-    def _unfinished(self) -> bool:
-        callers = sum(task in self._live for task in self._callers)
-        return len(self._live) > callers or bool(self._finishing)
-
     async def _drain(self, before: int) -> DrainReport:
         try:
             self._stop()
             self._closing.set()
-            for source in tuple(self._live.values()):
-                source._begin_drain()
+            self._begin_drains()
             await self._until(lambda: not self._unfinished(), lambda: self._deadline)
             cancelled, aborted = await self._insist()
-            return DrainReport(max(0, self._ended() - before - cancelled - aborted), cancelled, aborted)
+            return DrainReport(max(0, self._handlers_ended() - before - cancelled - aborted), cancelled, aborted)
         finally:
             self._cleaner = asyncio.Task(self._clean(), loop=self._loop)
-
-    async def _insist(self) -> tuple[int, int]:
-        """Cancel the handlers that are left, then abort; returns how many of each it took."""
-        left = {task: source for task, source in self._live.items() if task not in self._callers}
-        for task in left:
-            task.cancel()
-        for source in tuple(self._finishing.values()):
-            source.abort()
-        self._drop_waiting()
-        end, ending = self._loop.time() + _CANCEL_GRACE, list(left)
-
-        def ended() -> bool:  # looks at each task about once, however many there are
-            while ending and ending[-1] not in self._live:
-                ending.pop()
-            return not (ending or self._finishing)
-
-        await self._until(ended, lambda: end)
-        given_up = {task: source for task, source in left.items() if task in self._live}
-        for task, source in given_up.items():
-            _logger.warning("handler of %r ignored its cancellation", source.peer_address, extra=about(self, source))
-            source.abort()
-            del self._live[task]
-            self._count["cancelled"] += 1
-            self._released(source)
-        return len(left) - len(given_up), len(given_up)
 
     async def _clean(self) -> None:
         """Wait for handlers that called close() themselves, then say that all is over."""
         try:
-            end = max(self._deadline, self._loop.time() + _CANCEL_GRACE)
-            await self._until(lambda: not (self._live or self._finishing), lambda: end)
+            end = max(self._deadline, self._loop.time() + self._cancel_grace)
+            await self._until(lambda: not self._busy(), lambda: end)
             self._callers.clear()
             await self._insist()
         finally:

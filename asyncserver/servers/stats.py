@@ -11,7 +11,7 @@ import socket
 from bisect import bisect_left
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import anyio
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["DrainReport", "Durations", "ServerStats"]
 
 Reading: TypeAlias = dict[str, float]
+
+_Source = TypeVar("_Source")
 
 # What servers of connections and servers of datagrams both count; of the rest each has its own.
 _OF_ALL = frozenset(("active", "completed", "failed", "cancelled", "timed_out"))
@@ -152,8 +154,6 @@ class Account:
         kind: of its sockets: SOCK_STREAM counts connections, SOCK_DGRAM datagrams.
     """
 
-    _run: Any  # what is started for each connection or datagram: the handler, or what leads to it
-
     def __init__(self, kind: int) -> None:
         self.durations: Durations | None = None
         self._count = dict.fromkeys(ServerStats.__slots__, 0)
@@ -186,17 +186,13 @@ class Account:
                 _logger.exception("%r cannot tell about its threads", self)
         return reading
 
-    def measure_durations(self) -> None:
-        """Measure how long handlers take that start from now on. Unasked it is not done: it costs 0.6 us for each."""
-        if self.durations is None:
-            self.durations = Durations()
-            self._run = _timed(self._run, self.durations.observe)
 
+def timed(
+    run: Callable[[_Source], Coroutine[Any, Any, object]], observe: Callable[[float], object]
+) -> Callable[[_Source], Coroutine[Any, Any, object]]:
+    """Measure what is run for each source: `observe()` gets the seconds that it took, unless it was refused."""
 
-def _timed(
-    run: Callable[[Any], Coroutine[Any, Any, Any]], observe: Callable[[float], object]
-) -> Callable[[Any], Coroutine[Any, Any, Any]]:
-    async def timed(source: Any) -> Any:
+    async def run_timed(source: _Source) -> object:
         begun = perf_counter()
         try:
             result = await run(source)
@@ -208,7 +204,7 @@ def _timed(
         observe(perf_counter() - begun)
         return result
 
-    return timed
+    return run_timed
 
 
 def retired(reading: Reading) -> Reading:

@@ -6,7 +6,8 @@ import asyncio
 import logging
 import ssl as ssl_
 from collections import Counter, deque
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import anyio
 
@@ -20,8 +21,9 @@ from ..net.tasks import name_task
 from ..streams.proxy_protocol import HeaderError
 from ..streams.stream import Stream
 from ..tls.contexts import TLSContext
+from .handlers import HandlerServer, Run, Source
 from .logs import about, with_lines
-from .server import Server
+from .stats import timed
 
 if TYPE_CHECKING:
     import socket
@@ -41,7 +43,32 @@ _PROXY_TIMEOUT = 5.0
 _WARN_EVERY = 60.0
 
 
-class StreamServer(Server):
+class Connected(Source, Protocol):
+    """A connection as its server sees it: a Stream, or a ProtocolConnection."""
+
+    peer_address: Address
+    proxy_header: ProxyHeader | None
+    bytes_received: int
+    bytes_sent: int
+
+    @property
+    def moved(self) -> int:
+        """Bytes both ways."""
+
+    async def aclose(self) -> None:
+        """Close, and wait as long as that takes."""
+
+    def _close_if_quiet(self) -> bool:
+        """Close at once, unless that could cost the peer something; true if it is closed."""
+
+    def _expire(self) -> None:
+        """Hear that the idle timeout has struck."""
+
+    async def _take_proxy_header(self) -> ProxyHeader:
+        """Take a PROXY header off the socket."""
+
+
+class StreamServer(HandlerServer[Connected]):
     """Serves connections. Its public face is `Server`."""
 
     def __init__(
@@ -61,30 +88,42 @@ class StreamServer(Server):
     ) -> None:
         super().__init__(loop, bound, drain_timeout, on_error)
         self.idle_timeout = idle_timeout
-        handler = self._handler = self._for_this_server(handler)
+        self._handler = self._for_this_server(handler)
         self._ssl = ssl
         self._ssl_handshake_timeout = ssl_handshake_timeout
         self._max_connections = max_connections
         self._max_per_host = max_connections_per_host
         self._per_host: Counter[str] = Counter()
-        self._connect: type[Stream | ProtocolConnection] = Stream
-        self._run = handler if ssl is None else self._run_tls
-        if isinstance(handler, ProtocolHandler):
-            self._connect, self._run = ProtocolConnection, self._run_protocol
         self._proxies = proxies
-        self._unnamed: set[Any] = set()  # connections whose proxy has not said for whom they are: no host has them
+        self._unnamed: set[Connected] = set()  # whose proxy has not said for whom they are: no host has them
         self._warned = -_WARN_EVERY
-        if proxies is not None:
-            self._run_named, self._run = self._run, self._run_proxied
-        self._run = with_lines(self, self._run)
+        # The class of the connections is the one whose handler `_layers()` builds on.
+        protocols = isinstance(self._handler, ProtocolHandler)
+        self._connect: type[Stream | ProtocolConnection] = ProtocolConnection if protocols else Stream
+        self._run = self._layers()
         self._poller = Poller(loop)
         self._waiting: deque[tuple[socket.socket, Address]] = deque()
-        self._intakes = [Listener(loop, one, self._accepted, self._accept_failed) for one in bound]
-        for listener in self._intakes:
+        self._listeners = [Listener(loop, one, self._accepted, self._accept_failed) for one in bound]
+        self._intakes = self._listeners
+        for listener in self._listeners:
             listener.resume()
-        self._idle_seen: dict[Any, tuple[int, float]] = {}
+        self._idle_seen: dict[Connected, tuple[int, float]] = {}
         if idle_timeout is not None:
             self._look_for_idle()
+
+    def _layers(self) -> Run[Connected]:
+        """See HandlerServer. A connection passes through them from the last one to the first."""
+        run: Any = self._handler  # takes what `_connect` makes
+        if isinstance(self._handler, ProtocolHandler):
+            run = self._run_protocol
+        elif self._ssl is not None:
+            run = self._run_tls
+        if self._proxies is not None:
+            run = partial(self._run_proxied, run)
+        run = with_lines(self, run)
+        if self.durations is not None:
+            run = timed(run, self.durations.observe)
+        return cast("Run[Connected]", run)
 
     # -- what comes in
 
@@ -112,7 +151,7 @@ class StreamServer(Server):
             self._unnamed.add(connection)
         self._start(self._run, connection, task_name(address))
         if self._max_connections is not None:
-            self._full = len(self._live) + len(self._finishing) >= self._max_connections
+            self._full = len(self._live) + len(self._closing_sources) >= self._max_connections
             if self._full:
                 self._apply_pause()
 
@@ -131,7 +170,7 @@ class StreamServer(Server):
     def _run_protocol(self, connection: ProtocolConnection) -> Coroutine[Any, Any, object]:
         return connection.run(self._handler, self._ssl, self._ssl_handshake_timeout)
 
-    async def _run_proxied(self, connection: Any) -> object:
+    async def _run_proxied(self, run: Run[Connected], connection: Connected) -> object:
         """Hear from the proxy who the client is; then go on as without one."""
         try:
             async with asyncio.timeout(_PROXY_TIMEOUT):
@@ -152,10 +191,10 @@ class StreamServer(Server):
         finally:
             if connection in self._unnamed:
                 connection.abort()
-        result: object = await self._run_named(connection)
+        result: object = await run(connection)
         return result
 
-    def _name(self, connection: Any, header: ProxyHeader) -> None:
+    def _name(self, connection: Connected, header: ProxyHeader) -> None:
         connection.proxy_header = header
         if header.source is not None:
             connection.peer_address = header.source
@@ -187,9 +226,17 @@ class StreamServer(Server):
     # -- pausing and stopping
 
     def _stop(self) -> None:
-        listeners, self._intakes = self._intakes, []
+        listeners, self._listeners = self._listeners, []
+        self._intakes = self._listeners
         for listener in listeners:
             listener.close()
+
+    def _handler_of(self, task: asyncio.Task[Any] | None) -> asyncio.Task[Any] | None:
+        """See Server. A `(reader, writer)` callback runs in a task of its own."""
+        for handler, connection in self._live.items():
+            if isinstance(connection, ProtocolConnection) and connection.task is task:
+                return handler
+        return task
 
     def _release_sockets(self) -> None:
         self._poller.close()
@@ -208,10 +255,10 @@ class StreamServer(Server):
 
     # -- what a connection leaves behind
 
-    def _finish(self, source: Any) -> Coroutine[Any, Any, object] | None:
+    def _close_source(self, source: Connected) -> Coroutine[Any, Any, object] | None:
         return None if source._close_if_quiet() else source.aclose()
 
-    def _released(self, source: Any) -> None:
+    def _release(self, source: Connected) -> None:
         self._count["bytes_received"] += source.bytes_received
         self._count["bytes_sent"] += source.bytes_sent
         self._idle_seen.pop(source, None)
@@ -219,12 +266,13 @@ class StreamServer(Server):
             self._unnamed.discard(source)
         else:
             self._leave_host(source.peer_address)
-        for listener in self._intakes:
+        for listener in self._listeners:
             listener.retry()
         if self._full:
-            self._full = len(self._live) + len(self._finishing) >= (self._max_connections or 0)
+            self._full = len(self._live) + len(self._closing_sources) >= (self._max_connections or 0)
             if not self._full:
                 self._take_waiting()
+        self._tell_change()
 
     def _take_waiting(self) -> None:
         while self._waiting and not self._full:
@@ -239,7 +287,7 @@ class StreamServer(Server):
                 del self._per_host[host]
 
     def _measured(self) -> dict[str, int]:
-        open_now = (*self.connections, *self._finishing.values())
+        open_now = (*self.connections, *self._closing_sources.values())
         return {
             **super()._measured(),
             "bytes_received": self._count["bytes_received"] + sum(one.bytes_received for one in open_now),

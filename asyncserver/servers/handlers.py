@@ -1,0 +1,225 @@
+"""HandlerServer: the handlers that run, and what becomes of each.
+
+The life of a handler, and of what it handles (its source: a connection, or a datagram):
+
+    _start              it runs, in a task of its own, up to its first wait
+    _keep               it waits: it is in `_live` from now on
+    _on_handler_done    its task is done
+    _settle             it is counted by how it ended, its error logged, the result used
+    _close_source       what it handled is closed: at once, or in a task, which is in `_closing_sources`
+    _on_source_closed   that task is done
+    _release            its place is free; whoever waits for the drain looks again
+
+A handler that ends without waiting skips `_keep`. Each has its own contextvars context, and what it
+raises stays in it, except for SystemExit and KeyboardInterrupt, which end the program.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
+
+from .._logger import logger as _logger
+from ..net.tasks import start_task
+from .logs import about
+from .server import Server
+from .stats import Durations, outcome_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from .._types import ErrorHandler
+    from ..net.addresses import Address
+    from ..net.binding import BoundSocket
+
+
+class Source(Protocol):
+    """What a handler handles. Underscores, since handlers get it as their Stream or Datagram."""
+
+    @property
+    def peer_address(self) -> Address:
+        """Who is at the other end."""
+
+    def _begin_drain(self) -> None:
+        """End as soon as nothing is owed any more: the server has begun to drain."""
+
+    def abort(self) -> None:
+        """Take the connection away, now."""
+
+
+AnySource = TypeVar("AnySource", bound=Source)
+Run: TypeAlias = "Callable[[AnySource], Coroutine[Any, Any, object]]"
+
+
+class HandlerServer(Server, Generic[AnySource]):
+    """A server with handlers for sources of one kind. The arguments are Server's."""
+
+    _run: Run[AnySource]  # what is started for each source: the handler, or what leads to it
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        bound: list[BoundSocket],
+        drain_timeout: float,
+        on_error: ErrorHandler | None,
+    ) -> None:
+        super().__init__(loop, bound, drain_timeout)
+        self._on_error = on_error
+        self._starting: AnySource | None = None
+        self._live: dict[asyncio.Task[object], AnySource] = {}
+        self._closing_sources: dict[asyncio.Task[object], AnySource] = {}
+        # One of each for all handlers: a bound method and a context for every one would be memory.
+        self._done_callback, self._context = self._on_handler_done, contextvars.copy_context()
+
+    @property
+    def connections(self) -> frozenset[Any]:
+        """See Server."""
+        starting = () if self._starting is None else (self._starting,)
+        return frozenset((*self._live.values(), *starting))
+
+    def measure_durations(self) -> None:
+        """See Server."""
+        if self.durations is None:
+            self.durations = Durations()
+            self._run = self._layers()
+
+    @abstractmethod
+    def _layers(self) -> Run[AnySource]:
+        """Build what is run for each source, layer by layer, around the handler."""
+
+    def _measured(self) -> dict[str, int]:
+        """See Account."""
+        # What is being closed is counted already, by how it ended.
+        return {"active": len(self._live) + (self._starting is not None)}
+
+    def _for_this_server(self, handler: Any) -> Any:
+        """The function to call: a handler that needs to know its server has a method `for_server(server)`.
+
+        One that runs in threads may have `pool_stats()`, which counts them by "threads", "waiting" and "starved".
+        """
+        self._pool_stats = getattr(handler, "pool_stats", None)
+        make = getattr(handler, "for_server", None)
+        return handler if make is None else make(self)
+
+    # -- the life of a handler
+
+    def _start(self, handler: Run[AnySource], source: AnySource, name: str | None = None) -> None:
+        """Run a handler in a task of its own, up to its first wait at once."""
+        self._starting = source
+        try:
+            task = start_task(handler(source), self._loop, self._context, name)
+        except Exception as exc:  # not even a coroutine: a wrong signature, most likely
+            self._settle(source, exc, None)
+            return
+        except BaseException:  # SystemExit, KeyboardInterrupt: the program ends
+            source.abort()
+            raise
+        finally:
+            self._starting = None
+        if task.done():
+            self._settle_task(task, source)
+        else:
+            self._keep(task, source)
+        del task  # holds its error, whose traceback may come to hold this frame (f_back): a cycle
+
+    def _keep(self, task: asyncio.Task[object], source: AnySource) -> None:
+        """See a handler that waits to its end."""
+        self._live[task] = source
+        task.add_done_callback(self._done_callback, context=self._context)
+
+    def _on_handler_done(self, task: asyncio.Task[object]) -> None:
+        source = self._live.pop(task, None)
+        if source is not None:  # else given up after it was aborted
+            self._settle_task(task, source)
+        elif not task.cancelled():
+            task.exception()  # so that asyncio does not log it: nobody else will look
+
+    def _settle_task(self, task: asyncio.Task[object], source: AnySource) -> None:
+        exc = asyncio.CancelledError() if task.cancelled() else task.exception()
+        self._settle(source, exc, task.result() if exc is None else None)
+
+    def _settle(self, source: AnySource, exc: BaseException | None, result: object) -> None:
+        """Count how a handler ended, log its error, and close what it handled."""
+        outcome = outcome_of(exc)
+        if outcome == "failed":
+            self._report(exc, source)
+        self._count[outcome] += 1
+        try:
+            closing = self._close_source(source)
+        except Exception as error:
+            self._report(error, source)
+            closing = None
+        if closing is None:
+            self._release(source)
+            return
+        task = start_task(closing, self._loop, self._context)
+        self._closing_sources[task] = source
+        task.add_done_callback(self._on_source_closed)
+
+    def _close_source(self, source: AnySource) -> Coroutine[Any, Any, object] | None:
+        """Close what a handler handled; what has to wait for that is left to the coroutine returned."""
+
+    def _on_source_closed(self, task: asyncio.Task[object]) -> None:
+        (source := self._closing_sources.pop(task)).abort()  # no effect unless it was cancelled before its first step
+        if not task.cancelled() and outcome_of(exc := task.exception()) == "failed":
+            self._report(exc, source)
+        self._release(source)
+
+    def _release(self, source: AnySource) -> None:
+        """Free the place that a source had. Derived classes do more."""
+        self._tell_change()
+
+    def _report(self, exc: BaseException | None, source: AnySource) -> None:
+        """Log a handler's error once, and pass it to `on_error`, whose own errors do no harm."""
+        if exc is None or isinstance(exc, SystemExit | KeyboardInterrupt):  # those end the loop, and tell by that
+            return
+        _logger.error(
+            "handler of %r failed", source.peer_address, exc_info=exc, extra=about(self, source, outcome="failed")
+        )
+        if self._on_error is not None:
+            try:
+                self._on_error(exc, source)  # type: ignore[arg-type]  # a Stream or a Datagram, or stands for a Stream
+            except (Exception, asyncio.CancelledError):  # the latter of a future that it looked at: nobody cancels it
+                _logger.exception("on_error failed", extra=about(self, source))
+
+    # -- closing
+
+    def _handlers_ended(self) -> int:
+        return sum(self._count[outcome] for outcome in ("completed", "failed", "cancelled", "timed_out"))
+
+    def _busy(self) -> bool:
+        return bool(self._live or self._closing_sources)
+
+    def _unfinished(self) -> bool:
+        callers = sum(task in self._live for task in self._callers)
+        return len(self._live) > callers or bool(self._closing_sources)
+
+    def _begin_drains(self) -> None:
+        for source in tuple(self._live.values()):
+            source._begin_drain()
+
+    async def _insist(self) -> tuple[int, int]:
+        left = {task: source for task, source in self._live.items() if task not in self._callers}
+        for task in left:
+            task.cancel()
+        for source in tuple(self._closing_sources.values()):
+            source.abort()
+        self._drop_waiting()
+        end, ending = self._loop.time() + self._cancel_grace, list(left)
+
+        def ended() -> bool:  # looks at each task about once, however many there are
+            while ending and ending[-1] not in self._live:
+                ending.pop()
+            return not (ending or self._closing_sources)
+
+        await self._until(ended, lambda: end)
+        given_up = {task: source for task, source in left.items() if task in self._live}
+        for task, source in given_up.items():
+            _logger.warning("handler of %r ignored its cancellation", source.peer_address, extra=about(self, source))
+            source.abort()
+            del self._live[task]
+            self._count["cancelled"] += 1
+            self._release(source)
+        return len(left) - len(given_up), len(given_up)
