@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from compat.intake.overrides import trust
 from compat.servers import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer, redeclares
 
-trust(globals())
+trust(__name__)
 
 
 @redeclares(socketserver.ForkingMixIn)

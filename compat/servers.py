@@ -25,7 +25,7 @@ from compat.intake.loop import EXHAUSTED, RETRY_SECONDS, ServingLoop, warn_of_wa
 from compat.intake.overrides import is_ours, is_tls_listener, trust
 from compat.pool.openssl import clear_errors
 
-trust(globals())
+trust(__name__)
 
 _C = TypeVar("_C", bound=type)
 _Factory = Callable[[Any, Any, Any], Any]

@@ -15,7 +15,7 @@ from compat.pool.executor import ThreadPool
 from compat.pool.joinable import JoinableThreads
 from compat.servers import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer, redeclares
 
-trust(globals())
+trust(__name__)
 
 _logger = logging.getLogger("compat")
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_trusted: dict[int, dict[str, Any]] = {id(vars(socketserver)): vars(socketserver)}
+_trusted = {socketserver.__name__}
 
 
 class HookedServer(Protocol):
@@ -75,14 +75,14 @@ class HookedServer(Protocol):
         """Wake workers; false when that has to be tried again."""
 
 
-def trust(namespace: dict[str, Any]) -> None:
-    """Take the functions of a module, given by its globals, for hooks that never block."""
-    _trusted[id(namespace)] = namespace
+def trust(module: str) -> None:
+    """Take the functions of a module, given by its name, for hooks that never block."""
+    _trusted.add(module)
 
 
 def is_ours(hook: Any) -> bool:
     """Whether a hook is a function of a trusted module."""
-    return id(getattr(hook, "__globals__", None)) in _trusted
+    return getattr(hook, "__globals__", {}).get("__name__") in _trusted
 
 
 def listener_lock(server: object) -> threading.RLock:
