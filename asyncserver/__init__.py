@@ -6,10 +6,7 @@
 
     asyncio.run(asyncserver.serve(upper, "127.0.0.1", 8080))
 
-Reading order of the package, from what you call to what it stands on: `serving` (serve, serve_datagrams), `server`
-with `stream_server` and `datagram_server` (handlers, limits, drain), `stream` and `datagram` (what a handler gets),
-`adapters` (existing protocols and callbacks), `listener` and `binding` (sockets), `tls`, `proxy_protocol`, `systemd`,
-`running` (the program), `metrics` (what Prometheus is told).
+Whatever is public is exported here; CONTRIBUTING shows the folders, and what calls what.
 """
 
 from __future__ import annotations
