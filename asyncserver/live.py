@@ -168,15 +168,15 @@ class View:
             return [self._title(paint)]
         table = [[f"  worker {worker}" if worker else server, *row.cells()] for (server, worker), row in shown]
         alarms = [[False, *row.alarms()] for _, row in shown]
-        told = [column for column in range(len(_HEADINGS)) if any(cells[column] for cells in table)]
-        widths = [max(len(cells[column]) for cells in (_HEADINGS, *table)) for column in told]
+        filled = [column for column in range(len(_HEADINGS)) if any(cells[column] for cells in table)]
+        widths = [max(len(cells[column]) for cells in (_HEADINGS, *table)) for column in filled]
         bars = min(_MINUTE, width - sum(widths) - 2 * len(widths))
         last_minute = f"  {'LAST MINUTE':{bars}}" if bars >= len("LAST MINUTE") else ""
-        headings = _padded([_HEADINGS[column] for column in told], widths)
+        headings = _padded([_HEADINGS[column] for column in filled], widths)
         lines = [self._title(paint), "", paint(_DIM, "  ".join(headings) + last_minute)]
         for ((_, worker), row), cells, bad in zip(shown, table, alarms, strict=True):
-            first, *rest = _padded([cells[column] for column in told], widths)
-            rest = [paint(_RED, cell) if bad[column] else cell for cell, column in zip(rest, told[1:], strict=True)]
+            first, *rest = _padded([cells[column] for column in filled], widths)
+            rest = [paint(_RED, cell) if bad[column] else cell for cell, column in zip(rest, filled[1:], strict=True)]
             drawn = "  " + paint(_CYAN, sparkline(list(row.rates)[-bars:])) if last_minute else ""
             lines.append("  ".join([paint(_DIM if worker else _BOLD, first), *rest]) + drawn)
         return lines
@@ -196,8 +196,8 @@ class View:
         now = self.rows[PROGRAM].now if PROGRAM in self.rows else {}
         ready = paint(_GREEN, "ready") if now.get("ready") else paint(_RED, "not ready")
         workers, deaths = int(now.get("workers", 0)), int(now.get("worker_deaths", 0))
-        told = [f"{workers} process{'' if workers == 1 else 'es'}", *([f"{deaths} died so far"] if deaths else [])]
-        return f"{name} at {self.url}: {ready}, {', '.join(told)}"
+        words = [f"{workers} process{'' if workers == 1 else 'es'}", *([f"{deaths} died so far"] if deaths else [])]
+        return f"{name} at {self.url}: {ready}, {', '.join(words)}"
 
 
 def sparkline(values: Sequence[float]) -> str:

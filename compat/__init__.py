@@ -19,8 +19,8 @@ from compat.forking import (
     ForkingUnixDatagramServer,
     ForkingUnixStreamServer,
 )
+from compat.patching import install as install
 from compat.pool.executor import ThreadPool as ThreadPool
-from compat.replacement import install as install
 from compat.servers import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from compat.threads import CloseReport as CloseReport
 from compat.threads import (

@@ -12,7 +12,7 @@ from typing import Any
 from compat.intake.overrides import trust
 from compat.pool.call import Call
 from compat.pool.executor import ThreadPool
-from compat.pool.joinable import JoinableThreads
+from compat.pool.threads import JoinableThreads
 from compat.servers import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer, redeclares
 
 trust(__name__)

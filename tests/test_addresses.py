@@ -1,4 +1,4 @@
-"""Addresses: read, shown and grouped."""
+"""Addresses: read, format_address and grouped."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from asyncserver.net.addresses import distinct_labels, host_group, parse_address, shown, task_name
+from asyncserver.net.addresses import distinct_labels, format_address, host_group, parse_address, task_name
 
 
 @pytest.mark.parametrize(
@@ -38,12 +38,12 @@ def test_ipv6_without_brackets_says_what_to_write() -> None:
 
 def test_addresses_are_written_as_people_do() -> None:
     """IPv4, IPv6, Unix sockets with and without a name."""
-    assert shown(("127.0.0.1", 80)) == "127.0.0.1:80"
-    assert shown(("::1", 80, 0, 0)) == "[::1]:80"
-    assert shown("/run/client.sock") == "/run/client.sock"
-    assert shown("") == shown(None) == "unix"
-    assert shown(b"\0abstract") == "@abstract"
-    assert shown("forged\nline") == "'forged\\nline'"
+    assert format_address(("127.0.0.1", 80)) == "127.0.0.1:80"
+    assert format_address(("::1", 80, 0, 0)) == "[::1]:80"
+    assert format_address("/run/client.sock") == "/run/client.sock"
+    assert format_address("") == format_address(None) == "unix"
+    assert format_address(b"\0abstract") == "@abstract"
+    assert format_address("forged\nline") == "'forged\\nline'"
 
 
 def test_tasks_are_named_after_their_peers() -> None:

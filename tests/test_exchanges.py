@@ -1,4 +1,4 @@
-"""Exchanges: HTTP from a supervisor's selector, turned by hand; with clients that are slow, many, gone or wrong."""
+"""HTTPServer: HTTP from a supervisor's selector, turned by hand; with clients that are slow, many, gone or wrong."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from asyncserver.monitoring import http as _http
 from asyncserver.monitoring import monitor as _monitor
 from asyncserver.net.binding import Binding
-from asyncserver.workers.exchanges import Exchanges
+from asyncserver.workers.http_server import HTTPServer
 from tests.serverkit import PATIENCE
 
 if TYPE_CHECKING:
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 
 class Turning:
-    """Exchanges in a selector of their own, turned by hand."""
+    """HTTPServer in a selector of their own, turned by hand."""
 
     def __init__(self) -> None:
         self.selector = selectors.DefaultSelector()
         self.bound = Binding(["127.0.0.1", "127.0.0.2"], 0).open_slots(socket.SOCK_STREAM, 1)[0]
         self.waiting: list[Callable[[_http.Response], object]] = []
-        self.exchanges = Exchanges(self.selector, self.bound, self._answer)
+        self.exchanges = HTTPServer(self.selector, self.bound, self._answer)
         self.later = False
 
     def _answer(self, request: _http.Request, answer: Callable[[_http.Response], object]) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import asyncserver
 from asyncserver.monitoring.log_format import JSONFormatter
-from asyncserver.net.addresses import shown
+from asyncserver.net.addresses import format_address
 from asyncserver.servers.handlers import HandlerServer
 from tests.support import Client, Transport, eventually
 
@@ -65,7 +65,7 @@ async def test_failure_of_a_handler_tells_about_its_connection(
         client.close()
         (record,) = records(caplog)
         assert record.server == server.label
-        assert record.peer == shown(peers[0])
+        assert record.peer == format_address(peers[0])
         assert (record.bytes_received, record.bytes_sent, record.outcome) == (5, 10, "failed")
 
 
@@ -86,7 +86,7 @@ async def test_failure_with_a_datagram_tells_about_it(caplog: pytest.LogCaptureF
         transport.close()
         (record,) = records(caplog)
         assert record.server == server.label == f"udp://127.0.0.1:{server.addresses[0][1]}"
-        assert record.peer == shown(peers[0])
+        assert record.peer == format_address(peers[0])
 
 
 async def test_refused_handshake_tells_about_its_connection(tls: Transport, caplog: pytest.LogCaptureFixture) -> None:

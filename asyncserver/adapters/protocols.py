@@ -202,13 +202,13 @@ class ProtocolConnection(Dialogue):
         plain._unwatch()
         self._plain = None
 
-    async def _hear(self, timeout: float) -> float:
+    async def _await_first_byte(self, timeout: float) -> float:
         """Wait for the peer's first byte, so that a drain can tell whom to wait for; returns the time that is left."""
         begun = self.loop.time()
         with self._before_transport() as plain:
             try:
                 async with asyncio.timeout(timeout):
-                    await plain._hear()
+                    await plain._await_first_byte()
             except (TimeoutError, anyio.BrokenResourceError, anyio.ClosedResourceError) as exc:
                 plain._close()
                 raise Refused from exc
@@ -232,7 +232,7 @@ class ProtocolConnection(Dialogue):
 
     async def _connect(self, context: ssl.SSLContext | None, timeout: float) -> None:
         if context is not None:
-            timeout = await self._hear(timeout)
+            timeout = await self._await_first_byte(timeout)
         try:
             await self.loop.connect_accepted_socket(
                 lambda: relay(self, self.protocol),
@@ -347,7 +347,7 @@ class ProtocolConnection(Dialogue):
 
     def _end_between_messages(self) -> None:
         transport = self._transport
-        self._began = self.bytes_sent, self.bytes_received - self._unconsumed()
+        self._message_start = self.bytes_sent, self.bytes_received - self._unconsumed()
         if not self.may_end() or self.ended or transport is None or transport.is_closing():
             return
         if not self.end():

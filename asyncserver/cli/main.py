@@ -13,7 +13,7 @@ from .._logger import logger as _logger
 from ..monitoring.log_format import set_up
 from ..monitoring.metrics import require_prometheus
 from ..monitoring.monitor import Monitor
-from ..net.addresses import parse_address, shown
+from ..net.addresses import format_address, parse_address
 from ..net.systemd import named_sockets, systemd_sockets
 from ..running import give_up, run_program
 from ..serving import Serving, serve, serve_datagrams
@@ -67,8 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.check:
             _check(options, servings)
         else:
-            told = {"metrics": options.metrics, "drain_delay": options.drain_delay}
-            run_program(servings, lambda: _servings(options), options.loop, options.workers, greet, **told)
+            further = {"metrics": options.metrics, "drain_delay": options.drain_delay}
+            run_program(servings, lambda: _servings(options), options.loop, options.workers, greet, **further)
     except (OSError, ModuleNotFoundError) as exc:
         print(f"{parser.prog}: {exc}", file=sys.stderr)
         return 1
@@ -186,7 +186,7 @@ def _check(options: argparse.Namespace, servings: list[Serving]) -> None:
 def _open(serving: Serving, stack: contextlib.ExitStack, kind: str | None = None) -> None:
     for bound in serving.open_slots(1)[0]:
         stack.callback(bound.close)
-        place = shown(bound.address) if isinstance(bound.address, tuple) else bound.address
+        place = format_address(bound.address) if isinstance(bound.address, tuple) else bound.address
         print(kind or ("datagram" if bound.sock.type == socket.SOCK_DGRAM else "stream  "), place)
 
 

@@ -191,9 +191,9 @@ class Option:
         """The help, with the default where there is one to tell."""
         if self.several:
             return f"{self.help} (can be repeated)"
-        told = self.default not in (None, False) and "(default" not in self.help
+        has_default = self.default not in (None, False) and "(default" not in self.help
         shown = f"{self.default:g}" if isinstance(self.default, float) else self.default
-        return f"{self.help} (default: {shown})" if told else self.help
+        return f"{self.help} (default: {shown})" if has_default else self.help
 
     def from_text(self, text: str) -> Any:
         """Make the value of what an environment variable holds. Raises ArgumentTypeError."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import anyio
 
 from .._logger import logger as _logger
-from ..net.addresses import distinct_labels, parse_address, shown
+from ..net.addresses import distinct_labels, format_address, parse_address
 from ..serving import serve
 from . import http, metrics
 
@@ -89,7 +89,7 @@ def warn_without_prometheus() -> None:
 def tell_where(addresses: Iterable[Address]) -> None:
     """Say in the log where to ask."""
     for address in addresses:
-        _logger.info("/metrics, /ready and /live on http://%s", shown(address))
+        _logger.info("/metrics, /ready and /live on http://%s", format_address(address))
 
 
 class Monitor:

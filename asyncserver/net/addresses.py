@@ -1,7 +1,7 @@
-"""Addresses: how they are read, shown and grouped. Nothing here opens a socket.
+"""Addresses: how they are read, format_address and grouped. Nothing here opens a socket.
 
 parse_address   "[::1]:8080", as people write it       ("::1", 8080)
-shown           a peer or a place, for a log line      "[::1]:8080", "/run/app.sock", "@name", "unix"
+format_address           a peer or a place, for a log line      "[::1]:8080", "/run/app.sock", "@name", "unix"
 url_of          where a socket is reached              "tcp://[::1]:8080", "unix:/run/app.sock"
 label_of        the same of all sockets of a server    "tcp://127.0.0.1:8080,tcp://[::1]:8080"
 host_group      whom a limit per host counts           "192.0.2.7", "2001:db8:0:1::"
@@ -47,7 +47,7 @@ def parse_address(text: str, expected: str = "HOST:PORT") -> tuple[str | None, i
     return host or None, int(port)
 
 
-def shown(address: Address | None) -> str:
+def format_address(address: Address | None) -> str:
     """Write an address as people do; a nameless peer of a Unix socket is "unix"."""
     if isinstance(address, tuple):
         host, port = address[:2]
@@ -58,10 +58,10 @@ def shown(address: Address | None) -> str:
 
 def task_name(address: Address) -> str:
     """Name the task that serves a peer, for those who list tasks: "tcp 127.0.0.1:50123", "unix"."""
-    if isinstance(address, tuple):  # not by `shown()`: each connection would pay for the call
+    if isinstance(address, tuple):  # not by `format_address()`: each connection would pay for the call
         host = address[0]
         return f"tcp [{host}]:{address[1]}" if ":" in host else f"tcp {host}:{address[1]}"
-    return f"unix {shown(address)}" if address else "unix"
+    return f"unix {format_address(address)}" if address else "unix"
 
 
 def url_of(bound: Bound) -> str:
@@ -69,7 +69,7 @@ def url_of(bound: Bound) -> str:
     datagram = bound.sock.type == socket.SOCK_DGRAM
     address = bound.sock.getsockname()
     if isinstance(address, tuple):
-        return f"{'udp' if datagram else 'tcp'}://{shown(address)}"
+        return f"{'udp' if datagram else 'tcp'}://{format_address(address)}"
     return f"{'unix-datagram' if datagram else 'unix'}:{_path(address)}"
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..exceptions import BindError
 from . import unix_path
-from .addresses import shown
+from .addresses import format_address
 from .systemd import is_kept
 from .unix_path import identity
 
@@ -224,7 +224,7 @@ class Binding:
         return True
 
     def _open_address(self, kind: socket.SocketKind, family: int, address: tuple[Any, ...]) -> BoundSocket:
-        with _explained(f"{_KINDS[kind]} address {shown(address)}"):
+        with _explained(f"{_KINDS[kind]} address {format_address(address)}"):
             sock = socket.socket(family, kind)
             with _closing_on_error(sock):
                 if family == socket.AF_INET6:

@@ -2,7 +2,7 @@
 
     places left? -> handlers begin -> those that wait are kept -> all are settled
 
-How datagrams are read, and in which task a handler begins: see _batch_reader, _inline_runner.
+How datagrams are read, and in which task a handler begins: see batch_reader.py, inline_runner.py.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from .._logger import ContainedLogger
-from ..net.addresses import shown
+from ..net.addresses import format_address
 from .stats import outcome_of
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def about(server: Labelled, source: Any = None, **more: object) -> dict[str, obj
     """
     fields: dict[str, object] = {"server": server.label, **more}
     if source is not None:
-        fields["peer"] = shown(source.peer_address)
+        fields["peer"] = format_address(source.peer_address)
         if hasattr(source, "bytes_received"):
             fields |= {"bytes_received": source.bytes_received, "bytes_sent": source.bytes_sent}
     return fields
@@ -79,7 +79,7 @@ def with_lines(
             _connections.log(
                 level,
                 "%s: connection %s after %.3f s, %d bytes received, %d sent",
-                shown(connection.peer_address),
+                format_address(connection.peer_address),
                 outcome.replace("_", " "),
                 duration,
                 connection.bytes_received,

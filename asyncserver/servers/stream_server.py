@@ -14,7 +14,7 @@ import anyio
 from .._logger import logger as _logger
 from ..adapters.protocols import ProtocolConnection, ProtocolHandler
 from ..exceptions import Refused
-from ..net.addresses import host_group, shown, task_name
+from ..net.addresses import format_address, host_group, task_name
 from ..net.listener import Listener
 from ..net.poller import Poller
 from ..net.tasks import name_task
@@ -210,7 +210,7 @@ class StreamServer(HandlerServer[Connected]):
         level = logging.DEBUG
         if now - self._warned >= _WARN_EVERY:
             self._warned, level = now, logging.WARNING
-        extra = about(self, peer=shown(address), outcome="refused")
+        extra = about(self, peer=format_address(address), outcome="refused")
         _logger.log(level, "refused a connection from %r: %s", address, reason, extra=extra)
 
     def _accept_failed(self) -> None:

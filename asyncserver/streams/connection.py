@@ -1,8 +1,8 @@
 """Connection: a connected, non-blocking socket, the tasks that wait for it, and how its server ends it.
 
 What a Stream stands on: the descriptor's watches, the waiters, the PROXY header, the drain, the idle
-timeout, and the ways to close. TLS is one floor up (_tls_connection.py); what `_recv` and `_send` are is
-told in _states.py, when a drain may end a connection in _dialogue.py.
+timeout, and the ways to close. TLS is one floor up (tls_connection.py); what `_recv` and `_send` are is
+told in states.py, when a drain may end a connection in dialogue.py.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ class Connection(Dialogue):
 
     # -- before all else
 
-    async def _hear(self) -> None:
+    async def _await_first_byte(self) -> None:
         """Wait until the peer, who has to speak first, has said something or has ended; leaves it in the kernel.
 
         Raises:
@@ -224,7 +224,7 @@ class Connection(Dialogue):
             anyio.ClosedResourceError: the server drains, and nothing came at all.
             anyio.BrokenResourceError: the connection broke.
         """
-        await self._hear()
+        await self._await_first_byte()
         parser, sock = HeaderParser(), self._sock
         while parser.header is None:
             try:

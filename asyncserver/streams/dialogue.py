@@ -22,7 +22,7 @@ class Dialogue:
         bytes_sent: payload bytes sent so far.
     """
 
-    __slots__ = ("_answered", "_began", "_owed", "bytes_received", "bytes_sent")
+    __slots__ = ("_answered", "_message_start", "_owed_until", "bytes_received", "bytes_sent")
 
     def __init__(self) -> None:
         self.bytes_received: int = 0
@@ -30,9 +30,9 @@ class Dialogue:
         self._answered = 0  # bytes_received when we last sent
         # Where the message under way begins, if some of it was there before we last sent: (bytes_sent
         # then, bytes_received before it).
-        self._began = (0, 0)
+        self._message_start = (0, 0)
         # While draining: the bytes_received up to which we owe answers.
-        self._owed: int | None = None
+        self._owed_until: int | None = None
 
     @property
     def moved(self) -> int:
@@ -45,15 +45,15 @@ class Dialogue:
 
     def begin_message(self, unconsumed: int) -> None:
         """Take bytes of which so many had come before: a message begins, unless one is under way."""
-        if self._began[0] != self.bytes_sent:
-            self._began = self.bytes_sent, self.bytes_received - unconsumed
+        if self._message_start[0] != self.bytes_sent:
+            self._message_start = self.bytes_sent, self.bytes_received - unconsumed
 
     # -- while draining
 
     @property
     def draining(self) -> bool:
         """Whether the drain has begun."""
-        return self._owed is not None
+        return self._owed_until is not None
 
     def begin_drain(self, unread: int, due: float) -> bool:
         """Owe an answer to what has reached this host by now, and to a peer's first words.
@@ -71,11 +71,11 @@ class Dialogue:
 
     def owe(self, nbytes: int) -> None:
         """Owe an answer to so many bytes more than have come."""
-        self._owed = self.bytes_received + nbytes
+        self._owed_until = self.bytes_received + nbytes
 
     def owe_at_most(self, nbytes: int) -> None:
         """Learn that so many more are left at most: TLS makes more of a message than it is."""
-        self._owed = min(self._owed or 0, self.bytes_received + nbytes)
+        self._owed_until = min(self._owed_until or 0, self.bytes_received + nbytes)
 
     def may_end(self) -> bool:
         """Whether a drain may end the dialogue here: between two messages, and nothing is owed.
@@ -83,4 +83,4 @@ class Dialogue:
         A peer that sends without end always has the next message half here, so what counts is not
         how much has come, but where the message under way begins.
         """
-        return self._answered == self.bytes_received and self._began[1] >= (self._owed or 0)
+        return self._answered == self.bytes_received and self._message_start[1] >= (self._owed_until or 0)

@@ -3,7 +3,7 @@
 Theory of operation. The socket becomes an `ssl.SSLSocket` in non-blocking mode: OpenSSL reads and writes
 the descriptor itself, and "want read" is one more way to say "would block". Four things are odd:
 
-* OpenSSL's queue of errors belongs to the thread (_openssl.py): it is cleared wherever a system error
+* OpenSSL's queue of errors belongs to the thread (openssl.py): it is cleared wherever a system error
   has been met, or other connections of the thread would be told of it.
 * What OpenSSL has decrypted already is seen by no poll: after a full read the next one is tried first.
 * A send that would block has begun a record, which only the same bytes can finish: the stream is torn if
@@ -80,7 +80,7 @@ class TLSConnection(Connection):
             self._close()
             raise
         try:
-            await self._hear()
+            await self._await_first_byte()
             self._recv = refuse_torn
             await self._shake_hands(sock)
         finally:

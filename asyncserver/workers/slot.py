@@ -45,12 +45,12 @@ class Worker:
         """Whether it takes new work, as far as is known: it serves, is not to leave, and has not been found silent."""
         return self.serving and not self.leaving and self.silent_at < NEVER
 
-    def tell(self, message: bytes) -> None:
+    def send(self, message: bytes) -> None:
         """Send, unless it is dead or so stuck that it has not read hundreds before; then it will be killed."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError, BlockingIOError):
             self.channel.send(message)
 
-    def hear(self) -> bytes | None:
+    def receive(self) -> bytes | None:
         """Return its next message; None if there is none, b"" if there will be none."""
         try:
             return self.channel.recv(LONGEST_MESSAGE)

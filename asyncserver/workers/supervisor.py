@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from .._logger import logger as _logger
 from ..monitoring.monitor import tell_where
-from .exchanges import Exchanges
+from .http_server import HTTPServer
 from .process import FORCE, LEAVE, MOST_SERVERS, READY, SIGNALS, STOP, pass_over, work
 from .slot import NEVER, Slot, Worker, open_slots
 from .stopping import Stage, Stopping
@@ -87,7 +87,7 @@ class Supervisor:
         self._stopping = Stopping(drain_delay)
         self._drain_at = NEVER
         self._notify = notify
-        self._exchanges: Exchanges | None = None
+        self._exchanges: HTTPServer | None = None
         self._slots: list[Slot] = []
         self._bound: list[BoundSocket] = []
         self._workers: set[Worker] = set()
@@ -129,7 +129,7 @@ class Supervisor:
         self._watchdog = Watchdog(self._notify, self._slots, self._workers, self.stats)
         if self._monitor is not None:
             bound = self._monitor.open_slots(1)[0]
-            self._exchanges = Exchanges(self._selector, bound, self._tally.respond)
+            self._exchanges = HTTPServer(self._selector, bound, self._tally.respond)
             tell_where(one.address for one in bound)
         self._started()
 
@@ -220,21 +220,21 @@ class Supervisor:
         self._watchdog.settle()
 
     def _on_message(self, worker: Worker) -> None:
-        message = worker.hear() if worker in self._workers else None  # it may have been buried in this turn
+        message = worker.receive() if worker in self._workers else None  # it may have been buried in this turn
         if message:
             self._on_words(worker, message)
         elif message is not None:  # it is ending; the descriptor of its process will tell when it has
             self._selector.unregister(worker.channel)
 
     def _on_words(self, worker: Worker, message: bytes) -> None:
-        self._watchdog.hear(worker)
+        self._watchdog.note_message(worker)
         if message == READY:
             self._on_ready(worker)
         elif message == LEAVE:
             if worker is worker.slot.worker and worker.slot.successor is None and not self._stopping.stopping:
                 self._renew(worker.slot)
         else:
-            self._tally.hear(worker, message)
+            self._tally.take(worker, message)
 
     def _on_ready(self, worker: Worker) -> None:
         worker.serving = True
@@ -252,7 +252,7 @@ class Supervisor:
     def _on_death(self, worker: Worker) -> None:
         """Bury a worker, and see to its successor."""
         status = os.waitstatus_to_exitcode(os.waitpid(worker.pid, 0)[1])
-        while message := worker.hear():  # what it said last
+        while message := worker.receive():  # what it said last
             self._on_words(worker, message)
         self._workers.discard(worker)
         for descriptor in (worker.channel, worker.pidfd):
@@ -313,12 +313,12 @@ class Supervisor:
     def _retire(self, worker: Worker) -> None:
         worker.leaving = True
         worker.kill_at = time.monotonic() + self._patience
-        worker.tell(LEAVE)
+        worker.send(LEAVE)
 
     def _tell_all(self, message: bytes, patience: float) -> None:
         for worker in self._workers:
             worker.kill_at = min(worker.kill_at, time.monotonic() + patience)
-            worker.tell(message)
+            worker.send(message)
 
     def _kill(self, workers: set[Worker] | list[Worker]) -> None:
         for worker in workers:

@@ -63,10 +63,10 @@ class Tally:
         self._asked = {worker for worker in self._workers if worker.serving}
         self.due = time.monotonic() + _PATIENCE
         for worker in self._asked:
-            worker.tell(STATS)
+            worker.send(STATS)
         self._answer()
 
-    def hear(self, worker: Worker, message: bytes) -> None:
+    def take(self, worker: Worker, message: bytes) -> None:
         """Take a worker's report."""
         worker.readings = json.loads(zlib.decompress(message.removeprefix(STATS)))
         if message.startswith(STATS):

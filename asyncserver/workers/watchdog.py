@@ -68,14 +68,14 @@ class Watchdog:
             if worker.silent_at <= now:
                 worker.silent_at = NEVER
                 if now - due > _OVERSLEPT:
-                    self.hear(worker)
+                    self.note_message(worker)
                 elif worker.kill_at == NEVER:  # else told to end already
                     self._blame(worker)
         if self._pulse_at <= now:
             self._pulse_at = now + self._notify.pulse_every
             self._notify.pulse(self._stats())
 
-    def hear(self, worker: Worker) -> None:
+    def note_message(self, worker: Worker) -> None:
         """A worker has said something."""
         worker.silent_at = time.monotonic() + self._silence
 

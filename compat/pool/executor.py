@@ -34,8 +34,8 @@ from time import monotonic
 from typing import Any, ParamSpec, TypeVar
 
 from compat.pool.call import Call
-from compat.pool.joinable import JoinableThreads
 from compat.pool.openssl import quick_clearing
+from compat.pool.threads import JoinableThreads
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")

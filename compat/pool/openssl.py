@@ -1,7 +1,7 @@
 """OpenSSL's queue of errors, which belongs to the thread and so outlives a request.
 
 A system error on one TLS socket stays in it, and from OpenSSL 3.4 on whatever else the thread does
-with TLS may be told that error: see asyncserver/_openssl.py, which these server classes do not
+with TLS may be told that error: see asyncserver/tls/openssl.py, which these server classes do not
 import, as it would bring all of asyncserver.
 """
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from types import CodeType, TracebackType
 from typing import Any
 
+from compat.patching import install
 from compat.program.draining import Drain
-from compat.replacement import install
 
 PROGRAM = "COMPAT_PROGRAM"  # tells the children what to execute: "script PATH", "module NAME", or "archive"
 GRACEFUL_TIMEOUT = 5.0  # shorter than what supervisors wait before they kill: Docker 10 s, Kubernetes 30 s

@@ -1,4 +1,4 @@
-"""Exchanges: HTTP from a supervisor's selector, without a loop, a thread or a wait, so that it can go on forking.
+"""HTTPServer: HTTP from a supervisor's selector, without a loop, a thread or a wait, so that it can go on forking.
 
     accepted -> head read -> answered (perhaps after the workers were asked) -> sent -> closed; all within PATIENCE
 
@@ -37,7 +37,7 @@ class _Exchange:
         self.end_at = time.monotonic() + PATIENCE
 
 
-class Exchanges:
+class HTTPServer:
     """The listening sockets and all connections.
 
     Args:
