@@ -31,7 +31,9 @@ __all__ = ["folder"]  # a fixture
 def test_main_job_is_an_upper_casing_echo_on_tcp_and_udp(folder: Path) -> None:
     """Without arguments, but for the port, which others may have: 127.0.0.1:8080 stands in for a free one."""
     port = free_port()
-    script = f"import sys, asyncserver.cli as cli; cli._DEFAULT_ADDRESS = '127.0.0.1:{port}'; sys.exit(cli.main([]))"
+    script = (
+        f"import sys, asyncserver.cli.main as cli; cli._DEFAULT_ADDRESS = '127.0.0.1:{port}'; sys.exit(cli.main([]))"
+    )
     with Program(["-W", "error", "-c", script], folder) as program:
         program.wait_for("DatagramServer serving on")
         assert ask(("127.0.0.1", port)) == b"HELLO"
@@ -66,7 +68,9 @@ def test_tests_do_not_inherit_what_started_them() -> None:
 def test_the_line_that_tells_how_to_try_it_works(folder: Path) -> None:
     """The Python one-liner that is printed asks the server, and prints its answer."""
     port = free_port()
-    script = f"import sys, asyncserver.cli as cli; cli._DEFAULT_ADDRESS = '127.0.0.1:{port}'; sys.exit(cli.main([]))"
+    script = (
+        f"import sys, asyncserver.cli.main as cli; cli._DEFAULT_ADDRESS = '127.0.0.1:{port}'; sys.exit(cli.main([]))"
+    )
     with Program(["-W", "error", "-c", script], folder) as program:
         program.wait_for("print(s.recv(99))'\n")
         (line,) = [line for line in program.output.splitlines() if "python3 -c" in line]

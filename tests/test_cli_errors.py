@@ -73,7 +73,9 @@ def test_check_finds_the_same_address_twice(folder: Path, second: str) -> None:
 
 def test_check_binds_the_metrics_and_says_what_they_need(folder: Path) -> None:
     """Their address has a line of its own; without prometheus-client the last line says what cannot be served."""
-    script = "import sys; sys.modules['prometheus_client'] = None; from asyncserver import cli; sys.exit(cli.main())"
+    script = (
+        "import sys; sys.modules['prometheus_client'] = None; from asyncserver.cli.main import main; sys.exit(main())"
+    )
     arguments = ["app:handler", "--tcp", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--check"]
     with Program(["-W", "error", "-c", script, *arguments], folder) as program:
         assert program.wait() == 0
@@ -198,7 +200,9 @@ def test_taken_port_is_told_and_the_other_servers_closed(folder: Path) -> None:
 
 def test_uvloop_asked_for_and_missing_is_told(folder: Path) -> None:
     """Status 1 and a line; no complaint about servers that were not started."""
-    script = "import sys; sys.modules['uvloop'] = None; import asyncserver.cli as cli; sys.exit(cli.main(sys.argv[1:]))"
+    script = (
+        "import sys; sys.modules['uvloop'] = None; import asyncserver.cli.main as cli; sys.exit(cli.main(sys.argv[1:]))"
+    )
     arguments = ["app:handler", "--tcp", "127.0.0.1:0", "--loop", "uvloop"]
     with Program(["-W", "error", "-c", script, *arguments], folder) as program:
         assert program.wait() == 1
@@ -211,7 +215,7 @@ def test_no_greeting_before_the_port_is_had(folder: Path, workers: str) -> None:
     """The main job on a port that is taken says that, and nothing about how to try it."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        script = f"import sys, asyncserver.cli as cli; cli._DEFAULT_ADDRESS = '{address}'; sys.exit(cli.main())"
+        script = f"import sys, asyncserver.cli.main as cli; cli._DEFAULT_ADDRESS = '{address}'; sys.exit(cli.main())"
         with Program(["-W", "error", "-c", script, "--workers", workers], folder) as program:
             assert program.wait() == 1
     assert program.output == ""

@@ -220,4 +220,4 @@ async def test_a_record_tells_where_it_comes_from(tcp: Transport, caplog: pytest
         assert await client.receive() == b""
         client.close()
     (record,) = [record for record in caplog.records if record.name == "asyncserver"]
-    assert (record.module, record.funcName) == ("server", "_report")
+    assert (record.module, record.funcName) == ("handlers", "_report")

@@ -84,7 +84,7 @@ def test_own_pidfd_has_a_number_of_its_own() -> None:
         assert tuple(int(part) for part in os.uname().release.split(".")[:2]) < (6, 9)
         return
     assert own_pidfd_id() == own_pidfd_id()
-    command = [sys.executable, "-c", "from asyncserver.systemd import own_pidfd_id; print(own_pidfd_id())"]
+    command = [sys.executable, "-c", "from asyncserver.net.systemd import own_pidfd_id; print(own_pidfd_id())"]
     assert int(subprocess.check_output(command, cwd=ROOT)) != own_pidfd_id()
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import CodeType, TracebackType
 from typing import Any
 
+import compat
 from compat.patching import install
 from compat.program.draining import Drain
 
@@ -120,7 +121,7 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def _stay_importable() -> None:
     """Children must find this package also when it was found through the current folder, which we leave."""
-    folder = Path(__file__).absolute().parent.parent
+    folder = Path(compat.__file__).absolute().parent.parent
     if folder not in (Path(entry).absolute() for entry in sys.path[1:]):
         sys.path.append(str(folder))
 
@@ -246,4 +247,4 @@ def _excepthook(kind: type[BaseException], error: BaseException, trace: Tracebac
     sys.__excepthook__(kind, error.with_traceback(inner), inner)
 
 
-_OUR_FILES = {"<frozen runpy>", __file__, str(Path(__file__).with_name("__main__.py"))}
+_OUR_FILES = {"<frozen runpy>", __file__, str(Path(compat.__file__).with_name("__main__.py"))}
