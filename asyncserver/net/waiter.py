@@ -97,7 +97,7 @@ class Waiter:
     def add_done_callback(self, callback: Callable[[Waiter], object], *, context: Context) -> None:
         """Called by the task with its own wake-up."""
         self.wakeup = callback
-        self.context = context
+        self.context: Context = context
 
     def cancel(self, msg: object = None) -> bool:
         """Called by `task.cancel()`; false if the wake-up is on its way already (then the task remembers)."""

@@ -56,6 +56,7 @@ Run: TypeAlias = "Callable[[AnySource], Coroutine[Any, Any, object]]"
 class HandlerServer(Server, Generic[AnySource]):
     """A server with handlers for sources of one kind. The arguments are Server's."""
 
+    durations: Durations | None
     _run: Run[AnySource]  # what is started for each source: the handler, or what leads to it
 
     def __init__(

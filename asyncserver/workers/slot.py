@@ -33,7 +33,7 @@ class Worker:
         self.pidfd = pidfd
         self.slot = slot
         self.channel = channel
-        self.started = time.monotonic()
+        self.started: float = time.monotonic()
         self.serving = False
         self.leaving = False
         self.kill_at = NEVER
@@ -72,8 +72,8 @@ class Slot:
         self.sockets = sockets
         self.worker: Worker | None = None
         self.successor: Worker | None = None
-        self.early_deaths = 0
-        self.restart_at = NEVER
+        self.early_deaths: int = 0
+        self.restart_at: float = NEVER
         self.retired: list[Reading] = [{} for _ in sockets]  # of workers that have ended
 
     def back_off(self, lived: float) -> float:

@@ -52,7 +52,7 @@ class Tally:
         self._then: list[Callable[[], object]] = []
         self._drops = drops_of(slots)
         self.places: list[str] = distinct_labels(map(label_of, slots[0].sockets))
-        self.due = NEVER
+        self.due: float = NEVER
         self.deaths = 0
 
     def ask(self, then: Callable[[], object]) -> None:

@@ -147,7 +147,7 @@ class Acceptors:
 
     def __init__(self, serving: Serving) -> None:
         self.serving = serving
-        self.server = serving.server
+        self.server: HookedServer = serving.server
         self.pool: ThreadPool = ThreadPool(MAX_ACCEPTORS, name="get_request", daemon=True)
         self.outcomes: deque[tuple[Any, Any, BaseException | None]] = deque()
         self.closed: bool = False
