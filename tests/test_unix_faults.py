@@ -100,7 +100,7 @@ async def test_two_servers_that_start_at_once_do_not_both_believe_to_serve(
 ) -> None:
     """Before it listens a server looks dead, and may lose its file to another: it sees that, and says so."""
     path = tmp_path / "server.sock"
-    original = Binding._ready
+    original = Binding._configure
     other = socket.socket(socket.AF_UNIX)
 
     def overtaken(*arguments: Any) -> Any:
@@ -108,7 +108,7 @@ async def test_two_servers_that_start_at_once_do_not_both_believe_to_serve(
         _socket_file.bind(other, str(path), None)
         return original(*arguments)
 
-    monkeypatch.setattr(Binding, "_ready", overtaken)
+    monkeypatch.setattr(Binding, "_configure", overtaken)
     with other:
         error = await refusal(asyncserver.serve(upper, path=path))
         assert error.errno == errno.EADDRINUSE

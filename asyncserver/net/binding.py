@@ -1,8 +1,8 @@
-"""Binding: where a server is to be reached, checked when it is made and bound when it is opened.
+"""Binding: where a server listens, checked when it is made and bound when it is opened.
 
 host and port   one name or address, several, or None for every interface, IPv4 and IPv6
 path            a Unix socket's file
-sock, fd        a socket that somebody else has bound; it is ours from then on
+sock, fd        a socket that is bound already; from then on it is the server's
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 _KINDS = {socket.SOCK_STREAM: "stream", socket.SOCK_DGRAM: "datagram"}
 _TCP = {0, socket.IPPROTO_TCP, socket.IPPROTO_MPTCP}
 
-# Bytes that a Unix socket's path may have: sun_path in unix(7), less the zero at its end.
+# Longest path of a Unix socket, in bytes: sun_path in unix(7), less the zero at its end.
 _LONGEST_PATH = 107
 
-# How often a free port is drawn again when it is free for one address of several only.
+# How often another free port is tried when the first is not free on all addresses.
 _PORT_DRAWS = 20
 
 _ADVICE = {
@@ -48,7 +48,7 @@ _ADVICE = {
 
 @dataclass(frozen=True)
 class Binding:
-    """One way, and one only, to name where to listen. Raises TypeError or ValueError for anything else."""
+    """Exactly one place to listen on. Raises TypeError or ValueError for anything else."""
 
     host: str | Sequence[str] | None = None
     port: int | None = None
@@ -121,7 +121,7 @@ class Binding:
             kind: SOCK_STREAM (the sockets also listen) or SOCK_DGRAM.
 
         Raises:
-            BindError: an address could not be had.
+            BindError: an address could not be bound.
         """
         if self.path is not None:
             return [self._open_path(kind, os.fspath(self.path))]
@@ -130,20 +130,20 @@ class Binding:
         return self._open_all(kind, await self._resolve(kind))
 
     def open_slots(self, kind: socket.SocketKind, count: int) -> list[list[BoundSocket]]:
-        """Bind for so many processes, which fork inherits. Blocks while names are resolved; needs no loop.
+        """Bind sockets for several processes to inherit. Blocks to resolve names; needs no loop.
 
-        Each process has sockets of its own on the same addresses, and the kernel picks one for each client
-        (SO_REUSEPORT). A Unix socket, and one that somebody else has bound, is the same for all of them.
+        Each process has its own sockets on the same addresses, and the kernel picks one for each
+        client (SO_REUSEPORT). A Unix socket, or a `sock` or `fd`, is the same for all of them.
 
         Args:
             kind: SOCK_STREAM (the sockets also listen) or SOCK_DGRAM.
-            count: how many processes.
+            count: of processes.
 
         Returns:
             for each process its sockets.
 
         Raises:
-            BindError: an address could not be had; then nothing is left open.
+            BindError: an address could not be bound; then nothing is left open.
         """
         if self.path is not None:
             return [[self._open_path(kind, os.fspath(self.path))]] * count
@@ -169,7 +169,7 @@ class Binding:
             except BaseException as exc:
                 for bound in opened:
                     bound.close()
-                # The port that the system picked for the first address may be taken on the next one.
+                # The port that the system chose for the first address may be taken on the next.
                 redraw = self.port == 0 and opened and getattr(exc, "errno", 0) == errno.EADDRINUSE
                 if not redraw or not draws:
                     raise
@@ -200,13 +200,13 @@ class Binding:
     ) -> None:
         missing: BindError | None = None
         for family, address in addresses:
-            # Every address of a server has the same port, also when the system picks it.
+            # All addresses of a server have the same port, also when the system chooses it.
             port = opened[0].sock.getsockname()[1] if opened else self.port
             target = (address[0], port, *address[2:])
             try:
                 opened.append(self._open_address(kind, family, target))
             except BindError as exc:
-                # On a machine without IPv6 "every interface" means those of IPv4, and so does "localhost".
+                # Without IPv6 "every interface" and "localhost" are those of IPv4.
                 if self._is_address() or exc.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
                     raise
                 missing = exc
@@ -214,7 +214,7 @@ class Binding:
             raise missing
 
     def _is_address(self) -> bool:
-        """Whether the host is one particular address: then it is that one or none."""
+        """Whether the host is one address, which must be bound, and not a name for several."""
         if not isinstance(self.host, str):
             return self.host is not None
         try:
@@ -228,18 +228,19 @@ class Binding:
             sock = socket.socket(family, kind)
             with _closing_on_error(sock):
                 if family == socket.AF_INET6:
-                    # IPv4 has sockets of its own; mapped addresses would only confuse (RFC 4942, 2.2).
+                    # IPv4 has its own sockets; mapped addresses would confuse (RFC 4942, 2.2).
                     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 if kind == socket.SOCK_STREAM:
-                    # Bind while connections of an earlier server are in TIME_WAIT. On UDP it would share the port.
+                    # Bind although connections of an earlier server are in TIME_WAIT. On UDP
+                    # it would share the port.
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if self.reuse_port:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 sock.bind(address)
                 if self.slots > 1:
-                    # Only now, so that the bind fails where another program serves already, also one of our own.
+                    # Only now, so that bind() fails if a program serves there, also one of ours.
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                return self._ready(kind, sock)
+                return self._configure(kind, sock)
 
     def _open_path(self, kind: socket.SocketKind, path: str) -> BoundSocket:
         if (length := len(os.fsencode(path))) > _LONGEST_PATH and not path.startswith("\0"):
@@ -251,17 +252,18 @@ class Binding:
         with _explained(f"Unix {_KINDS[kind]} socket {path!r}"):
             sock = socket.socket(socket.AF_UNIX, kind)
             with _closing_on_error(sock):
-                if path.startswith("\0"):  # Linux's abstract names (unix(7)): no file
+                if path.startswith("\0"):  # an abstract name has no file: unix(7)
                     sock.bind(path)
-                    return self._ready(kind, sock)
+                    return self._configure(kind, sock)
                 unix_path.bind(sock, path, self.path_mode)
-                mine = identity(path)
+                ours = identity(path)
                 try:
-                    bound = self._ready(kind, sock, path)
+                    bound = self._configure(kind, sock, path)
                 except BaseException:
                     os.unlink(path)
                     raise
-                if identity(path) != mine:  # before listen() we looked dead to whoever else was starting there
+                # Before listen() another server that starts there sees ours as dead.
+                if identity(path) != ours:
                     raise BindError(errno.EADDRINUSE, f"{path!r} was taken by another server just now: stop one")
                 return bound
 
@@ -270,10 +272,10 @@ class Binding:
         if sock is None:
             with _explained(f"file descriptor {self.fd}"):
                 sock = socket.socket(fileno=self.fd)
-                sock.set_inheritable(False)  # it was, or we would not have it; our own children are to have it not
+                sock.set_inheritable(False)  # we inherited it, but our children must not
         with _explained(f"{sock!r}"), contextlib.ExitStack() as on_error:
             if self.sock is None:
-                on_error.callback(sock.detach)  # refused: whoever gave the number still owns it
+                on_error.callback(sock.detach)  # refused: the descriptor stays the caller's
             if sock.type != kind:
                 raise BindError(
                     errno.EPROTOTYPE,
@@ -283,18 +285,18 @@ class Binding:
             address = sock.getsockname()
             if not address or (sock.family != socket.AF_UNIX and address[1] == 0):
                 raise BindError(errno.EINVAL, f"{sock!r} is not bound to an address: bind() it first")
-            bound = self._ready(kind, sock)
+            bound = self._configure(kind, sock)
             on_error.pop_all()
         return bound
 
-    def _ready(self, kind: socket.SocketKind, sock: socket.socket, path: str | None = None) -> BoundSocket:
+    def _configure(self, kind: socket.SocketKind, sock: socket.socket, path: str | None = None) -> BoundSocket:
         kept = is_kept(sock)
         if kind == socket.SOCK_STREAM:
             if sock.family != socket.AF_UNIX and sock.proto in _TCP:
-                # Inherited by accepted sockets: a reply goes out when it is sent, not when the peer has acknowledged
-                # the one before (RFC 896 against delayed acknowledgements).
+                # Accepted sockets inherit it. Without it a reply may wait until the peer has
+                # acknowledged the one before: RFC 896, against delayed acknowledgements.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # systemd's listens already, and how long its queue may be is said in its unit: Backlog=.
+            # systemd's listens already, with the queue length of its unit: Backlog=.
             if not (kept and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)):
                 sock.listen(self.backlog)
         sock.setblocking(False)
@@ -302,12 +304,12 @@ class Binding:
 
 
 class BoundSocket:
-    """A bound socket, and the file that goes with it if it is a Unix socket that we made.
+    """A bound socket, and its file if it is a Unix socket that we made.
 
     Attributes:
-        given: we have it from somebody who may go on with it.
-        shared: another process has it open too and may go on with it.
-        handed_over: another process does go on with it: what is queued there is not ours to take when we close.
+        given: the program passed it as `sock` or `fd`, and may go on using it.
+        shared: another process has it open too, and may go on using it.
+        handed_over: another process goes on using it: when we close, its queue is left to that one.
     """
 
     def __init__(self, sock: socket.socket, path: str | None = None, kept: bool = False, given: bool = False) -> None:
@@ -315,35 +317,36 @@ class BoundSocket:
         self.sock: socket.socket = sock
         self._path = path
         self._identity = identity(path) if path is not None else None
-        self._kept = kept  # by systemd, which starts us again for what is queued
+        self._kept = kept  # by systemd, which starts us again for what is in the queue
         self.shared: bool = kept
         self.handed_over: bool = kept
 
     @property
     def address(self) -> Address:
-        """Where clients reach it."""
+        """The address at which clients reach it."""
         return cast("Address", self.sock.getsockname())
 
     def close(self) -> None:
-        """Close the socket; remove its file unless it has become another's. May be called twice."""
+        """Close the socket; remove its file unless another server has replaced it. Idempotent."""
         if self._path is not None and identity(self._path) == self._identity:
-            with contextlib.suppress(OSError):  # the folder may have become read-only: nothing depends on the file
+            # The folder may have become read-only. The file may stay.
+            with contextlib.suppress(OSError):
                 os.unlink(self._path)
         self._path = None
         self.sock.close()
 
     def share(self) -> None:
-        """In a process that has inherited it: file and queue are another's, until they are taken back."""
+        """In a process that inherited it: leave file and queue to another until `take_back()`."""
         self._path = None
         self.shared = self.handed_over = True
 
     def take_back(self) -> None:
-        """The process that had it open too is gone: what is queued is ours, unless systemd keeps it."""
+        """Take over the queue from a process that is gone, unless systemd keeps the socket."""
         self.handed_over = self._kept
 
 
 def _distinct(infos: list[Any]) -> list[tuple[int, tuple[Any, ...]]]:
-    return list({(info[0], info[4]): None for info in infos})  # in their order
+    return list({(info[0], info[4]): None for info in infos})  # keeps their order
 
 
 @contextlib.contextmanager
@@ -359,7 +362,7 @@ def _resolving(host: str | None) -> Any:
 
 @contextlib.contextmanager
 def _explained(place: str) -> Any:
-    """Turn the system's error into one that says what to do."""
+    """Turn the system's error into one with advice."""
     try:
         yield
     except BindError:

@@ -1,7 +1,7 @@
-"""Listener: accepts connections on one listening socket, in batches, and survives what accept(2) can say.
+"""Listener: accepts connections on one socket, in batches, and survives the errors of accept(2).
 
-Our own and not the loop's, because the loops' servers cannot pause, close newcomers silently (uvloop) or log hundreds
-of lines (asyncio) when descriptors run out, and cannot hand an accepted socket to anybody else.
+The loops' own servers cannot pause, and cannot pass an accepted socket on. When descriptors run
+out, uvloop's closes new connections silently, and asyncio's logs hundreds of lines.
 """
 
 from __future__ import annotations
@@ -23,27 +23,29 @@ if TYPE_CHECKING:
     from .addresses import Address
     from .binding import BoundSocket
 
-# Connections accepted in one wake-up. Each starts a handler at once, so this bounds what others wait: about a
-# millisecond.
+# Connections accepted in one wake-up. Each starts a handler at once, so this bounds how long
+# everything else waits: about a millisecond.
 _BATCH = 32
-# Connections accepted when the listener closes: what net.core.somaxconn lets a queue hold by default (listen(2)), so
-# that clients who keep coming cannot keep the server from closing.
+# Connections accepted when the listener closes, at most, so that a stream of new clients cannot
+# keep the server from closing: the default of net.core.somaxconn, the longest queue (listen(2)).
 _LONGEST_QUEUE = 4096
-# Seconds until accept is tried again after descriptors or memory ran out. A connection that closes tries earlier.
+# Seconds until accept is tried again after descriptors or memory ran out; earlier when a
+# connection closes.
 _BACKOFF = 0.05
 # Seconds between two warnings about that.
 _WARN_EVERY = 60.0
 
-# A filter of packets to a listening socket (linux/filter.h: code, jumps, operand): what has TCP's SYN flag, the second
-# bit of byte 13 (RFC 9293, 3.1), is dropped, all else passes.
+# A packet filter for a listening socket (linux/filter.h: code, two jumps, operand) that drops
+# packets with TCP's SYN flag, bit 1 of byte 13 (RFC 9293, 3.1), and passes all others.
 _NO_NEWCOMERS = b"".join(
     struct.pack("=HBBI", *instruction)
     for instruction in ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
 )
-_SO_ATTACH_FILTER = 26  # asm-generic/socket.h, on most architectures; on the others it is refused, which does no harm
+# asm-generic/socket.h, for most architectures. The others refuse it, which does no harm.
+_SO_ATTACH_FILTER = 26
 
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-# accept(2) reports errors of the new connection itself, and of the firewall; the next one may be fine.
+# accept(2) also reports errors of the new connection and of the firewall; the next may be fine.
 _TRANSIENT = {
     errno.ECONNABORTED,
     errno.EHOSTDOWN,
@@ -61,12 +63,12 @@ _TRANSIENT = {
 
 
 class Listener:
-    """Accepts on one socket and passes on each new one, non-blocking, with its peer's address.
+    """Accepts connections on one socket and passes each on, non-blocking, with its peer's address.
 
     Args:
         loop: the loop that watches the socket.
-        bound: a socket that listens. The listener closes it.
-        accepted: called with each new socket; may call `pause()`.
+        bound: a listening socket. The listener closes it.
+        accepted: called with each new socket and its peer's address; may call `pause()`.
         failed: called each time that accept fails.
     """
 
@@ -82,14 +84,15 @@ class Listener:
         self._accepted = accepted
         self._failed = failed
         self.sock: socket.socket = bound.sock
-        # The properties make enums and `socket.accept` asks them anew for each connection: 2 us of about 35.
+        # Read once: `socket.accept` reads these properties for each connection and they make
+        # enums, 2 us of about 35.
         self._kind = (int(self.sock.family), int(self.sock.type), self.sock.proto)
         self._watching = False
         self._retry: asyncio.TimerHandle | None = None
         self._warned = -_WARN_EVERY
 
     def resume(self) -> None:
-        """Accept connections."""
+        """Start to accept connections, or go on."""
         if not self._watching and self._retry is None:
             self._loop.add_reader(self.sock.fileno(), self._on_readable)
             self._watching = True
@@ -102,14 +105,14 @@ class Listener:
         self._cancel_retry()
 
     def retry(self) -> None:
-        """Descriptors may be free again: if accepting waits for that, try at once."""
+        """Accept again at once if accepting waits for free descriptors or memory."""
         if self._cancel_retry():
             self.resume()
 
     def close(self) -> None:
-        """Accept what the kernel holds already, then close. Closing alone would reset those connections.
+        """Accept the connections in the kernel's queue, then close; closing alone would reset them.
 
-        Unless another process goes on with the socket: then it also goes on with what is queued.
+        If another process keeps the socket open, the queue is left to it.
         """
         self.pause()
         if not self._bound.handed_over:
@@ -132,7 +135,7 @@ class Listener:
                 return
 
     def _accept(self, most: int) -> int:
-        """Accept so many connections at most; returns how many there were."""
+        """Accept up to `most` connections; returns how many there were."""
         for done in range(most):
             try:
                 fd, address = self.sock._accept()  # type: ignore[attr-defined] # in typeshed for _socket.socket only
@@ -168,14 +171,14 @@ class Listener:
 
 
 def _ignore_newcomers(sock: socket.socket) -> None:
-    """Let the kernel ignore who wants to connect from now on: they try again, as if their packet had been lost.
+    """Let the kernel drop the SYN of new clients: their TCP sends it again, as after packet loss.
 
-    Otherwise who connects between the last accept and the close would be reset. Irrevocable for every process that has
-    the socket.
+    Without it, clients that connect between the last accept and the close would be reset. It holds
+    for every process that has the socket open, and is never removed.
     """
     program = array.array("B", _NO_NEWCOMERS)
     if sock.family in {socket.AF_INET, socket.AF_INET6}:
-        with contextlib.suppress(OSError):  # not allowed here: then as without it
+        with contextlib.suppress(OSError):  # not allowed here: close without the filter
             sock.setsockopt(
                 socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program) // 8, program.buffer_info()[0])
             )

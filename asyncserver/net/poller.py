@@ -1,9 +1,9 @@
-"""Poller: the readiness of all connections of a server, through one epoll and one entry in the loop.
+"""Poller: the readiness of all connections of a server, through one epoll that the loop watches.
 
-A loop spends more on telling that a descriptor is ready than the stream spends on using it: a handle, a context and a
-trip through a queue for each event; and for each connection a registration that uvloop checks with two system calls
-of its own. An epoll can itself be watched: the loop sees one descriptor, and one `epoll_wait` brings a batch of those
-behind it. Measured on 64 connections, CPU per 64 B echo against `loop.add_reader` for each: see CONTRIBUTING.
+A loop spends more on reporting a ready descriptor than a stream spends on using it: a handle, a
+context and a trip through a queue for each event, and for each connection a registration that
+uvloop checks with two system calls. An epoll can itself be watched: the loop sees one descriptor,
+and one `epoll_wait` returns a batch of ready connections. CONTRIBUTING has the measurements.
 """
 
 from __future__ import annotations
@@ -18,17 +18,20 @@ if TYPE_CHECKING:
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
 
-# What wakes a reader or a writer: also the errors and ends that epoll reports unasked, epoll_ctl(2).
+# Events that wake a reader or a writer. epoll always reports EPOLLHUP and EPOLLERR: epoll_ctl(2).
 _READABLE = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR
 _WRITABLE = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
 
-# Connections woken in one go, before the loop sees to everything else: a millisecond at most with quick handlers. What
-# is left over is reported again, after those that have waited longer (epoll goes round).
+# Connections woken before the loop runs anything else: a millisecond at most with quick handlers.
+# epoll goes round: the rest is reported next, before any of these is reported again.
 _BATCH = 128
 
 
 class Watched(Protocol):
-    """What has a descriptor that is watched: a Connection. Underscores, since handlers get it as their Stream."""
+    """The owner of a watched descriptor: a Connection.
+
+    The names are private because handlers get the connection as their Stream.
+    """
 
     def _on_readable(self) -> None: ...
 
@@ -39,7 +42,7 @@ class Poller:
     """Wakes connections whose descriptors are ready.
 
     Args:
-        loop: the loop that watches on behalf of all of them.
+        loop: the loop that watches the epoll.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -55,23 +58,24 @@ class Poller:
             self._connections[fd] = connection
         elif events:
             self._epoll.modify(fd, events)
-        # Before it is closed: a copy of the descriptor in some child process would keep epoll reporting it.
-        elif self._connections.get(fd) is connection:  # else somebody has closed it, and it is another's now
+        # Unregistered before it is closed: as long as a child process has a copy of the descriptor,
+        # epoll would report it. If the handler closed it, the number may be another connection's.
+        elif self._connections.get(fd) is connection:
             del self._connections[fd]
-            # ValueError: the poller has been closed, since the program's end has cancelled what waited for us.
+            # ValueError: the poller is closed already, when the program's end cancelled the drain.
             with contextlib.suppress(OSError, ValueError):
                 self._epoll.unregister(fd)
 
     def close(self) -> None:
-        """Stop watching. Every connection has been closed before."""
+        """Stop watching. To be called when every connection has been closed."""
         self.loop.remove_reader(self._epoll.fileno())
         self._epoll.close()
 
     def _on_ready(self) -> None:
         connections = self._connections
         for fd, events in self._epoll.poll(0, _BATCH):
-            connection = connections.get(fd)  # None: closed by one that came before it in this batch
-            if connection is None:
+            connection = connections.get(fd)
+            if connection is None:  # closed by a handler that ran earlier in this batch
                 continue
             if events & _READABLE:
                 connection._on_readable()

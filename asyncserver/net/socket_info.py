@@ -1,4 +1,4 @@
-"""What the kernel tells about a connection."""
+"""What the kernel reports about a connection."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import socket
 import sys
 import termios
 
-# Seconds that a peer may take for its first bytes: they follow its connection (or the header that a proxy puts before
-# them) at once, or after one retransmission, which takes the round trip and 200 ms on Linux.
+# Seconds that a peer has for its first bytes. They follow its connect, or a proxy's header, at
+# once, or after one retransmission: a round trip and 200 ms on Linux.
 _FIRST_WORDS = 0.5
-_SILENT_FOR = slice(52, 56)  # tcpi_last_data_recv in struct tcp_info, linux/tcp.h: ms since the last data or the start
+# tcpi_last_data_recv in struct tcp_info (linux/tcp.h): ms since the last data or the connect.
+_SILENT_FOR = slice(52, 56)
 
 
 def first_words_due(sock: socket.socket, waited: float) -> float:
-    """Seconds in which the first bytes of a peer that has said nothing yet may still be on their way.
+    """Seconds for which the first bytes of a silent peer may still be on their way.
 
     Args:
-        sock: its connection.
-        waited: seconds that it has been waited for already; the kernel knows better, if it is TCP.
+        sock: the connection.
+        waited: seconds waited so far; used for Unix sockets, for TCP the kernel knows better.
     """
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SILENT_FOR.stop)
@@ -28,7 +29,7 @@ def first_words_due(sock: socket.socket, waited: float) -> float:
 
 
 def unread(fd: int) -> int:
-    """Bytes in the kernel that nobody has received."""
+    """Bytes in the kernel that have not been received."""
     size = bytearray(4)
     fcntl.ioctl(fd, termios.FIONREAD, size)
     return int.from_bytes(size, sys.byteorder)

@@ -1,7 +1,7 @@
-"""The sockets that systemd opens for a program: LISTEN_FDS, LISTEN_FDNAMES; sd_listen_fds(3), systemd.socket(5).
+"""Sockets that systemd opens for a program: LISTEN_FDS, LISTEN_FDNAMES.
 
-The variables are taken out of the environment, so that programs started from here do not take them for their own.
-Where systemd has not started us there is nothing to take.
+See sd_listen_fds(3) and systemd.socket(5). The variables are removed from the environment, so that
+programs started from here do not take them for their own.
 """
 
 from __future__ import annotations
@@ -27,51 +27,55 @@ _FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START
 _MOST_DESCRIPTORS = 1 << 20  # Linux's fs.nr_open: no process has more
 _UNNAMED = "unknown"  # sd_listen_fds_with_names(3)
 
-# What this process has taken, for as long as it runs: a second caller finds it here, and binding.py what is kept.
+# All that this process has taken, for later calls of systemd_sockets() and for is_kept().
 _taken: list[tuple[str, socket.socket]] = []
 
 
 def systemd_sockets(name: str | None = None) -> list[socket.socket]:
-    """Return the sockets that systemd has opened for this program, in the order of its units; none without systemd.
+    """Return the sockets that systemd has opened for this program, in the order of its units.
 
         run(*[serve(handler, sock=sock) for sock in systemd_sockets("web")])
 
-    systemd keeps them open as long as their unit is active. A server on one leaves what is queued there, when it
-    closes, to the program's next start, and never removes the file of a Unix socket.
+    Without systemd there are none.
 
-    The environment variables are read and removed by the first call, and programs started from here do not inherit
-    the sockets. Later calls return the same ones.
+    systemd keeps them open as long as their unit is active. A server on one leaves its queue, when
+    it closes, to the program's next start, and never removes the file of a Unix socket.
+
+    The first call reads and removes the environment variables; later calls return the same sockets.
+    Programs started from here do not inherit them.
 
     Args:
-        name: those of one name only, `FileDescriptorName=` in the unit; the unit's own name if it sets none.
+        name: return only sockets of this name, `FileDescriptorName=` in the unit; the unit's own
+            name if it sets none.
 
     Raises:
-        ValueError: the variables are not as systemd makes them.
-        BindError: a descriptor that they promise is not open.
+        ValueError: the variables are not as systemd sets them.
+        BindError: a descriptor that they name is not open.
     """
     return [sock for one, sock in named_sockets() if name in {None, one}]
 
 
 def named_sockets() -> list[tuple[str, socket.socket]]:
-    """Return all that `systemd_sockets()` has to choose from, each with its name."""
+    """Return all sockets from systemd, each with its name."""
     names = listen_names(os.environ, os.getpid(), own_pidfd_id())
     if names:
         _check_open(len(names))
         for descriptor, name in enumerate(names, _FIRST_DESCRIPTOR):
             os.set_inheritable(descriptor, False)
-            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):  # else a FIFO, a device, or a file of OpenFile=
+            # Not a FIFO, a device, or a file of OpenFile=.
+            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
                 _taken.append((name, socket.socket(fileno=descriptor)))
         remove_variables(_LISTEN, os.environ)
     return _taken
 
 
 def is_kept(sock: socket.socket) -> bool:
-    """Whether systemd has this socket open too, and goes on with it when we close ours."""
+    """Whether systemd has this socket open too, and keeps it when we close ours."""
     return any(sock is one for _, one in _taken)
 
 
 def listen_names(environment: Mapping[str, str], pid: int, pidfd_id: int | None = None) -> list[str]:
-    """Return the names of the descriptors that are passed, from number 3 on; none if they are not for this process.
+    """Return the names of the passed descriptors, from number 3 on; none if for another process.
 
     Args:
         environment: from systemd, or from a process between it and us.
@@ -79,7 +83,7 @@ def listen_names(environment: Mapping[str, str], pid: int, pidfd_id: int | None 
         pidfd_id: see `own_pidfd_id()`.
 
     Raises:
-        ValueError: a variable is not as systemd makes it.
+        ValueError: a variable is not as systemd sets it.
     """
     if "LISTEN_PID" not in environment or whole_number("LISTEN_PID", environment) != pid:
         return []
@@ -103,10 +107,10 @@ def listen_names(environment: Mapping[str, str], pid: int, pidfd_id: int | None 
 
 
 def own_pidfd_id() -> int | None:
-    """Return the inode number of this process's pidfd; unlike process numbers, none is used again.
+    """Return the inode number of this process's pidfd, which unlike a process number is unique.
 
     None where the kernel has no such numbers; sd_listen_fds() does not compare them there either.
-    Before Linux 6.9 all pidfds share one inode with all anonymous files, such as an epoll:
+    Before Linux 6.9 all pidfds share one inode with other anonymous files, such as an epoll:
     pidfd_open(2).
     """
     try:
@@ -133,14 +137,14 @@ def _check_open(count: int) -> None:
             ) from exc
 
 
-# -- variables of systemd's, also in monitoring/notify.py
+# -- systemd's variables, also for monitoring/notify.py
 
 
 def whole_number(name: str, environment: Mapping[str, str], default: int = 0) -> int:
     """Return a variable's value.
 
     Raises:
-        ValueError: it is not a whole number.
+        ValueError: the value is not a whole number.
     """
     text = environment.get(name, str(default))
     if not re.fullmatch("[0-9]{1,20}", text):
@@ -149,6 +153,6 @@ def whole_number(name: str, environment: Mapping[str, str], default: int = 0) ->
 
 
 def remove_variables(names: Iterable[str], environment: MutableMapping[str, str]) -> None:
-    """Take variables out of an environment; they may be missing."""
+    """Remove variables from an environment; they may be missing."""
     for name in names:
         environment.pop(name, None)

@@ -1,4 +1,4 @@
-"""How handlers start (start_task, name_task), and how one task waits for others (outlast, Progress)."""
+"""Starting handlers (start_task, name_task), and waiting for other tasks (join, Progress)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ _Result = TypeVar("_Result")
 def _create_task(
     coroutine: Coroutine[Any, Any, _Result], loop: asyncio.AbstractEventLoop, context: Context, name: str | None
 ) -> asyncio.Task[_Result]:
-    task = context.copy().run(loop.create_task, coroutine)  # a copy: it may be entered just now
+    # A copy, since the context may be entered at this moment.
+    task = context.copy().run(loop.create_task, coroutine)
     if name is not None:
         name_task(task, name)
     return task
 
 
 def name_task(task: asyncio.Task[Any] | None, name: str) -> None:
-    """Name a task that is there: not all factories take a name, nor make tasks that have one."""
+    """Name a task that exists: not every task factory takes a name or makes an asyncio.Task."""
     if isinstance(task, asyncio.Task):
         task.set_name(name)
 
@@ -39,10 +40,11 @@ if sys.version_info >= (3, 12):
         context: Context,
         name: str | None = None,
     ) -> asyncio.Task[_Result]:
-        """Start a task, in a copy of a context, and run it to its first wait.
+        """Start a task in a copy of a context, and run it to its first wait.
 
-        An answer that needs no wait costs no trip through the loop. By hand, because asyncio's eager_task_factory
-        breaks on uvloop 0.23 with CPython 3.13.0; and a factory that the program has set is used.
+        So an answer that needs no wait costs no trip through the loop. A task factory that the
+        program has set is used. asyncio's eager_task_factory is not: it breaks on uvloop 0.23 with
+        CPython 3.13.0.
         """
         if loop.get_task_factory() is None:
             return asyncio.Task(coroutine, loop=loop, name=name, eager_start=True, context=context.copy())
@@ -60,11 +62,16 @@ else:
         return _create_task(coroutine, loop, context, name)
 
 
-async def outlast(task: asyncio.Task[_Result], hurry: Callable[[], object]) -> _Result:
-    """Wait for a task of ours to its end; being cancelled hurries it, and is passed on afterwards."""
+async def join(task: asyncio.Task[_Result], on_cancel: Callable[[], object]) -> _Result:
+    """Wait for the end of a task, also when cancelled: that is raised afterwards.
+
+    Args:
+        task: the task; it is not cancelled itself.
+        on_cancel: called each time that the caller is cancelled, to shorten the wait.
+    """
     cancelled: asyncio.CancelledError | None = None
-    # An anyio scope cancels again in every round of the loop. One that was cancelled before has got us here, and
-    # says nothing about how long the task may take; one that is cancelled meanwhile is heard once.
+    # An anyio scope cancels again in every round of the loop. One that was cancelled before is the
+    # reason for this call, not for haste; one that is cancelled during it calls `on_cancel` once.
     shield = anyio.current_effective_deadline() == -math.inf
     while not task.done():
         try:
@@ -72,29 +79,29 @@ async def outlast(task: asyncio.Task[_Result], hurry: Callable[[], object]) -> _
                 await asyncio.wait([task])
         except asyncio.CancelledError as exc:
             cancelled, shield = exc, True
-            hurry()
+            on_cancel()
     try:
         if cancelled is not None:
             raise cancelled
         return task.result()
     finally:
-        del cancelled  # its traceback holds this frame: a cycle
+        del cancelled  # its traceback refers to this frame: a cycle
 
 
 class Progress:
-    """Lets one task wait for a condition that changes now and then."""
+    """Lets one task wait until a condition holds."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._changed: asyncio.Future[None] | None = None
 
-    def tell(self) -> None:
-        """Say that the condition may have changed."""
+    def notify(self) -> None:
+        """Check the condition again: it may have changed."""
         if self._changed is not None and not self._changed.done():
             self._changed.set_result(None)
 
     async def until(self, reached: Callable[[], bool], deadline: Callable[[], float]) -> None:
-        """Wait for the condition, or for the deadline, which may move; that is told, too."""
+        """Wait for the condition or the deadline. When the deadline moves, call `notify()`."""
         while not reached() and (seconds := deadline() - self._loop.time()) > 0:
             self._changed = self._loop.create_future()
             await asyncio.wait([self._changed], timeout=seconds)

@@ -1,7 +1,8 @@
-"""The file of a Unix socket: a dead server's is replaced, a live one's never; its mode holds from the beginning.
+"""The file of a Unix socket: a dead server's is replaced, never a live one's; no mode comes late.
 
-Other people may be able to write to the folder. They can put their own socket there, which no care of ours prevents;
-but no file of another kind is removed, and no file but ours changed, whatever they link to.
+Other users may be able to write to the folder. They can put a socket of their own in its place,
+which cannot be prevented here. But no file of another kind is removed, and the mode of no file but
+our own is changed, whatever they link to.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ def bind(sock: socket.socket, path: str, mode: int | None) -> None:
     """Bind a Unix socket to a path.
 
     Args:
-        sock: the socket, fresh.
-        path: where its file is to be.
-        mode: permissions of the file, None for those that the umask leaves.
+        sock: a new socket.
+        path: of its file.
+        mode: permissions of the file; None for those that the umask leaves.
 
     Raises:
-        BindError: the path belongs to a running server, or is no socket.
+        BindError: the path belongs to a running server, or is not a socket.
         OSError: the system refuses.
     """
     _remove_stale(path, sock.type)
     if mode is not None:
-        # Linux makes the file with the socket's own mode, less the umask: a datagram socket can be sent to, and by the
-        # umask's grace, from bind() on.
+        # Linux makes the file with the socket's own mode, less the umask. Set after bind() it would
+        # come late: until then peers could send to a datagram socket.
         os.fchmod(sock.fileno(), mode)
     sock.bind(path)
     if mode is not None and stat.S_IMODE(os.lstat(path).st_mode) != mode:
@@ -46,13 +47,13 @@ def _set_mode(path: str, mode: int) -> None:
     try:
         if not stat.S_ISSOCK(os.fstat(file).st_mode):
             raise BindError(errno.EADDRINUSE, f"{path!r} was replaced while it was bound: choose a folder of your own")
-        os.chmod(f"/proc/self/fd/{file}", mode)  # Linux changes no mode through a descriptor like this (open(2))
+        os.chmod(f"/proc/self/fd/{file}", mode)  # fchmod() refuses O_PATH descriptors: open(2)
     finally:
         os.close(file)
 
 
 def identity(path: str) -> tuple[int, int] | None:
-    """Tell files of the same path apart; None if there is none."""
+    """Device and inode of the file at a path; None if there is none."""
     try:
         status = os.lstat(path)
     except OSError:
@@ -61,7 +62,7 @@ def identity(path: str) -> tuple[int, int] | None:
 
 
 def _remove_stale(path: str, kind: int) -> None:
-    """Remove the socket file that a dead server left behind; leave a live one, and any other file, alone."""
+    """Remove the socket file of a dead server; raise BindError for any other file."""
     try:
         status = os.lstat(path)
     except FileNotFoundError:
@@ -72,7 +73,7 @@ def _remove_stale(path: str, kind: int) -> None:
         probe.setblocking(False)
         try:
             probe.connect(path)
-        except ConnectionRefusedError:  # nobody has it open: unix(7)
+        except ConnectionRefusedError:  # no process has it open: unix(7)
             if identity(path) == (status.st_dev, status.st_ino):
                 os.unlink(path)
             return

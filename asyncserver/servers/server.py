@@ -7,7 +7,7 @@ The same for connections and for datagrams; how handlers run is told in handlers
 Theory of the end. `close()` may be called by many tasks, by handlers among them, again and again,
 and each may be cancelled. So nothing happens in the caller:
 
-* The first call starts `_drain`, a task that nobody cancels; all callers wait for it (`outlast`).
+* The first call starts `_drain`, a task that nobody cancels; all callers wait for it (`join`).
   It ends when all handlers have, or when those left after the deadline were cancelled and aborted.
 * A caller that is a handler would wait for itself. `_callers` holds such tasks: the drain neither
   waits for them nor cancels them, and `close()` returns to them while they still run.
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .._logger import logger as _logger
 from ..net.addresses import label_of
-from ..net.tasks import Progress, outlast
+from ..net.tasks import Progress, join
 from .logs import about
 from .stats import Account, DrainReport
 
@@ -86,7 +86,7 @@ class Server(Account, ABC):
         self._callers: set[asyncio.Task[Any] | None] = set()
         self._deadline = 0.0
         progress = Progress(loop)
-        self._tell_change, self._until = progress.tell, progress.until
+        self._tell_change, self._until = progress.notify, progress.until
 
     def __repr__(self) -> str:
         """Tell where it listens and whether it does."""
@@ -193,7 +193,7 @@ class Server(Account, ABC):
         self._callers.add(caller)
         self._tell_change()
         try:
-            return await outlast(self._drainer, self._hurry)
+            return await join(self._drainer, self._hurry)
         finally:
             self._callers.discard(caller)
             self._tell_change()
@@ -208,7 +208,7 @@ class Server(Account, ABC):
             await self.close()
         finally:
             if self._cleaner is not None:  # else the program's end has cancelled the drain before its first step
-                await outlast(self._cleaner, self._hurry)
+                await join(self._cleaner, self._hurry)
 
     def _apply_pause(self) -> None:
         for intake in self._intakes:
