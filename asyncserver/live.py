@@ -1,7 +1,7 @@
-"""A live view of running servers: `python -m asyncserver.live [HOST:PORT]` shows what /metrics tells, each second.
+"""A live view of running servers: `python -m asyncserver.live [HOST:PORT]` shows their /metrics.
 
-It asks over HTTP, so the program may run in any number of workers, and on another machine. Needs nothing but the
-standard library; what is not a terminal gets plain lines.
+It asks each second over HTTP, so the program may run in any number of workers, and on another
+machine. It needs only the standard library; an output that is not a terminal gets plain lines.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-# What a row of the table is about: a server, and one of its workers, or "" for all of them.
+# A row of the table: a server, and one of its workers or "" for all of them.
 Place: TypeAlias = tuple[str, str]
 PROGRAM: Place = ("", "")
 Numbers: TypeAlias = dict[str, float]
@@ -31,21 +31,22 @@ Numbers: TypeAlias = dict[str, float]
 _SAMPLE = re.compile(r"asyncserver_(\w+?)(?:_total)?(?:\{(.*)\})? (\S+)")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _MINUTE = 60  # refreshes that the sparkline shows at most
-_RECENT = 10  # refreshes over which percentiles are taken: fewer than that jump about
+_RECENT = 10  # refreshes that percentiles cover: over fewer they jump about
 _TIMEOUT = 5.0  # seconds for an answer
-_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a program's metrics are behind no proxy
+# Without the environment's proxies: they do not reach a program's metrics.
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _BARS = "▁▂▃▄▅▆▇█"
 _BOLD, _DIM, _RED, _GREEN, _CYAN, _PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[36m", "\x1b[0m"
-# The alternate screen, without a cursor, long lines cut off; and back.
+# To the alternate screen, without a cursor, with long lines cut off; and back.
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l\x1b[?7l", "\x1b[?7h\x1b[?25h\x1b[?1049l"
 
 _HEADINGS = ("SERVER", "RATE", "ACTIVE", "IN", "OUT", "P50", "P99", "FAILED", "REFUSED", "DROPPED", "THREADS")
-# The numbers of three of these columns, which should not grow.
+# The numbers in FAILED, REFUSED and DROPPED, which should not grow.
 _TROUBLES = ("handlers_ended failed", "connections_refused", "datagrams_dropped")
 
 
 def parse(text: str) -> dict[Place, Numbers]:
-    """Read the text format of Prometheus: our numbers for each server and worker, and for each server all workers'."""
+    """Read Prometheus's text format: our numbers for each server and worker, and their sums."""
     found: dict[Place, Numbers] = defaultdict(lambda: defaultdict(float))
     for line in text.splitlines():
         if sample := _SAMPLE.fullmatch(line):
@@ -58,12 +59,12 @@ def parse(text: str) -> dict[Place, Numbers]:
 
 
 def _printable(text: str) -> str:
-    """A label must not steer the terminal."""
+    """Replace characters that would control the terminal."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
 class Row:
-    """One place: its last numbers, and how it came to them."""
+    """One place: its last numbers, and earlier ones for rates."""
 
     def __init__(self) -> None:
         self.now: Numbers = {}
@@ -72,8 +73,8 @@ class Row:
         self.rates: deque[float] = deque(maxlen=_MINUTE)
 
     def update(self, numbers: Numbers, seconds: float) -> None:
-        """Take new numbers, so many seconds after the last."""
-        if numbers.get(self.work, 0) < self.now.get(self.work, 0):  # the program has been started anew
+        """Take new numbers, `seconds` after the last."""
+        if numbers.get(self.work, 0) < self.now.get(self.work, 0):  # the program was restarted
             self._past.clear()
         elif self.now:
             self._past.append(self.now)
@@ -83,7 +84,7 @@ class Row:
 
     @property
     def work(self) -> str:
-        """What is counted as its work."""
+        """The counter that RATE shows."""
         return "datagrams_received" if "datagrams_received" in self.now else "connections_accepted"
 
     def rate(self, name: str) -> float:
@@ -93,7 +94,7 @@ class Row:
         return max(0.0, self.now.get(name, 0) - self._past[-1].get(name, 0)) / self._seconds
 
     def percentile(self, share: float) -> float | None:
-        """Seconds within which such a share of recent handlers ended: linear inside a bucket, as Prometheus has it."""
+        """Seconds in which this share of recent handlers ended; linear in a bucket, as Prometheus."""
         before = self._past[0] if self._past else {}
         prefix = "handler_duration_seconds_bucket "
         counts = sorted(
@@ -112,7 +113,7 @@ class Row:
         return None
 
     def cells(self) -> list[str]:
-        """What the table shows of it, without the name and the sparkline."""
+        """The cells of its row, without the name and the sparkline."""
         now = self.now
         unit = "msg/s" if self.work == "datagrams_received" else "conn/s"
         per_second = [_bytes(self.rate(name)) if name in now else "" for name in ("received_bytes", "sent_bytes")]
@@ -131,17 +132,17 @@ class Row:
         ]
 
     def alarms(self) -> list[bool]:
-        """Which of the cells grow, or stand for something, that somebody should look at."""
-        wanting = self.now.get("pool_waiting", 0) + self.now.get("pool_starved", 0)
-        return [False] * 6 + [*(self.rate(name) > 0 for name in _TROUBLES), wanting > 0]
+        """Which of the cells show trouble: counters that grow, a pool short of threads."""
+        shortage = self.now.get("pool_waiting", 0) + self.now.get("pool_starved", 0)
+        return [False] * 6 + [*(self.rate(name) > 0 for name in _TROUBLES), shortage > 0]
 
 
 class NoMetricsError(OSError):
-    """Who answers has no metrics, and will have none however often it is asked."""
+    """The address answers, but has no metrics: asking again is of no use."""
 
 
 class View:
-    """Everything on the screen."""
+    """The screen: a title and a table."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -158,31 +159,31 @@ class View:
             row.update(found[place], seconds)
 
     def lines(self, width: int, *, colour: bool) -> list[str]:
-        """Draw it, so wide at most if that can be."""
+        """Draw it, at most `width` columns wide if possible."""
 
         def paint(code: str, text: str) -> str:
             return f"{code}{text}{_PLAIN}" if colour else text
 
-        shown = self._shown()
-        if not shown:
+        visible = self._visible_rows()
+        if not visible:
             return [self._title(paint)]
-        table = [[f"  worker {worker}" if worker else server, *row.cells()] for (server, worker), row in shown]
-        alarms = [[False, *row.alarms()] for _, row in shown]
+        table = [[f"  worker {worker}" if worker else server, *row.cells()] for (server, worker), row in visible]
+        alarms = [[False, *row.alarms()] for _, row in visible]
         filled = [column for column in range(len(_HEADINGS)) if any(cells[column] for cells in table)]
         widths = [max(len(cells[column]) for cells in (_HEADINGS, *table)) for column in filled]
         bars = min(_MINUTE, width - sum(widths) - 2 * len(widths))
         last_minute = f"  {'LAST MINUTE':{bars}}" if bars >= len("LAST MINUTE") else ""
         headings = _padded([_HEADINGS[column] for column in filled], widths)
         lines = [self._title(paint), "", paint(_DIM, "  ".join(headings) + last_minute)]
-        for ((_, worker), row), cells, bad in zip(shown, table, alarms, strict=True):
+        for ((_, worker), row), cells, bad in zip(visible, table, alarms, strict=True):
             first, *rest = _padded([cells[column] for column in filled], widths)
             rest = [paint(_RED, cell) if bad[column] else cell for cell, column in zip(rest, filled[1:], strict=True)]
             drawn = "  " + paint(_CYAN, sparkline(list(row.rates)[-bars:])) if last_minute else ""
             lines.append("  ".join([paint(_DIM if worker else _BOLD, first), *rest]) + drawn)
         return lines
 
-    def _shown(self) -> list[tuple[Place, Row]]:
-        """Servers, and their workers where there are several, in the order in which they were told."""
+    def _visible_rows(self) -> list[tuple[Place, Row]]:
+        """Servers, each followed by its workers if it has several, in the order of the metrics."""
         places: list[Place] = []
         for server in dict.fromkeys(server for server, _ in self.rows if server):
             workers = [(one, worker) for one, worker in self.rows if one == server and worker]
@@ -196,12 +197,12 @@ class View:
         now = self.rows[PROGRAM].now if PROGRAM in self.rows else {}
         ready = paint(_GREEN, "ready") if now.get("ready") else paint(_RED, "not ready")
         workers, deaths = int(now.get("workers", 0)), int(now.get("worker_deaths", 0))
-        words = [f"{workers} process{'' if workers == 1 else 'es'}", *([f"{deaths} died so far"] if deaths else [])]
-        return f"{name} at {self.url}: {ready}, {', '.join(words)}"
+        parts = [f"{workers} process{'' if workers == 1 else 'es'}", *([f"{deaths} died so far"] if deaths else [])]
+        return f"{name} at {self.url}: {ready}, {', '.join(parts)}"
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """Draw values as bars; the highest is full, and nothing is the lowest."""
+    """Draw values as bars: the highest is a full bar, 0 the lowest."""
     top = max(values, default=0.0)
     return "".join(_BARS[math.ceil(value / top * (len(_BARS) - 1))] if top > 0 else _BARS[0] for value in values)
 
@@ -231,7 +232,7 @@ def _duration(seconds: float | None) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Show it until Ctrl-C; returns the exit status."""
+    """Show the view until Ctrl-C; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m asyncserver.live", description=__doc__)
     parser.add_argument("place", nargs="?", default="127.0.0.1:9100", metavar="HOST:PORT",
                         help="what --metrics of the servers says, or a URL (default: %(default)s)")  # fmt: skip
@@ -265,10 +266,10 @@ def _show(view: View, interval: float, refreshes: Iterable[int]) -> None:
                 view.update(fetch(view.url), time.monotonic())
             except NoMetricsError:
                 raise
-            except (OSError, ValueError) as exc:  # ValueError: a URL or an answer that is none
+            except (OSError, ValueError) as exc:  # ValueError: a broken URL or answer
                 view.error = str(exc)
             lines = view.lines(shutil.get_terminal_size((120, 24)).columns, colour=terminal)
-            # Home, each line to its end, and the rest of the screen: nothing flickers.
+            # Cursor home, then clear each line's rest and the screen's: nothing flickers.
             print("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J" if terminal else "\n".join(lines),
                   end="" if terminal else "\n\n", flush=True)  # fmt: skip
     finally:
@@ -279,8 +280,8 @@ def fetch(url: str) -> str:
     """Ask for the metrics of each worker.
 
     Raises:
-        NoMetricsError: there are none: prometheus-client is missing there, or it is another program's address.
-        OSError: no answer, or one that is no success; it says why.
+        NoMetricsError: the program has none: it lacks prometheus-client, or is another program.
+        OSError: no answer, or an error; the message says why.
     """
     try:
         with _direct.open(f"{url}/metrics?by=worker", timeout=_TIMEOUT) as answer:
@@ -289,11 +290,11 @@ def fetch(url: str) -> str:
     except urllib.error.HTTPError as exc:
         with exc:
             kind = NoMetricsError if exc.code in {HTTPStatus.NOT_FOUND, HTTPStatus.NOT_IMPLEMENTED} else OSError
-            words = _printable(exc.read(200).decode(errors="replace").strip())
-            raise kind(f"{exc.code} {exc.reason}: {words}") from exc
+            detail = _printable(exc.read(200).decode(errors="replace").strip())
+            raise kind(f"{exc.code} {exc.reason}: {detail}") from exc
     except urllib.error.URLError as exc:
         raise OSError(str(exc.reason)) from exc
-    except http.client.HTTPException as exc:  # no HTTP, or an answer cut off
+    except http.client.HTTPException as exc:  # not HTTP, or cut off
         raise OSError(f"expected the address of --metrics, got {exc!r}") from exc
 
 

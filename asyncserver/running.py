@@ -198,9 +198,9 @@ async def _run(
         with signals.handled():
             async with contextlib.AsyncExitStack() as stack:
                 if monitoring is not None:  # first, so that it can say "not ready" before and after
-                    from .monitoring.monitor import tell_where  # noqa: PLC0415 - likewise
+                    from .monitoring.monitor import log_urls  # noqa: PLC0415 - likewise
 
-                    tell_where((await stack.enter_async_context(monitoring)).addresses)
+                    log_urls((await stack.enter_async_context(monitoring)).addresses)
                 servers = [await stack.enter_async_context(serving) for serving in servings]
                 signals.concern(servers)
                 monitor.watch(servers, measure=monitoring is not None)

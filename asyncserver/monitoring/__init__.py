@@ -1,1 +1,1 @@
-"""What others are told about servers: Prometheus, probes over HTTP, systemd, and the look of logs."""
+"""Metrics for Prometheus, probes over HTTP, systemd's notifications, and the format of logs."""

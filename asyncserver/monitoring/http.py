@@ -1,6 +1,6 @@
-"""As much of HTTP/1.1 as probes and scrapers need, without I/O: a request's head in, a whole response out.
+"""The part of HTTP/1.1 that probes and scrapers need, without I/O: a head in, a response out.
 
-Each response ends its connection (RFC 9112 9.6), so nothing after the head is ever read.
+Each response ends its connection (RFC 9112 9.6), so nothing after a request's head is read.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from urllib.parse import parse_qs, urlsplit
 
-# Bytes of a request's head: Prometheus and kubelet send a few hundred.
+# Bytes of a request's head at most: Prometheus and kubelet send a few hundred.
 LONGEST_HEAD = 8192
 END_OF_HEAD = b"\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a GET or HEAD request asks for."""
+    """A GET or HEAD request."""
 
     path: str
     query: dict[str, list[str]]
@@ -26,14 +26,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """An answer, before it is encoded."""
+    """A response, not yet encoded."""
 
     status: HTTPStatus
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
 
     def encode(self, *, head_only: bool = False) -> bytes:
-        """The bytes to send; a HEAD request gets the same head, and no body."""
+        """Return the bytes to send: for a HEAD request the same head, without the body."""
         lines = [
             f"HTTP/1.1 {self.status.value} {self.status.phrase}",
             f"Content-Type: {self.content_type}",
@@ -46,21 +46,21 @@ class Response:
         return head if head_only else head + self.body
 
 
-def text(status: HTTPStatus, words: str) -> Response:
-    """A response that says something to a person."""
-    return Response(status, words.encode() + b"\n")
+def text(status: HTTPStatus, line: str) -> Response:
+    """Make a response with one line for people."""
+    return Response(status, line.encode() + b"\n")
 
 
 TOO_LONG = text(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"the head of a request has at most {LONGEST_HEAD} bytes")
 
 
 def parse(head: bytes) -> Request | Response:
-    """Parse a request's head, without its end; returns what to answer instead if it is none that we serve."""
+    """Parse a request's head, without END_OF_HEAD; returns the response if it cannot be served."""
     request_line, *lines = head.decode("latin-1").split("\r\n")
-    words = request_line.split(" ")
-    if len(words) != 3 or not words[2].startswith("HTTP/1."):
+    parts = request_line.split(" ")
+    if len(parts) != 3 or not parts[2].startswith("HTTP/1."):
         return text(HTTPStatus.BAD_REQUEST, "expected an HTTP/1.1 request, such as GET /metrics HTTP/1.1")
-    method, target, _ = words
+    method, target, _ = parts
     if method not in {"GET", "HEAD"}:
         return text(HTTPStatus.METHOD_NOT_ALLOWED, f"{method} is not served here, GET and HEAD are")
     try:

@@ -1,4 +1,4 @@
-"""How log records look: JSONFormatter, and what the command line sets up."""
+"""The format of log records: JSONFormatter, and the logging of the command line."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
-_OWN = {*vars(logging.makeLogRecord({})), "message", "asctime"}  # what every record has
+_STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime"}  # attributes of every record
 
 
 class JSONFormatter(logging.Formatter):
-    """A JSON object in a line for each record: time (UTC), level, logger, process, message, its fields, exception.
+    """One line of JSON for each record.
 
-    It never raises: of what cannot be written it tells the type.
+    It has time (UTC), level, logger, process, message, the record's fields, and an exception. It
+    never raises: the text of a value that cannot be written is the type of its error.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write a record."""
+        """Format a record."""
         fields: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
@@ -36,17 +37,17 @@ class JSONFormatter(logging.Formatter):
             fields["exception"] = _attempt(lambda: self.formatException(exc_info), lambda: repr(exc_info[1]))
         if record.stack_info:
             fields["stack"] = record.stack_info
-        further = {str(name): value for name, value in vars(record).items() if name not in _OWN}
-        import json  # noqa: PLC0415 - nobody else here needs it
+        further = {str(name): value for name, value in vars(record).items() if name not in _STANDARD}
+        import json  # noqa: PLC0415 - only used here
 
         return json.dumps({name: _plain(value) for name, value in {**further, **fields}.items()})
 
 
 def _plain(value: object) -> object:
-    """Make of a value what JSON has: flat, since a field is something to search for."""
+    """Return a value that JSON has: numbers, or text; flat, since fields are searched for."""
     if value is None or isinstance(value, bool):
         return value
-    if type(value) is int and abs(value) < 1 << 63:  # others read no more than that
+    if type(value) is int and abs(value) < 1 << 63:  # readers take 64 bits
         return value
     if type(value) is float and math.isfinite(value):
         return value
@@ -54,7 +55,7 @@ def _plain(value: object) -> object:
 
 
 def _attempt(*ways: Callable[[], str]) -> str:
-    """Return what the first way returns that does not raise."""
+    """Return the result of the first function that does not raise."""
     for way in ways:
         try:
             return way()
@@ -67,9 +68,9 @@ def set_up(level: str, *, as_json: bool, connection_lines: bool) -> None:
     """Log to standard error.
 
     Args:
-        level: what is logged at least, "info" for example.
-        as_json: one JSON object in a line instead of text.
-        connection_lines: a line for each connection, whatever the level.
+        level: the lowest level to log, such as "info".
+        as_json: log lines of JSON instead of text.
+        connection_lines: log a line for each connection, whatever the level.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(JSONFormatter() if as_json else logging.Formatter(_FORMAT))

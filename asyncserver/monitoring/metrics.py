@@ -1,7 +1,7 @@
-"""Metrics: what servers count, as Prometheus wants it. Needs prometheus-client, `pip install asyncserver[metrics]`.
+"""Metrics: the servers' counters for Prometheus. Needs prometheus-client, the extra `metrics`.
 
-METRICS is the whole of it; the README's table is checked against it. The numbers come as readings (reports.py), one
-for each server, or for each server and worker, so the same code tells of one process and of many.
+METRICS lists them all; a test compares it with the README's table. The numbers come as readings
+(servers/stats.py), one for each server and worker, so one process and many share this code.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["ServerCollector"]
 
 ADVICE = "metrics need prometheus-client: pip install 'asyncserver[metrics]'"
 
-# Seconds that a collector called in another thread waits for the server's loop: Prometheus gives up after 10.
+# Seconds that a collector in another thread waits for the server's loop. Prometheus waits 10.
 _PATIENCE = 5.0
 
 
@@ -37,9 +37,9 @@ class Metric:
         name: without the prefix `asyncserver_` and without a counter's suffix `_total`.
         kind: "counter", "gauge" or "histogram".
         help: what it counts.
-        keys: where a reading has it; several are told apart by `label`.
-        label: the label whose values are the names in `keys`.
-        of_program: it belongs to the whole program, not to a server.
+        keys: the keys of its numbers in a reading, by the value that `label` has for each.
+        label: the label that distinguishes several keys.
+        of_program: whether it belongs to the whole program, not to a server.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Metric:
 
     @property
     def full_name(self) -> str:
-        """The name as queries have it."""
+        """The name in queries."""
         return f"asyncserver_{self.name}" + ("_total" if self.kind == "counter" else "")
 
 
@@ -86,7 +86,7 @@ METRICS: tuple[Metric, ...] = (
 
 @dataclass(frozen=True)
 class Row:
-    """One reading and what it is of: a server, or one worker's share of it; no labels for the program's own."""
+    """A reading with its labels: server, or server and worker; none if it is the program's."""
 
     reading: Reading
     labels: tuple[str, ...] = ()
@@ -95,17 +95,17 @@ class Row:
 class ServerCollector:
     """A Prometheus collector of servers that run in this process.
 
-    `run(..., metrics=...)` and `--metrics` need none. A program that has an endpoint of its own registers it:
+    `run(..., metrics=...)` and `--metrics` need none. A program with its own endpoint registers it:
 
         collector = asyncserver.ServerCollector(server, other)
         prometheus_client.REGISTRY.register(collector)
 
-    It may be collected in any thread; the numbers are then fetched from the server's loop, and those of a server whose
-    loop does not answer within 5 seconds are missing. From its registration on, the durations of handlers are
-    measured, too.
+    It can be collected in any thread: it fetches the numbers from the server's loop, and leaves out
+    servers if their loop does not answer within 5 seconds. They measure the durations of handlers
+    from now on.
 
     Args:
-        servers: running servers; their label is where they are reached, "tcp://127.0.0.1:8080".
+        servers: running servers; the label of each is its URL, "tcp://127.0.0.1:8080".
 
     Raises:
         ModuleNotFoundError: prometheus-client is not installed.
@@ -122,7 +122,7 @@ class ServerCollector:
 
         Args:
             server: a running server.
-            name: its label; None for where it is reached.
+            name: its label; None for its URL.
 
         Raises:
             ValueError: another server has that label.
@@ -134,7 +134,7 @@ class ServerCollector:
         server.measure_durations()
 
     def collect(self) -> Iterator[Any]:
-        """Make the metrics, as prometheus-client calls it."""
+        """Make the metric families; called by prometheus-client."""
         rows = []
         for name, server in list(self._servers.items()):
             try:
@@ -144,12 +144,12 @@ class ServerCollector:
         return families(rows)
 
     def describe(self) -> Iterator[Any]:
-        """Tell the metrics' names, without numbers: registering must not wait for a loop."""
+        """Make the families without numbers: registering must not wait for a loop."""
         return families([])
 
 
 def _read_safely(server: Server) -> Reading:
-    """Take a reading, in the server's own thread."""
+    """Take a reading in the thread of the server's loop."""
     if asyncio._get_running_loop() is server.loop or server.closed:
         return server.reading()
     result: concurrent.futures.Future[Reading] = concurrent.futures.Future()
@@ -165,7 +165,7 @@ def _read_safely(server: Server) -> Reading:
 
 
 def require_prometheus() -> None:
-    """Raise ModuleNotFoundError with what to install, if prometheus-client is missing."""
+    """Raise ModuleNotFoundError with advice if prometheus-client is missing."""
     try:
         import prometheus_client  # noqa: F401, PLC0415 - an optional extra
     except ModuleNotFoundError as exc:
@@ -176,7 +176,7 @@ def families(rows: Iterable[Row], by: Sequence[str] = ("server",)) -> Iterator[A
     """Make prometheus-client's metric families.
 
     Args:
-        rows: what is known; a row without labels is of the program.
+        rows: readings; one without labels is the program's.
         by: the names of the rows' labels.
     """
     from prometheus_client.core import (  # noqa: PLC0415 - an optional extra
@@ -228,18 +228,18 @@ def summed(rows: Iterable[Row]) -> list[Row]:
 
 
 def exposition(collected: Iterable[Any], accept: str) -> tuple[str, bytes]:
-    """Encode metric families as a scraper accepts them; returns the content type and the text."""
+    """Encode metric families in a format that a scraper accepts; returns content type and text."""
     from prometheus_client.exposition import choose_encoder  # noqa: PLC0415 - an optional extra
 
     try:
         encode, content_type = choose_encoder(accept)
-    except Exception:  # it stumbles over a version that is no number: the peer's fault, and nothing to log
+    except Exception:  # a version that is not a number: the peer's fault, not worth a log line
         encode, content_type = choose_encoder("")
     return content_type, encode(_Collected(list(collected)))
 
 
 class _Collected:
-    """What an encoder takes for a registry."""
+    """Families behind the interface of a registry, for the encoder."""
 
     def __init__(self, found: list[Any]) -> None:
         self._found = found
@@ -248,13 +248,13 @@ class _Collected:
         return self._found
 
 
-def others() -> Iterator[Any]:
-    """What the program itself and the client library have registered; one that raises ends the list, and is logged."""
+def other_families() -> Iterator[Any]:
+    """Metrics registered by the program and the client library, up to a collector that raises."""
     from prometheus_client import REGISTRY  # noqa: PLC0415 - an optional extra
 
     try:
         for family in REGISTRY.collect():
-            if not family.name.startswith("asyncserver_"):  # the program has a ServerCollector there as well
+            if not family.name.startswith("asyncserver_"):  # the program's own ServerCollector
                 yield family
     except Exception:
         _logger.exception("a collector of the program has failed: metrics after it are missing")

@@ -1,8 +1,8 @@
-"""What an operator's tools ask over HTTP: /metrics, /ready and /live; and who answers in a program of one process.
+"""/metrics, /ready and /live over HTTP; and Monitor, which serves them in a program of one process.
 
-/live     the event loop answers
-/ready    every server takes new work; not so from the first signal to stop on
-/metrics  the counters; `?by=worker` tells each worker's apart
+/live     200 if the event loop answers
+/ready    200 if every server takes new work, 503 from the first signal to stop on
+/metrics  the counters; with `?by=worker` those of each worker
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ if TYPE_CHECKING:
     from ..streams.stream import Stream
     from .metrics import Row
 
-# Seconds for a whole exchange: a scraper that is slower is cut off. Prometheus gives up after 10 by default.
+# Seconds for a whole exchange, after which it is cut off. Prometheus by default waits 10.
 PATIENCE = 10.0
 # Seconds for the scrapes that run when everything else has ended.
 _DRAIN_TIMEOUT = 1.0
-# Who is served at once: several Prometheus servers, probes and a live view or two. Of more the oldest gives way: a
-# probe that comes now is answered.
+# Clients served at once: several Prometheus servers, probes and a live view or two. When there is
+# one more, the oldest is cut off, so that a new probe is answered.
 MOST_CLIENTS = 32
 
 
 class Program(Protocol):
-    """What can be told about: the servers of this process, or those of all workers."""
+    """The source of the answers: the servers of this process, or of all workers."""
 
     @property
     def ready(self) -> bool:
         """Whether all servers take new work."""
 
     def rows(self) -> list[Row]:
-        """The program's own reading, and one for each server and worker, with both as labels."""
+        """The program's own reading, and one for each server and worker, labelled with both."""
 
-    def others(self) -> bool:
-        """Whether what else this process has registered with prometheus-client tells about the program."""
+    def has_other_metrics(self) -> bool:
+        """Whether to show what else is registered with prometheus-client in this process."""
 
 
 def respond(program: Program, request: http.Request) -> http.Response:
@@ -73,46 +73,51 @@ def _metrics(program: Program, request: http.Request) -> http.Response:
     rows, by = program.rows(), ["server", "worker"]
     if "worker" not in request.query.get("by", ()):
         rows, by = metrics.summed(rows), ["server"]
-    collected = [*metrics.families(rows, by), *(metrics.others() if program.others() else ())]
+    collected = [*metrics.families(rows, by), *(metrics.other_families() if program.has_other_metrics() else ())]
     content_type, body = metrics.exposition(collected, request.accept)
     return http.Response(HTTPStatus.OK, body, content_type)
 
 
 def warn_without_prometheus() -> None:
-    """Say at once what a scrape would say later."""
+    """Warn at the start of what a scrape would report later."""
     try:
         metrics.require_prometheus()
     except ModuleNotFoundError as exc:
         _logger.warning("%s; until then only /ready and /live answer", exc)
 
 
-def tell_where(addresses: Iterable[Address]) -> None:
-    """Say in the log where to ask."""
+def log_urls(addresses: Iterable[Address]) -> None:
+    """Log where the metrics are served."""
     for address in addresses:
         _logger.info("/metrics, /ready and /live on http://%s", format_address(address))
 
 
 class Monitor:
-    """A Program of one process, and the handler that serves what it tells, on the same loop.
+    """A Program of one process, and the handler that serves it, on the same loop.
 
     Attributes:
-        stopping: set by who has been told to end the program, before the servers are closed.
+        stopping: to be set before the servers are closed, when the program is to end.
     """
 
     def __init__(self) -> None:
         self.stopping = False
         self._servers: Sequence[Server] = ()
         self._labels: Sequence[str] = ()
-        self._asking: dict[Stream, None] = {}  # the oldest first
+        self._clients: dict[Stream, None] = {}  # the oldest first
 
     def serving(self, place: str) -> Serving:
-        """What serves it at HOST:PORT."""
+        """Make the Serving that serves it at HOST:PORT."""
         host, port = _parse_place(place)
         warn_without_prometheus()
         return serve(self, host, port, drain_timeout=_DRAIN_TIMEOUT)
 
     def watch(self, servers: Sequence[Server], *, measure: bool) -> None:
-        """Tell about these from now on; until then the program is not ready. `measure` how long handlers take?"""
+        """Report about these servers from now on; before, the program is not ready.
+
+        Args:
+            servers: all of the program.
+            measure: whether to measure how long handlers take.
+        """
         self._servers = servers
         self._labels = distinct_labels(server.label for server in servers)
         for server in servers if measure else ():
@@ -129,21 +134,21 @@ class Monitor:
         served = zip(self._servers, self._labels, strict=True)
         return [own, *(metrics.Row(server.reading(), (label, "1")) for server, label in served)]
 
-    def others(self) -> bool:
+    def has_other_metrics(self) -> bool:
         """See Program."""
         return True
 
     async def __call__(self, stream: Stream) -> None:
-        """Answer one request; who takes too long for it is cut off."""
-        if len(self._asking) >= MOST_CLIENTS:
-            oldest = next(iter(self._asking))
-            del self._asking[oldest]
+        """Answer one request, and cut off a client that takes too long."""
+        if len(self._clients) >= MOST_CLIENTS:
+            oldest = next(iter(self._clients))
+            del self._clients[oldest]
             oldest.abort()
-        self._asking[stream] = None
+        self._clients[stream] = None
         try:
             await self._answer(stream)
         finally:
-            self._asking.pop(stream, None)
+            self._clients.pop(stream, None)
 
     async def _answer(self, stream: Stream) -> None:
         with anyio.move_on_after(PATIENCE) as scope:

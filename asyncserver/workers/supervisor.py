@@ -23,7 +23,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from .._logger import logger as _logger
-from ..monitoring.monitor import tell_where
+from ..monitoring.monitor import log_urls
 from .http_server import HTTPServer
 from .process import FORCE, LEAVE, MOST_SERVERS, READY, SIGNALS, STOP, pass_over, work
 from .slot import NEVER, Slot, Worker, open_slots
@@ -130,7 +130,7 @@ class Supervisor:
         if self._monitor is not None:
             bound = self._monitor.open_slots(1)[0]
             self._exchanges = HTTPServer(self._selector, bound, self._tally.respond)
-            tell_where(one.address for one in bound)
+            log_urls(one.address for one in bound)
         self._started()
 
     # -- what wakes it

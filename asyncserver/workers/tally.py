@@ -106,7 +106,7 @@ class Tally:
         """See Program."""
         return self._is_ready()
 
-    def others(self) -> bool:
+    def has_other_metrics(self) -> bool:
         """See Program. Nothing else in this process is about the servers: they are in the workers."""
         return False
 
