@@ -24,7 +24,7 @@ def say(dialogue: Dialogue, nbytes: int) -> None:
 def test_new() -> None:
     """Nobody has said anything, and a drain need not wait for anybody."""
     dialogue = Dialogue()
-    assert dialogue.moved == 0
+    assert dialogue.bytes_moved == 0
     assert not dialogue.draining
     assert not dialogue.begin_drain(unread=0, due=0.0)
     assert dialogue.draining
@@ -55,7 +55,7 @@ def test_active_and_between() -> None:
     say(dialogue, 5)
     dialogue.begin_message(0)
     assert dialogue.may_end()
-    assert dialogue.moved == 15
+    assert dialogue.bytes_moved == 15
 
 
 def test_owed() -> None:

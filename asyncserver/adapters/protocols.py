@@ -338,7 +338,7 @@ class ProtocolConnection(Dialogue):
 
     def _await_first_words(self, waited: float = 0.0) -> None:
         """Owe what is here; if nothing has ever come, what may be on its way, for as long as that can take."""
-        if waited and self.moved:
+        if waited and self.bytes_moved:
             return
         due = first_words_due(self._sock, waited) if self._sock.fileno() >= 0 else 0.0
         if self.begin_drain(self._unread(), due):

@@ -52,7 +52,7 @@ class Connected(Source, Protocol):
     bytes_sent: int
 
     @property
-    def moved(self) -> int:
+    def bytes_moved(self) -> int:
         """Bytes both ways."""
 
     async def aclose(self) -> None:
@@ -303,7 +303,7 @@ class StreamServer(HandlerServer[Connected]):
         for connection in self._live.values():
             if connection in self._unnamed:
                 continue  # has a time limit of its own
-            moved = connection.moved
+            moved = connection.bytes_moved
             seen, since = self._idle_seen.get(connection, (-1, now))
             if seen != moved:
                 self._idle_seen[connection] = moved, now

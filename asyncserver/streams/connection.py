@@ -21,7 +21,7 @@ from ..net.socket_info import first_words_due, unread
 from ..net.waiter import Waiter
 from .dialogue import Dialogue
 from .proxy_protocol import HeaderParser
-from .states import refuse_closed, refuse_unheard
+from .states import refuse_before_first_byte, refuse_closed
 
 if TYPE_CHECKING:
     import asyncio
@@ -81,7 +81,7 @@ class Connection(Dialogue):
         self._watching = False  # and whether that includes READ
         self._closing = closing
         self._buffer: bytearray | None = None  # received from the kernel, and not yet by the handler
-        # `moved` when the idle timeout struck, until the one that waits, or the next that would, has told.
+        # `bytes_moved` when the idle timeout struck, until the one that waits, or the next that would, has told.
         self._idle_read = self._idle_write = -1
         self.proxy_header: ProxyHeader | None = None
 
@@ -193,8 +193,8 @@ class Connection(Dialogue):
         if self._closing.is_set():
             self._end_if_unheard_soon()
         if self._recv is not refuse_closed:
-            self._recv = refuse_unheard
-        while self._recv is refuse_unheard:
+            self._recv = refuse_before_first_byte
+        while self._recv is refuse_before_first_byte:
             try:
                 socket.socket.recv(self._sock, 1, socket.MSG_PEEK)  # below TLS, if any
             except BlockingIOError:
@@ -212,7 +212,7 @@ class Connection(Dialogue):
         self._poller.loop.call_later(first_words_due(self._sock, 0.0), self._end_if_unheard)
 
     def _end_if_unheard(self) -> None:
-        if self._recv is refuse_unheard and not self._unread():
+        if self._recv is refuse_before_first_byte and not self._unread():
             self._close()
 
     async def _take_proxy_header(self) -> ProxyHeader:
@@ -245,14 +245,14 @@ class Connection(Dialogue):
 
     def _begin_drain(self) -> None:
         """End at the next message boundary, but answer what had reached this host by now."""
-        if self._recv is refuse_unheard:
+        if self._recv is refuse_before_first_byte:
             self._end_if_unheard_soon()
         elif self._recv is self._read and self._fd >= 0:  # otherwise at its end
             self._await_first_words()
 
     def _await_first_words(self, waited: float = 0.0) -> None:
         """Owe what is here; if nothing has ever come, what may be on its way, for as long as that can take."""
-        if self._fd < 0 or (waited and (self.moved or self._recv != self._receive_owed)):
+        if self._fd < 0 or (waited and (self.bytes_moved or self._recv != self._receive_owed)):
             return  # they have come, or it has ended, or is in its handshake
         due = first_words_due(self._sock, waited)
         if self.begin_drain(self._unread(), due):
@@ -278,7 +278,7 @@ class Connection(Dialogue):
 
     def _expire(self) -> None:
         """Make the pending or the next wait raise IdleTimeout, unless something moves before."""
-        self._idle_read = self._idle_write = self.moved
+        self._idle_read = self._idle_write = self.bytes_moved
         self._unwatch()
         self._wake_all()
 
@@ -291,7 +291,7 @@ class Connection(Dialogue):
         self._check_idle(mark)
 
     def _check_idle(self, mark: int) -> None:
-        if mark == self.moved:
+        if mark == self.bytes_moved:
             raise IdleTimeout(f"nothing received from or sent to {self.peer_address!r} for the idle timeout")
 
     # -- ending

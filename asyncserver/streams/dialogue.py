@@ -1,21 +1,21 @@
-"""Dialogue: how far two sides have come, and whether a drain may end them here.
+"""Dialogue: the bytes of a connection both ways, and whether a drain may end it here.
 
-A server of bytes does not know what a message is. What it can see decides, and nothing else:
+A server of bytes does not know what a message is. It decides by what it can see:
 
-    New        neither side has said anything
-    Active     bytes have come since we last sent: a message is under way
-    Between    we have sent since bytes last came: a drain may end the dialogue here
-    Owed       bytes had reached this host when the drain began, and are not answered yet
+    New        no bytes have been received or sent
+    Active     bytes were received since we last sent: a message is under way
+    Between    we have sent since bytes were received: a drain may end the connection here
+    Owed       bytes that had reached this host when the drain began are not answered yet
 
-There is no socket in here. Whoever moves bytes says so, or adds to the counters itself where every
-instruction counts (stream.py).
+There is no socket in here. The connection reports its bytes, or adds to the counters itself where
+every instruction counts (stream.py).
 """
 
 from __future__ import annotations
 
 
 class Dialogue:
-    """What has been said on one connection.
+    """The counters of one connection.
 
     Attributes:
         bytes_received: payload bytes received so far.
@@ -28,23 +28,27 @@ class Dialogue:
         self.bytes_received: int = 0
         self.bytes_sent: int = 0
         self._answered = 0  # bytes_received when we last sent
-        # Where the message under way begins, if some of it was there before we last sent: (bytes_sent
-        # then, bytes_received before it).
+        # Where the message under way began, if a part of it came before we last sent: bytes_sent
+        # at that time, and the bytes_received before the message.
         self._message_start = (0, 0)
         # While draining: the bytes_received up to which we owe answers.
         self._owed_until: int | None = None
 
     @property
-    def moved(self) -> int:
-        """Bytes both ways; a connection for which it stays the same is idle."""
+    def bytes_moved(self) -> int:
+        """Bytes both ways; a connection is idle as long as this does not change."""
         return self.bytes_received + self.bytes_sent
 
     def answer(self) -> None:
-        """We send: what has come so far is answered, as far as anybody can tell."""
+        """We send: all bytes received so far count as answered."""
         self._answered = self.bytes_received
 
     def begin_message(self, unconsumed: int) -> None:
-        """Take bytes of which so many had come before: a message begins, unless one is under way."""
+        """The handler takes bytes: a message begins, unless one is under way.
+
+        Args:
+            unconsumed: received bytes that the handler has not taken: the message begins with them.
+        """
         if self._message_start[0] != self.bytes_sent:
             self._message_start = self.bytes_sent, self.bytes_received - unconsumed
 
@@ -56,31 +60,31 @@ class Dialogue:
         return self._owed_until is not None
 
     def begin_drain(self, unread: int, due: float) -> bool:
-        """Owe an answer to what has reached this host by now, and to a peer's first words.
+        """Owe an answer to all that has reached this host, and to a silent peer's first bytes.
 
         Args:
-            unread: bytes that nobody has received yet.
-            due: seconds for which the first words of a silent peer may still be on their way.
+            unread: bytes in the kernel, not received yet.
+            due: seconds for which the first bytes may still be on their way.
 
         Returns:
-            whether they are waited for: call it again then.
+            whether to wait for the first bytes: call this again when they are due.
         """
-        waits = due > 0 and not (unread or self.moved)
+        waits = due > 0 and not (unread or self.bytes_moved)
         self.owe(1 if waits else unread)
         return waits
 
     def owe(self, nbytes: int) -> None:
-        """Owe an answer to so many bytes more than have come."""
+        """Owe an answer to `nbytes` more than have been received."""
         self._owed_until = self.bytes_received + nbytes
 
     def owe_at_most(self, nbytes: int) -> None:
-        """Learn that so many more are left at most: TLS makes more of a message than it is."""
+        """Owe an answer to at most `nbytes` more: TLS bytes in the kernel are more than payload."""
         self._owed_until = min(self._owed_until or 0, self.bytes_received + nbytes)
 
     def may_end(self) -> bool:
-        """Whether a drain may end the dialogue here: between two messages, and nothing is owed.
+        """Whether a drain may end the connection: it is between two messages, and owes no answer.
 
-        A peer that sends without end always has the next message half here, so what counts is not
-        how much has come, but where the message under way begins.
+        What was received does not decide it, but where the message under way begins: of a peer that
+        sends without a pause a part of the next message is always here.
         """
         return self._answered == self.bytes_received and self._message_start[1] >= (self._owed_until or 0)

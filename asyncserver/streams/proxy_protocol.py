@@ -1,12 +1,12 @@
-"""The PROXY protocol, versions 1 and 2, for the side that receives it: bytes in, the client's address out. No I/O.
+"""The receiving side of the PROXY protocol, versions 1 and 2: bytes in, addresses out. No I/O.
 
-    HeaderParser     given what has come, tells which of it is the header, takes that, and says when it is complete
-    ProxyHeader      what the header said
-    TrustedProxies   whose word is taken for it
+    HeaderParser     finds the header in the bytes received, and parses it
+    ProxyHeader      its contents
+    TrustedProxies   the peers from which it is accepted
 
-"Section" refers to the specification, https://www.haproxy.org/download/2.6/doc/proxy-protocol.txt. Where it leaves a
-choice, the stricter reading is taken: a header that is in any way not what a sender must write is an error, and never
-an address that somebody else could read differently.
+"Section" refers to the specification, https://www.haproxy.org/download/2.6/doc/proxy-protocol.txt.
+Where it leaves a choice, the stricter reading is taken: a header that differs in any way from what
+a sender must write is an error, so that no two readers can take different addresses from it.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ __all__ = ["ProxyHeader"]
 
 _SIGNATURE_1 = b"PROXY "
 _SIGNATURE_2 = b"\r\n\r\n\0\r\nQUIT\n"
-# Section 2.1: the longest line, and all that has to be looked at to find its end.
+# Section 2.1: bytes of the longest line, which are enough to find its end.
 _LONGEST_LINE = 107
-# Section 2.2: what comes before the part whose length it tells.
+# Section 2.2: bytes before the part of variable length; they contain that length.
 _FIXED_PART = 16
 
 _LINE = re.compile(rb"PROXY TCP([46]) ([^ ]+) ([^ ]+) (0|[1-9][0-9]{0,4}) (0|[1-9][0-9]{0,4})\r\n")
 _UNKNOWN = re.compile(rb"PROXY UNKNOWN( [^\n]*)?\r\n")
 
-# Section 2.2, the 14th byte: families, each with the bytes of its two addresses, and how many protocols there are.
+# Section 2.2, the 14th byte: families, each with the size of its two addresses; the last protocol.
 _BLOCK_SIZES = {0: 0, 1: 12, 2: 36, 3: 216}
 _LAST_PROTOCOL = 2
 
@@ -44,20 +44,20 @@ _CRC_POLYNOMIAL = 0x82F63B78  # RFC 4960, appendix B, bits reflected
 
 
 class HeaderError(ValueError):
-    """What came is no header, or a broken one: the sender is to blame, and nothing that it sent can be used."""
+    """The bytes are not a valid header. The connection cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProxyHeader:
-    """What a proxy has said about a connection.
+    """The header that a proxy has sent for a connection.
 
     Attributes:
         version: of the PROXY protocol, 1 or 2.
-        source: the client's address, in the shape that the system gives to a peer's address; None when the proxy
-            speaks for itself (a health check) or does not know. Then the connection's peer is the proxy.
+        source: the client's address, in the form of a socket's peer address; None when the proxy
+            connects for itself (a health check) or does not know. Then the peer is the proxy.
         destination: the address that the client connected to; None likewise.
-        tlvs: what else it said (version 2), as pairs of type and value in the order they came. A checksum (type 3)
-            has been verified. Of the others the values are the proxy's word.
+        tlvs: further fields (version 2), pairs of type and value in the order of the header. A
+            checksum (type 3) has been verified. The other values are as the proxy sent them.
     """
 
     version: int
@@ -66,18 +66,21 @@ class ProxyHeader:
     tlvs: tuple[tuple[int, bytes], ...] = ()
 
     def tlv(self, kind: int) -> bytes | None:
-        """Return the first value of a type, or None: 1 ALPN, 2 authority (SNI), 5 unique id, 0x20 TLS, and so on."""
+        """Return the first value of a type, or None.
+
+        Types are 1 ALPN, 2 authority (SNI), 5 unique id, 0x20 TLS, and so on.
+        """
         return next((value for found, value in self.tlvs if found == kind), None)
 
 
 class HeaderParser:
-    """Takes a header in pieces, and nothing but the header.
+    """Parses a header that comes in pieces, and takes no byte after it.
 
-    Look at the next `wanted` bytes without taking them; take as many as `belonging` tells; give those to `feed`. Every
-    byte that was looked at and may be the header's is taken, so whoever then waits for more waits for new bytes.
+    Peek at the next `wanted` bytes, receive as many as `belonging` returns, and `feed` those. All
+    bytes that may be the header's are received, so readiness then means new bytes.
 
     Attributes:
-        header: the result, None until it is complete.
+        header: the result; None until it is complete.
     """
 
     __slots__ = ("_data", "_size", "header")
@@ -89,11 +92,11 @@ class HeaderParser:
 
     @property
     def wanted(self) -> int:
-        """How many bytes to look at next; more than 0 until the header is complete."""
+        """How many bytes to peek at next; more than 0 until the header is complete."""
         return (_LONGEST_LINE if self._size is None else self._size) - len(self._data)
 
     def belonging(self, ahead: bytes) -> int:
-        """How many of the bytes that come next belong to the header; all, as long as they show no end."""
+        """How many of these next bytes belong to the header: all, if its end is not among them."""
         size = self._size or _size(bytes(self._data) + ahead)
         return len(ahead) if size is None else min(len(ahead), size - len(self._data))
 
@@ -101,7 +104,7 @@ class HeaderParser:
         """Take bytes of the header.
 
         Raises:
-            HeaderError: they are not a header's. The connection is of no use any more.
+            HeaderError: they are not a header's. The connection cannot be used.
         """
         self._data += data
         seen = bytes(self._data) if self._size is None else b""
@@ -117,7 +120,7 @@ class HeaderParser:
 
 
 def _size(seen: bytes) -> int | None:
-    """Length of the header that begins so; None if that cannot be told yet."""
+    """Length of the header that begins with these bytes; None if they are too few."""
     if seen.startswith(b"\r"):
         return None if len(seen) < _FIXED_PART else _FIXED_PART + int.from_bytes(seen[14:16], "big")
     return seen.find(b"\n") + 1 or None
@@ -157,11 +160,11 @@ def _parse_binary(data: bytes) -> ProxyHeader:
     family, protocol = divmod(data[13], 16)
     if version != 2 or command > 1:
         raise HeaderError(f"unknown version or command {data[12]:#04x}, expected 0x20 or 0x21")
-    if command == 0:  # LOCAL: the block is to be discarded, whatever it is
+    if command == 0:  # LOCAL: a receiver must ignore the address block
         return ProxyHeader(2, None, None)
     if family not in _BLOCK_SIZES or protocol > _LAST_PROTOCOL:
         raise HeaderError(f"unknown address family or protocol {data[13]:#04x}")
-    if not (family and protocol):  # UNSPEC: what follows is of unknown shape
+    if not (family and protocol):  # UNSPEC: what follows has no known format
         return ProxyHeader(2, None, None)
     end = _FIXED_PART + _BLOCK_SIZES[family]
     if len(data) < end:
@@ -180,7 +183,7 @@ def _addresses(family: int, block: bytes) -> tuple[Any, Any]:
 
 
 def _unix(field: bytes) -> str | bytes:
-    """Return a path; or a name without a file (unix(7)), as bytes that begin with NUL, as Python's sockets do."""
+    """Return a path; or an abstract name (unix(7)) as Python's sockets do, as bytes from NUL on."""
     if field.startswith(b"\0"):
         return field.rstrip(b"\0") or ""
     return os.fsdecode(field.partition(b"\0")[0])
@@ -194,7 +197,8 @@ def _tlvs(data: bytes, start: int) -> tuple[tuple[int, bytes], ...]:
         if start > len(data):
             raise HeaderError(f"the last TLV, of type {kind:#04x}, goes beyond the header")
         if kind == _CRC32C:
-            if any(other == _CRC32C for other, _ in found):  # 9,000 fit in, each a pass over all the header
+            # Up to 9,000 would fit, and each costs a pass over the header.
+            if any(other == _CRC32C for other, _ in found):
                 raise HeaderError("more than one CRC32c")
             _check_sum(data, value, size)
         found.append((kind, data[value:start]))
@@ -220,22 +224,22 @@ _CRC_TABLE = tuple(map(_crc_row, range(256)))
 
 
 def crc32c(data: bytes) -> int:
-    """Checksum as in RFC 4960, appendix B. About 0.1 us a byte; headers are short, and few carry one."""
+    """Checksum of RFC 4960, appendix B. About 0.1 us a byte; headers are short, few have one."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = crc >> 8 ^ _CRC_TABLE[(crc ^ byte) & 0xFF]
     return crc ^ 0xFFFFFFFF
 
 
-# -- who may say so
+# -- trust
 
 
 class TrustedProxies:
-    """Addresses that may speak the PROXY protocol: `address in trusted`.
+    """Peers whose PROXY headers are accepted: `address in trusted`.
 
     Args:
-        names: networks ("10.0.0.0/8", "fd00::/8") and addresses; "unix" for the peers of Unix sockets. Nothing means
-            this host alone: loopback and Unix sockets.
+        names: networks ("10.0.0.0/8", "fd00::/8") and addresses; "unix" for the peers of Unix
+            sockets. If empty, this host alone: loopback and Unix sockets.
 
     Raises:
         TypeError, ValueError: a name is none of these.

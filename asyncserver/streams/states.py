@@ -1,12 +1,12 @@
 """States of a stream, each of them a function.
 
-What a stream's next receive or send does is one attribute, `_recv` or `_send`: the socket's own method
-while all is well, else one of these. The hot path calls it and asks nothing; to close, to end or to
-break a stream is to put another function there, which no check can forget. So the state is told by
-asking which function stands there, `self._send is refuse_busy`.
+A stream's attributes `_recv` and `_send` are the functions that its next receive or send calls: the
+socket's own methods while all is well, else one of these. So the hot path needs no checks, and none
+can be forgotten: to close, end or break a stream is to set another function. The state can be read
+by comparing: `self._send is refuse_busy`.
 
-Not in here, since each connection has its own: `_receive_owed` (it drains), `_receive_rest` and
-`_refuse_broken` (it broke), `_read_tls` and `_send_tls`.
+Methods of the connection are `_receive_owed` (it drains), `_receive_rest` and `_refuse_broken` (it
+broke), `_read_tls` and `_send_tls`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def refuse_closed(_: object) -> NoReturn:
 
 
 def refuse_after_eof(_: object) -> NoReturn:
-    """State: our sending side has been ended by `send_eof()`."""
+    """State: our sending side was ended by `send_eof()`."""
     raise anyio.ClosedResourceError("send_eof() has been called on this stream: nothing more can be sent")
 
 
@@ -36,8 +36,8 @@ def refuse_torn(_: object) -> NoReturn:
     raise anyio.BrokenResourceError("TLS was interrupted in the middle of a record: this stream can only be closed")
 
 
-def refuse_unheard(_: object) -> NoReturn:
-    """State: the peer has to speak first, with its handshake or its PROXY header, and has not yet."""
+def refuse_before_first_byte(_: object) -> NoReturn:
+    """State: the first byte of the peer's TLS handshake or PROXY header has not come."""
     refuse_torn(None)
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def socket_attributes(sock: socket.socket, peer_address: Address) -> dict[Any, Callable[[], Any]]:
-    """What `extra()` finds: SocketAttribute's, and TLSAttribute's if the socket speaks TLS."""
+    """Attributes for `extra()`: SocketAttribute's, and TLSAttribute's if the socket uses TLS."""
     attributes: dict[Any, Callable[[], Any]] = {
         SocketAttribute.family: lambda: sock.family,
         SocketAttribute.local_address: sock.getsockname,
@@ -28,7 +28,7 @@ def socket_attributes(sock: socket.socket, peer_address: Address) -> dict[Any, C
     }
     if sock.family in {socket.AF_INET, socket.AF_INET6}:
         attributes[SocketAttribute.local_port] = lambda: sock.getsockname()[1]
-    if isinstance(peer_address, tuple):  # not by the socket's family: a proxy may have named another
+    if isinstance(peer_address, tuple):  # the socket's family may differ, behind a proxy
         attributes[SocketAttribute.remote_port] = lambda: peer_address[1]
     if isinstance(sock, ssl.SSLSocket):
         attributes |= _tls_attributes(sock)
@@ -53,7 +53,7 @@ def _tls_attributes(sock: ssl.SSLSocket) -> dict[Any, Callable[[], Any]]:
         TLSAttribute.standard_compatible: lambda: True,
         TLSAttribute.tls_version: sock.version,
     }
-    if hasattr(sock, "server_name"):  # a context of tls_context()'s
+    if hasattr(sock, "server_name"):  # its context comes from tls_context()
         attributes[SNIAttribute.server_name] = lambda: sock.server_name
     if (group := getattr(sock, "group", None)) is not None:  # from Python 3.15 on
         attributes[KeyExchangeAttribute.group] = group
