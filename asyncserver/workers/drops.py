@@ -1,7 +1,7 @@
-"""KernelDrops: datagrams that the kernel has dropped at the sockets of one slot, counted by the supervisor.
+"""KernelDrops: datagrams that the kernel dropped at a slot's sockets, counted by the supervisor.
 
-It is not for workers to tell. During a rolling restart two of them watch a socket, before a dead one is replaced none
-does, and a socket that somebody else has bound is watched by all. The supervisor has each of them, all the time.
+Workers cannot count them: during a rolling restart two workers have a socket, before a dead one is
+replaced none has, and a socket given as `sock` or `fd` all have. The supervisor has each, always.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class KernelDrops:
-    """What has been dropped since it was made.
+    """Counts the datagrams dropped since it was made.
 
     Args:
-        bound: sockets of one server; those of streams do not matter.
+        bound: sockets of one server; stream sockets are ignored.
     """
 
     def __init__(self, bound: Sequence[BoundSocket]) -> None:
@@ -34,19 +34,19 @@ class KernelDrops:
         return sum(map(kernel_drops, self._sockets))
 
     def count(self, reported: float) -> float:
-        """The number, where workers have reported so many."""
+        """The number of drops. `reported` is the workers' own count."""
         if self._difference is not None:
             return reported + self._difference
         return self._counted() - self._before
 
-    def leave(self, reported: float) -> None:
-        """The sockets are about to be closed here: from now on add what workers report more."""
+    def freeze(self, reported: float) -> None:
+        """Before the sockets are closed here: from now on add the growth of the workers' count."""
         if self._difference is None:
             self._difference = self.count(reported) - reported
 
 
 def drops_of(slots: Sequence[Slot]) -> list[list[KernelDrops]]:
-    """For each slot, for each server; a socket that several slots have is counted in the first."""
+    """Make them for each slot and server; a socket in several slots is counted in the first."""
     seen: set[BoundSocket] = set()
     drops = []
     for slot in slots:

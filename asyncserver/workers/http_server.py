@@ -1,8 +1,9 @@
-"""HTTPServer: HTTP from a supervisor's selector, without a loop, a thread or a wait, so that it can go on forking.
+"""HTTPServer: HTTP on the supervisor's selector, without loop or threads: it can still fork.
 
-    accepted -> head read -> answered (perhaps after the workers were asked) -> sent -> closed; all within PATIENCE
+    accepted -> head read -> answered, perhaps after the workers were asked -> sent -> closed
 
-Whoever is slow is cut off, and when there are too many the oldest gives way: a probe that comes now is answered.
+All of that within PATIENCE: a slower client is cut off. When there are too many clients, the oldest
+is cut off, so that a new probe is answered.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ if TYPE_CHECKING:
 
     from ..net.binding import BoundSocket
 
-# Seconds without accepting after it has failed, most likely for the lack of descriptors.
+# Seconds without accepting after it has failed, most likely for lack of descriptors.
 _PAUSE = 1.0
 
 
 class _Exchange:
-    """One connection, which asks once."""
+    """One connection: a request and its response."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -41,9 +42,9 @@ class HTTPServer:
     """The listening sockets and all connections.
 
     Args:
-        selector: wakes us; the data of each key is called without arguments.
-        bound: where to listen. Closed by `close()`.
-        answer: called with a request and the function that takes its response, now or later.
+        selector: its owner calls the data of each ready key, without arguments.
+        bound: sockets to listen on. Closed by `close()`.
+        answer: called with a request and a function to be called with the response, now or later.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class HTTPServer:
         return min((self._resume_at, *(exchange.end_at for exchange in self._exchanges)))
 
     def expire(self, now: float) -> None:
-        """Cut off who has been too slow."""
+        """Cut off clients that are too slow."""
         if self._resume_at <= now:
             self._resume_at = NEVER
             self._listen()
@@ -73,7 +74,7 @@ class HTTPServer:
             self._drop(exchange)
 
     def close(self) -> None:
-        """Close everything. The selector is left alone: in a process just forked it is another's."""
+        """Close everything but the selector, which in a forked process is the supervisor's."""
         for exchange in self._exchanges:
             exchange.sock.close()
         for bound in self._bound:
@@ -84,7 +85,7 @@ class HTTPServer:
             self._selector.register(bound.sock, selectors.EVENT_READ, functools.partial(self._on_client, bound.sock))
 
     def _on_client(self, listener: socket.socket) -> None:
-        if self._resume_at < NEVER:  # accepting on another listener has failed in this turn
+        if self._resume_at < NEVER:  # accepting on another listener failed in this turn
             return
         try:
             sock, _ = listener.accept()
@@ -152,6 +153,6 @@ class HTTPServer:
 
     def _drop(self, exchange: _Exchange) -> None:
         del self._exchanges[exchange]
-        with contextlib.suppress(KeyError):  # it waits for its answer
+        with contextlib.suppress(KeyError):  # not registered while it waits for its answer
             self._selector.unregister(exchange.sock)
         exchange.sock.close()

@@ -1,11 +1,16 @@
-"""One worker: serves on the sockets of its slot, ends as the supervisor says, and reports to it. See workers.py.
+"""A worker process: serves on the sockets of its slot, obeys the supervisor, and reports to it.
 
-What the two say to each other, a message each, over a pair of sockets:
+Their messages over a socket pair:
 
-    worker -> supervisor   ready; leave (I was told to end, replace me); readings, after "stats" if asked for
-    supervisor -> worker   leave (a successor has your queue); stop (nobody has: empty it); force; stats
+    worker -> supervisor   ready     it serves
+                           leave     it got SIGTERM: replace it
+                           readings  each second; after "stats" if asked for
+    supervisor -> worker   leave     drain; a successor has the queue
+                           stop      drain; no successor: empty the queue
+                           force     cancel the handlers
+                           stats     report at once
 
-End of file from the supervisor means that it is gone: the worker stops as if it had been told to.
+End of file from the supervisor means that it is gone: the worker stops.
 """
 
 from __future__ import annotations
@@ -32,16 +37,17 @@ if TYPE_CHECKING:
 
 READY, LEAVE, STOP, FORCE, STATS = b"ready", b"leave", b"stop", b"force", b"stats"
 LONGEST_MESSAGE = 1 << 17  # a socket pair holds about as much
-MOST_SERVERS = 300  # whose readings, JSON compressed by zlib, fit in, also when each number has twelve digits
+# Their readings, JSON compressed by zlib, fit into a message, also if all numbers have 12 digits.
+MOST_SERVERS = 300
 
-# What the supervisor handles. The terminal sends some of them to workers too, where they mean nothing.
+# The supervisor handles these. Workers ignore them: the terminal sends some to all processes.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
-# Seconds between a worker's reports; the counters of the last such time are lost when it is killed.
+# Seconds between a worker's reports; when it is killed, what it counted since the last is lost.
 _REPORT_EVERY = 1.0
 
 
-def work(
+def run_worker(
     load: Callable[[], Sequence[Serving]],
     sockets: list[list[BoundSocket]],
     channel: socket.socket,
@@ -51,13 +57,13 @@ def work(
     reload_tls: bool,
     measure: bool,
 ) -> NoReturn:
-    """Serve in a process just forked, with SIGNALS blocked, and end it: what the program has left is its parent's.
+    """Serve in a process just forked, with SIGNALS blocked, and exit without its parent's cleanup.
 
     Args:
         load: returns the servings.
-        sockets: for each of them those to serve on.
+        sockets: to serve on, for each serving.
         channel: to the supervisor.
-        prepare: called first, once signals have handlers of this process; unblocks them.
+        prepare: called when this process handles signals; unblocks them.
         loop_factory: makes the event loop.
         reload_tls: whether to read certificates again.
         measure: whether to measure how long handlers take.
@@ -66,8 +72,8 @@ def work(
     try:
         signal.set_wakeup_fd(-1)
         for number in SIGNALS:
-            signal.signal(number, pass_over)
-        signal.signal(signal.SIGTERM, lambda *_: _say(channel, LEAVE))
+            signal.signal(number, do_nothing)
+        signal.signal(signal.SIGTERM, lambda *_: _send(channel, LEAVE))
         prepare()
         servings = load()
         for serving, bound in zip(servings, sockets, strict=True):
@@ -75,7 +81,7 @@ def work(
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             runner.run(_serve(servings, sockets, channel, reload_tls, measure))
         status = 0
-    except SystemExit as exc:  # argparse's way to say no, and it has said why
+    except SystemExit as exc:  # argparse's, for instance, after its error message
         status = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
     except BaseException:
         logger.critical("worker %d cannot go on", os.getpid(), exc_info=True)
@@ -96,18 +102,18 @@ async def _serve(
         if measure:
             for server in servers:
                 server.measure_durations()
-        if reload_tls:  # nothing has been accepted yet: the loop has not run since
+        if reload_tls:  # before anything is accepted: the loop has not run since
             for server in servers:
                 if server.can_reload_tls:
                     server.reload_tls()
-        orders = _Orders(servers, [bound for group in sockets for bound in group], channel)
-        _say(channel, READY)
+        control = _Control(servers, [bound for group in sockets for bound in group], channel)
+        _send(channel, READY)
         await asyncio.wait([asyncio.ensure_future(server.wait_closed()) for server in servers])
-    orders.report()
+    control.report()
 
 
-class _Orders:
-    """In a worker: does what the supervisor says, and reports to it."""
+class _Control:
+    """In a worker: obeys the supervisor, and reports to it."""
 
     def __init__(self, servers: list[Server], bound: list[BoundSocket], channel: socket.socket) -> None:
         self._servers = servers
@@ -121,7 +127,7 @@ class _Orders:
     def report(self, beginning: bytes = b"") -> None:
         """Send the readings."""
         readings = json.dumps([server.reading() for server in self._servers]).encode()
-        _say(self._channel, beginning + zlib.compress(readings, zlib.Z_BEST_SPEED))
+        _send(self._channel, beginning + zlib.compress(readings, zlib.Z_BEST_SPEED))
 
     def _report_again(self) -> None:
         self.report()
@@ -130,7 +136,7 @@ class _Orders:
     def _on_readable(self) -> None:
         try:
             message = self._channel.recv(LONGEST_MESSAGE)
-        except ConnectionResetError:  # it left without reading what we had sent
+        except ConnectionResetError:  # the supervisor ended with unread messages
             message = b""
         if message == STATS:
             self.report(STATS)
@@ -150,18 +156,18 @@ class _Orders:
         self._closing += [self._loop.create_task(server.close(timeout)) for server in self._servers]
 
 
-def _say(channel: socket.socket, message: bytes) -> None:
-    """Send to the supervisor, unless it is gone, which is noticed elsewhere, or stopped so long that nothing fits."""
+def _send(channel: socket.socket, message: bytes) -> None:
+    """Send to the supervisor, unless it is gone, which `_on_readable` sees, or nothing fits in."""
     with contextlib.suppress(BrokenPipeError, ConnectionResetError, BlockingIOError):
         channel.send(message, socket.MSG_DONTWAIT)
 
 
-def pass_over(number: int, frame: Any) -> None:
-    """Do nothing, and unlike SIG_IGN let programs that are started from here not inherit it."""
+def do_nothing(number: int, frame: Any) -> None:
+    """Ignore a signal; unlike SIG_IGN this is not inherited by programs started from here."""
 
 
 def _exit(status: int) -> NoReturn:
-    """Leave a forked process without what its parent has left to do."""
+    """End a forked process without its parent's exit handlers."""
     try:
         logging.shutdown()
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Slots: the places of workers, each with the sockets that outlive the worker in it. See workers.py."""
+"""Slots: the places of workers, each with sockets that outlive its worker."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 NEVER = float("inf")
 
-# Seconds that a worker must have lived for its death to be an accident, not a habit.
+# Seconds after which a worker's death is not an early one any more.
 _STEADY = 10.0
-# Seconds until the next attempt after a second early death, doubled by each further one, and the most.
+# Seconds until the next worker after two early deaths, doubled by each further one; the most.
 _BACKOFF, _LONGEST_BACKOFF = 0.1, 30.0
 
 
@@ -37,21 +37,21 @@ class Worker:
         self.serving = False
         self.leaving = False
         self.kill_at = NEVER
-        self.silent_at = NEVER  # when it will have said nothing for so long that its loop counts as stuck
+        self.silent_at = NEVER  # when its loop counts as stuck, unless it sends a message before
         self.readings: list[Reading] = []
 
     @property
     def taking(self) -> bool:
-        """Whether it takes new work, as far as is known: it serves, is not to leave, and has not been found silent."""
+        """Whether it takes new work, as far as known: it serves, stays, and is not stuck."""
         return self.serving and not self.leaving and self.silent_at < NEVER
 
     def send(self, message: bytes) -> None:
-        """Send, unless it is dead or so stuck that it has not read hundreds before; then it will be killed."""
+        """Send, unless it is dead, or so stuck that hundreds are unread: then it will be killed."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError, BlockingIOError):
             self.channel.send(message)
 
     def receive(self) -> bytes | None:
-        """Return its next message; None if there is none, b"" if there will be none."""
+        """Return its next message; None if there is none yet, b"" at the end."""
         try:
             return self.channel.recv(LONGEST_MESSAGE)
         except BlockingIOError:
@@ -60,13 +60,13 @@ class Worker:
             return b""
 
     def close(self) -> None:
-        """Close what the supervisor holds of it."""
+        """Close the supervisor's descriptors for it."""
         self.channel.close()
         os.close(self.pidfd)
 
 
 class Slot:
-    """One worker's place: its sockets for each server, and who fills it."""
+    """One worker's place: its sockets for each server, its worker, and the next one."""
 
     def __init__(self, sockets: list[list[BoundSocket]]) -> None:
         self.sockets = sockets
@@ -77,7 +77,7 @@ class Slot:
         self.retired: list[Reading] = [{} for _ in sockets]  # of workers that have ended
 
     def back_off(self, lived: float) -> float:
-        """After a death: decide when the next worker starts, and return in how many seconds."""
+        """After a death, set when the next worker starts; returns in how many seconds."""
         self.early_deaths = 0 if lived >= _STEADY else self.early_deaths + 1
         delay = min(_BACKOFF * 2.0 ** (self.early_deaths - 2), _LONGEST_BACKOFF) if self.early_deaths > 1 else 0.0
         self.restart_at = time.monotonic() + delay
@@ -85,7 +85,7 @@ class Slot:
 
 
 def open_slots(servings: Sequence[Serving], count: int) -> list[list[list[BoundSocket]]]:
-    """Bind every place, or none; returns the sockets for each slot, for each server."""
+    """Bind all sockets, or none; returns them for each slot and server."""
     opened: list[list[list[BoundSocket]]] = []
     try:
         opened.extend(serving.open_slots(count) for serving in servings)

@@ -1,9 +1,9 @@
-"""Stopping: how a program that serves comes to its end, whether one process serves or workers do.
+"""Stopping: the stages in which a program ends, in one process or with workers.
 
     STARTING -> SERVING -> DELAYED -> DRAINING -> FORCED -> KILLED
 
-Each signal goes one stage further. DELAYED comes only with a delay, and only if all had started; when it
-is over, that counts as a signal. What a stage means is done by whoever asks (running.py, workers.py).
+Each signal advances one stage. DELAYED comes only with a delay, and only if all servers serve; its
+end counts as a signal. The callers, running.py and supervisor.py, do what a stage means.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from .._logger import logger as _logger
 
 
 class Stage(enum.IntEnum):
-    """How far the end has come."""
+    """The stages of a program."""
 
     STARTING = 0
     SERVING = 1
-    DELAYED = 2  # still serving everybody, but told to be not ready, so that balancers send nobody new
+    DELAYED = 2  # serves, but reports that it is not ready: balancers send no new clients
     DRAINING = 3
     FORCED = 4  # what still runs is cancelled
     KILLED = 5
@@ -47,7 +47,7 @@ class Stopping:
         return self.stage >= Stage.DRAINING
 
     def start(self) -> None:
-        """All that shall serve does."""
+        """All servers serve."""
         self.started = True
         self.stage = max(self.stage, Stage.SERVING)
 
@@ -56,10 +56,10 @@ class Stopping:
         self.stage = max(self.stage, Stage.DRAINING)
 
     def advance(self, cause: str) -> Stage:
-        """Go one stage further, and log what that means.
+        """Advance one stage, and log what that means.
 
         Args:
-            cause: the signal's name, or what else it was.
+            cause: the signal's name, or another reason.
         """
         if self.stage is Stage.SERVING and self.drain_delay:
             self.stage = Stage.DELAYED

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from .._logger import logger as _logger
 from ..monitoring.monitor import log_urls
 from .http_server import HTTPServer
-from .process import FORCE, LEAVE, MOST_SERVERS, READY, SIGNALS, STOP, pass_over, work
+from .process import FORCE, LEAVE, MOST_SERVERS, READY, SIGNALS, STOP, do_nothing, run_worker
 from .slot import NEVER, Slot, Worker, open_slots
 from .stopping import Stage, Stopping
 from .tally import Tally
@@ -143,7 +143,7 @@ class Supervisor:
             reading.setblocking(False)
             writing.setblocking(False)
             self._wakeup = (reading, writing)
-            before = {number: signal.signal(number, pass_over) for number in SIGNALS}
+            before = {number: signal.signal(number, do_nothing) for number in SIGNALS}
             # Ignored, as whoever started us may have left it, the kernel would bury workers before we know how.
             before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             descriptor = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
@@ -207,7 +207,7 @@ class Supervisor:
             if slot.worker is None and self._stopping.started:
                 self._fill(slot)  # for those in its queue, which would be reset
             slot.restart_at = NEVER
-        self._tally.leave_sockets()
+        self._tally.freeze_drops()
         self._close_sockets()  # so that a worker that closes its own, emptied, closes the last
         self._tell_all(STOP, self._patience)
 
@@ -217,7 +217,7 @@ class Supervisor:
         _logger.info("SIGHUP: starting new workers; those that serve go on until these do")
         for slot in self._slots:
             self._renew(slot)
-        self._watchdog.settle()
+        self._watchdog.report_if_ready()
 
     def _on_message(self, worker: Worker) -> None:
         message = worker.receive() if worker in self._workers else None  # it may have been buried in this turn
@@ -234,7 +234,7 @@ class Supervisor:
             if worker is worker.slot.worker and worker.slot.successor is None and not self._stopping.stopping:
                 self._renew(worker.slot)
         else:
-            self._tally.take(worker, message)
+            self._tally.store(worker, message)
 
     def _on_ready(self, worker: Worker) -> None:
         worker.serving = True
@@ -247,7 +247,7 @@ class Supervisor:
             self._stopping.start()
             if not self._stopping.draining:
                 _logger.info("%d workers serve on %s", len(self._slots), ", ".join(self._tally.places))
-        self._watchdog.settle()
+        self._watchdog.report_if_ready()
 
     def _on_death(self, worker: Worker) -> None:
         """Bury a worker, and see to its successor."""
@@ -259,7 +259,7 @@ class Supervisor:
             with contextlib.suppress(KeyError):
                 self._selector.unregister(descriptor)
         worker.close()
-        self._tally.bury(worker)
+        self._tally.retire(worker)
         how = f"worker {worker.pid} ended " + (f"with status {status}" if status >= 0 else f"by signal {-status}")
         if worker.leaving or self._stopping.draining:
             _logger.log(logging.ERROR if status else logging.DEBUG, "%s while it drained", how)
@@ -271,7 +271,7 @@ class Supervisor:
         slot = worker.slot
         if worker is slot.successor:
             slot.successor = None
-            self._watchdog.fail()
+            self._watchdog.note_failure()
             _logger.error("%s before it served: the one that serves stays", how)
         elif slot.successor is not None:
             slot.worker, slot.successor = slot.successor, None
@@ -284,7 +284,7 @@ class Supervisor:
             slot.worker = None
             delay = slot.back_off(time.monotonic() - worker.started)
             _logger.error("%s, and its connections with it; the next one starts in %g s", how, delay)
-        self._watchdog.settle()
+        self._watchdog.report_if_ready()
 
     # -- starting and ending workers
 
@@ -307,7 +307,7 @@ class Supervisor:
             slot.successor = self._fork(slot)
         except OSError as exc:
             slot.successor = None
-            self._watchdog.fail()
+            self._watchdog.note_failure()
             _logger.error("no new worker could be started (%s): the one that serves stays", exc)
 
     def _retire(self, worker: Worker) -> None:
@@ -344,7 +344,7 @@ class Supervisor:
                 if pid == 0:
                     prepare = functools.partial(self._forget_others, slot, ours, mask)
                     how = {"reload_tls": self._reloads > 0, "measure": self._exchanges is not None}
-                    work(self._load, slot.sockets, theirs, prepare, self._loop_factory, **how)
+                    run_worker(self._load, slot.sockets, theirs, prepare, self._loop_factory, **how)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             try:

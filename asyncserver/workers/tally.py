@@ -1,7 +1,7 @@
-"""Tally: what all workers have counted, those that have ended included. See workers.py.
+"""Tally: the sums of all workers' counters, including those of workers that have ended.
 
-Workers report each second by themselves, and at once when asked. The counters of a worker that has ended stay with its
-slot, so they never go backwards; of one that was killed those of its last second are missing.
+Workers report each second, and when asked. The counters of a worker that has ended are kept in its
+slot, so that the sums never decrease; what a killed worker counted in its last second is missing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..servers.stats import Reading, ServerStats
     from .slot import Slot, Worker
 
-# Seconds that a busy worker has for its counters when they are asked for.
+# Seconds to wait for the reports of busy workers.
 _PATIENCE = 1.0
 
 
@@ -35,13 +35,13 @@ class Tally:
 
     Args:
         slots: of all workers.
-        workers: those that live; the supervisor changes it.
-        is_ready: tells whether all servers take new work.
+        workers: those alive; the supervisor changes it.
+        is_ready: returns whether all servers take new work.
 
     Attributes:
-        places: where each server is reached.
+        places: the label of each server.
         due: when to call `expire()`.
-        deaths: workers that ended unasked.
+        deaths: how many workers ended unasked.
     """
 
     def __init__(self, slots: Sequence[Slot], workers: set[Worker], is_ready: Callable[[], bool]) -> None:
@@ -49,57 +49,57 @@ class Tally:
         self._workers = workers
         self._is_ready = is_ready
         self._asked: set[Worker] = set()
-        self._then: list[Callable[[], object]] = []
+        self._callbacks: list[Callable[[], object]] = []
         self._drops = drops_of(slots)
         self.places: list[str] = distinct_labels(map(label_of, slots[0].sockets))
         self.due: float = NEVER
         self.deaths = 0
 
-    def ask(self, then: Callable[[], object]) -> None:
-        """Ask all workers, and call `then` when they have answered; without those that do not within a second."""
-        self._then.append(then)
-        if len(self._then) > 1:
-            return  # they have been asked less than a second ago: one answer does for both
+    def ask(self, callback: Callable[[], object]) -> None:
+        """Ask all workers for reports, and call back when all have come, or after a second."""
+        self._callbacks.append(callback)
+        if len(self._callbacks) > 1:
+            return  # asked less than a second ago: the same reports serve both
         self._asked = {worker for worker in self._workers if worker.serving}
         self.due = time.monotonic() + _PATIENCE
         for worker in self._asked:
             worker.send(STATS)
-        self._answer()
+        self._call_back()
 
-    def take(self, worker: Worker, message: bytes) -> None:
-        """Take a worker's report."""
+    def store(self, worker: Worker, message: bytes) -> None:
+        """Store a worker's report."""
         worker.readings = json.loads(zlib.decompress(message.removeprefix(STATS)))
         if message.startswith(STATS):
-            self._forget(worker)
+            self._expect_no_more(worker)
 
-    def bury(self, worker: Worker) -> None:
+    def retire(self, worker: Worker) -> None:
         """Keep the counters of a worker that has ended."""
         add(worker.slot.retired, [retired(reading) for reading in worker.readings])
-        self._forget(worker)
+        self._expect_no_more(worker)
 
-    def leave_sockets(self) -> None:
+    def freeze_drops(self) -> None:
         """To be called before the supervisor closes its sockets."""
         for slot, drops in zip(self._slots, self._drops, strict=True):
             for reading, one in zip(self._reported(slot), drops, strict=True):
-                one.leave(reading.get("datagrams_dropped", 0))
+                one.freeze(reading.get("datagrams_dropped", 0))
 
     def expire(self) -> None:
-        """Wait for the others no longer."""
+        """Call back without the reports that have not come."""
         self._asked.clear()
-        self._answer()
+        self._call_back()
 
-    def _forget(self, worker: Worker) -> None:
+    def _expect_no_more(self, worker: Worker) -> None:
         self._asked.discard(worker)
-        self._answer()
+        self._call_back()
 
-    def _answer(self) -> None:
+    def _call_back(self) -> None:
         if not self._asked:
             self.due = NEVER
-            then, self._then = self._then, []
-            for call in then:
-                call()
+            callbacks, self._callbacks = self._callbacks, []
+            for callback in callbacks:
+                callback()
 
-    # -- as a Program of _monitor.py
+    # -- as a Program of monitoring/monitor.py
 
     @property
     def ready(self) -> bool:
@@ -107,11 +107,11 @@ class Tally:
         return self._is_ready()
 
     def has_other_metrics(self) -> bool:
-        """See Program. Nothing else in this process is about the servers: they are in the workers."""
+        """See Program. Other metrics of this process are not about the workers' servers."""
         return False
 
     def respond(self, request: http.Request, answer: Callable[[http.Response], object]) -> None:
-        """Answer a request, with fresh counters when it is about them."""
+        """Answer a request; one for metrics gets fresh counters."""
         if request.path == "/metrics":
             self.ask(lambda: answer(respond(self, request)))
         else:
@@ -140,7 +140,7 @@ class Tally:
         return totals
 
     def stats(self) -> list[ServerStats]:
-        """The counters of all slots together, for each server."""
+        """The sums over all slots, for each server."""
         totals: dict[str, Reading] = {place: {} for place in self.places}
         for row in self._readings():
             add([totals[row.labels[0]]], [row.reading])

@@ -1,4 +1,4 @@
-"""Terminals: whether somebody could still press Ctrl-C."""
+"""Terminals: whether Ctrl-C can still come from one."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 
 
 def open_terminals() -> list[int]:
-    """Which of the standard streams are a terminal. When it is closed they are one no more, and SIGHUP says so.
+    """Which of the standard streams are a terminal. A closed one no longer is, and sends SIGHUP.
 
-    Nobody could press Ctrl-C any more then: the program ends as if somebody had.
+    Ctrl-C cannot come from it any more, so the program ends as if it had come.
     """
     return [descriptor for descriptor in range(3) if os.isatty(descriptor)]

@@ -1,7 +1,7 @@
-"""Watchdog: what a supervisor tells systemd, and its eye on workers whose loop is stuck. See workers.py.
+"""Watchdog: reports the program's state to systemd, and aborts workers whose loop is stuck.
 
-A program in one process pings from its loop, so that systemd notices when that is stuck. A supervisor has no loop that
-a handler could block: it pings for itself, and does to its workers what systemd would do to a program.
+A program in one process pings from its loop, so that systemd notices when that is stuck. No handler
+can block a supervisor: it pings for itself, and aborts stuck workers as systemd would a program.
 """
 
 from __future__ import annotations
@@ -20,23 +20,24 @@ if TYPE_CHECKING:
     from ..servers.stats import ServerStats
     from .slot import Slot, Worker
 
-# Seconds without a word from a worker, which has one to say each second, until its loop counts as stuck; and the
-# least, where systemd's watchdog says how many.
+# Seconds without a message until a worker's loop counts as stuck; a worker reports each second.
+# Where systemd's watchdog sets the time, it is at least the second number.
 _SILENCE, _LEAST_SILENCE = 10.0, 3.0
-# Seconds by which we are called too late if we were stopped ourselves, and the workers most likely with us.
-_OVERSLEPT = 1.0
-# Seconds that an aborted worker has, for faulthandler's traceback or a core dump.
+# Seconds late from which on the supervisor itself must have been stopped, and most likely the
+# workers with it.
+_LATE = 1.0
+# Seconds that an aborted worker has for faulthandler's traceback or a core dump.
 _GRACE = 5.0
 
 
 class Watchdog:
-    """Tells systemd how the workers are, and aborts those that are stuck where systemd would abort a program.
+    """Reports to systemd, and aborts stuck workers if systemd watches the program.
 
     Args:
-        notify: where to tell.
+        notify: systemd's socket.
         slots: of all workers.
-        workers: those that live; the supervisor changes it.
-        stats: tells what they have done.
+        workers: those alive; the supervisor changes it.
+        stats: returns the counters of all workers.
     """
 
     def __init__(
@@ -62,50 +63,51 @@ class Watchdog:
         return min([self._pulse_at, *(worker.silent_at for worker in self._workers)])
 
     def expire(self, due: float) -> None:
-        """Ping, and look for workers that are stuck. `due` is when that was to be done."""
+        """Ping, and look for stuck workers. `due` is the time for which this call was planned."""
         now = time.monotonic()
         for worker in self._workers:
             if worker.silent_at <= now:
                 worker.silent_at = NEVER
-                if now - due > _OVERSLEPT:
+                if now - due > _LATE:
                     self.note_message(worker)
-                elif worker.kill_at == NEVER:  # else told to end already
-                    self._blame(worker)
+                elif worker.kill_at == NEVER:  # it is not ending
+                    self._on_silence(worker)
         if self._pulse_at <= now:
             self._pulse_at = now + self._notify.pulse_every
             self._notify.pulse(self._stats())
 
     def note_message(self, worker: Worker) -> None:
-        """A worker has said something."""
+        """Note that a worker has sent a message."""
         worker.silent_at = time.monotonic() + self._silence
 
-    def _blame(self, worker: Worker) -> None:
+    def _on_silence(self, worker: Worker) -> None:
         _logger.error("worker %d has said nothing for %g s: does a handler block?", worker.pid, self._silence)
         if self._notify.watchdog < NEVER:
             worker.kill_at = time.monotonic() + _GRACE
-            signal.pidfd_send_signal(worker.pidfd, signal.SIGABRT)  # as systemd does; faulthandler tells where
+            # As systemd does: faulthandler writes where it is stuck.
+            signal.pidfd_send_signal(worker.pidfd, signal.SIGABRT)
 
     def reload(self) -> None:
-        """New workers are being started."""
+        """Report that new workers are being started."""
         self._starting, self._note = True, ""
         self._notify.reloading()
 
-    def fail(self) -> None:
-        """One of them could not start. systemd knows no failed reload, so only people are told."""
+    def note_failure(self) -> None:
+        """Note for people that a new worker could not start: systemd has no failed reload."""
         self._note = ", but new workers could not start (see the log)"
 
-    def settle(self) -> None:
-        """Tell systemd, if every slot has a worker that serves, and no successor is starting any more."""
-        settled = all(one.worker and one.worker.serving and one.successor is None for one in self._slots)
-        if self._starting and not self._stopping and settled:
+    def report_if_ready(self) -> None:
+        """End a start or reload if every slot has a serving worker and no successor is starting."""
+        ready = all(one.worker and one.worker.serving and one.successor is None for one in self._slots)
+        if self._starting and not self._stopping and ready:
             self._starting = False
             self._notify.ready(self._note)
 
     def stop(self) -> None:
-        """The end has begun."""
+        """Report that the end has begun."""
         self._stopping = True
         self._notify.stopping()
 
     def close(self) -> None:
-        """Say no more."""
+        """Send nothing more."""
         self._notify.close()
