@@ -94,7 +94,7 @@ class Row:
         return max(0.0, self.now.get(name, 0) - self._past[-1].get(name, 0)) / self._seconds
 
     def percentile(self, share: float) -> float | None:
-        """Seconds in which a share of the last handlers ended; linear in buckets, as Prometheus."""
+        """Seconds in which this share of the last handlers ended, interpolated as in Prometheus."""
         before = self._past[0] if self._past else {}
         prefix = "handler_duration_seconds_bucket "
         counts = sorted(

@@ -114,9 +114,7 @@ class Monitor:
     def watch(self, servers: Sequence[Server], *, measure: bool) -> None:
         """Report about these servers from now on; before, the program is not ready.
 
-        Args:
-            servers: all of the program.
-            measure: whether to measure how long handlers take.
+        With `measure` they also measure how long handlers take.
         """
         self._servers = servers
         self._labels = distinct_labels(server.label for server in servers)

@@ -329,7 +329,7 @@ class BoundSocket:
     def close(self) -> None:
         """Close the socket; remove its file unless another server has replaced it. Idempotent."""
         if self._path is not None and identity(self._path) == self._identity:
-            # The folder may have become read-only. The file may stay.
+            # The folder may have become read-only; a file that stays does no harm.
             with contextlib.suppress(OSError):
                 os.unlink(self._path)
         self._path = None

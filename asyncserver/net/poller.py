@@ -28,10 +28,7 @@ _BATCH = 128
 
 
 class Watched(Protocol):
-    """The owner of a watched descriptor: a Connection.
-
-    The names are private because handlers get the connection as their Stream.
-    """
+    """A descriptor's owner, a Connection. Private names, since handlers get it as their Stream."""
 
     def _on_readable(self) -> None: ...
 

@@ -32,11 +32,9 @@ _taken: list[tuple[str, socket.socket]] = []
 
 
 def systemd_sockets(name: str | None = None) -> list[socket.socket]:
-    """Return the sockets that systemd has opened for this program, in the order of its units.
+    """Return the sockets that systemd has opened for this program, if any, in its units' order.
 
         run(*[serve(handler, sock=sock) for sock in systemd_sockets("web")])
-
-    Without systemd there are none.
 
     systemd keeps them open as long as their unit is active. A server on one leaves its queue, when
     it closes, to the program's next start, and never removes the file of a Unix socket.
@@ -107,7 +105,7 @@ def listen_names(environment: Mapping[str, str], pid: int, pidfd_id: int | None 
 
 
 def own_pidfd_id() -> int | None:
-    """Return the inode number of this process's pidfd, which unlike a process number is unique.
+    """Return the inode number of this process's pidfd; unlike a process number it is not reused.
 
     None where the kernel has no such numbers; sd_listen_fds() does not compare them there either.
     Before Linux 6.9 all pidfds share one inode with other anonymous files, such as an epoll:

@@ -42,9 +42,8 @@ if sys.version_info >= (3, 12):
     ) -> asyncio.Task[_Result]:
         """Start a task in a copy of a context, and run it to its first wait.
 
-        So an answer that needs no wait costs no trip through the loop. A task factory that the
-        program has set is used. asyncio's eager_task_factory is not: it breaks on uvloop 0.23 with
-        CPython 3.13.0.
+        An answer that needs no wait costs no trip through the loop. A task factory of the program
+        is used; asyncio's eager one is not, since it breaks on uvloop 0.23 with CPython 3.13.0.
         """
         if loop.get_task_factory() is None:
             return asyncio.Task(coroutine, loop=loop, name=name, eager_start=True, context=context.copy())
@@ -63,12 +62,7 @@ else:
 
 
 async def join(task: asyncio.Task[_Result], on_cancel: Callable[[], object]) -> _Result:
-    """Wait for the end of a task, also when cancelled: that is raised afterwards.
-
-    Args:
-        task: the task; it is not cancelled itself.
-        on_cancel: called each time that the caller is cancelled, to shorten the wait.
-    """
+    """Wait for a task's end; when cancelled, call `on_cancel`, wait on, and raise it afterwards."""
     cancelled: asyncio.CancelledError | None = None
     # An anyio scope cancels again in every round of the loop. One that was cancelled before is the
     # reason for this call, not for haste; one that is cancelled during it calls `on_cancel` once.

@@ -1,4 +1,4 @@
-"""The file of a Unix socket: a dead server's is replaced, never a live one's; no mode comes late.
+"""The file of a Unix socket: a dead server's is replaced, never a live one's; bind() sets its mode.
 
 Other users may be able to write to the folder. They can put a socket of their own in its place,
 which cannot be prevented here. But no file of another kind is removed, and the mode of no file but
@@ -29,8 +29,8 @@ def bind(sock: socket.socket, path: str, mode: int | None) -> None:
     """
     _remove_stale(path, sock.type)
     if mode is not None:
-        # Linux makes the file with the socket's own mode, less the umask. Set after bind() it would
-        # come late: until then peers could send to a datagram socket.
+        # Linux makes the file with the socket's own mode, less the umask. A mode set after bind()
+        # would be too late: until then peers could send to a datagram socket.
         os.fchmod(sock.fileno(), mode)
     sock.bind(path)
     if mode is not None and stat.S_IMODE(os.lstat(path).st_mode) != mode:

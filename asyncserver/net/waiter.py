@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from contextvars import Context
 
-_no_result: Callable[[], object] = bool  # the cheapest call that returns
+_no_result: Callable[[], object] = bool  # a builtin that returns at once, without arguments
 
 
 class Waiter:

@@ -66,10 +66,7 @@ class ProxyHeader:
     tlvs: tuple[tuple[int, bytes], ...] = ()
 
     def tlv(self, kind: int) -> bytes | None:
-        """Return the first value of a type, or None.
-
-        Types are 1 ALPN, 2 authority (SNI), 5 unique id, 0x20 TLS, and so on.
-        """
+        """Return the first value of a type: 1 ALPN, 2 authority (SNI), 0x20 TLS, ...; or None."""
         return next((value for found, value in self.tlvs if found == kind), None)
 
 
