@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING
 
 from .._logger import logger as _logger
 from ..monitoring.monitor import log_urls
+from .counters import Counters
 from .http_server import HTTPServer
 from .process import FORCE, LEAVE, MOST_SERVERS, READY, SIGNALS, STOP, do_nothing, run_worker
 from .slot import NEVER, Slot, Worker, open_slots
 from .stopping import Stage, Stopping
-from .tally import Tally
 from .terminals import open_terminals
 from .watchdog import Watchdog
 
@@ -120,16 +120,16 @@ class Supervisor:
 
     def stats(self) -> list[ServerStats]:
         """Count what has happened so far in all workers, those that have ended included, for each server."""
-        return self._tally.stats()
+        return self._counters.stats()
 
     def _bind(self) -> None:
         self._slots = [Slot(sockets) for sockets in self._open()]
         self._bound = [one for slot in self._slots for sockets in slot.sockets for one in sockets]
-        self._tally = Tally(self._slots, self._workers, self._is_ready)
+        self._counters = Counters(self._slots, self._workers, self._is_ready)
         self._watchdog = Watchdog(self._notify, self._slots, self._workers, self.stats)
         if self._monitor is not None:
             bound = self._monitor.open_slots(1)[0]
-            self._exchanges = HTTPServer(self._selector, bound, self._tally.respond)
+            self._exchanges = HTTPServer(self._selector, bound, self._counters.respond)
             log_urls(one.address for one in bound)
         self._started()
 
@@ -160,7 +160,7 @@ class Supervisor:
         due = [worker.kill_at for worker in self._workers] + [slot.restart_at for slot in self._slots]
         due += [self._exchanges.due] if self._exchanges is not None else []
         watch_at = self._watchdog.due
-        seconds = min(self._tally.due, self._drain_at, watch_at, *due) - time.monotonic()
+        seconds = min(self._counters.due, self._drain_at, watch_at, *due) - time.monotonic()
         for key, _ in self._selector.select(None if seconds == NEVER else max(0.0, seconds)):
             key.data()
         now = time.monotonic()
@@ -169,8 +169,8 @@ class Supervisor:
         for slot in self._slots:
             if slot.restart_at <= now:
                 self._fill(slot)
-        if self._tally.due <= now:
-            self._tally.expire()
+        if self._counters.due <= now:
+            self._counters.expire()
         if self._exchanges is not None:
             self._exchanges.expire(now)
         if self._drain_at <= now:
@@ -186,7 +186,7 @@ class Supervisor:
             elif number == signal.SIGHUP and not self._stopping.stopping:
                 self._on_reload()
             elif number == signal.SIGUSR1:
-                self._tally.ask(self._log_stats)
+                self._counters.ask(self._log_stats)
 
     def _on_stop(self, cause: str) -> None:
         self._drain_at = NEVER
@@ -207,7 +207,7 @@ class Supervisor:
             if slot.worker is None and self._stopping.started:
                 self._fill(slot)  # for those in its queue, which would be reset
             slot.restart_at = NEVER
-        self._tally.freeze_drops()
+        self._counters.freeze_drops()
         self._close_sockets()  # so that a worker that closes its own, emptied, closes the last
         self._tell_all(STOP, self._patience)
 
@@ -234,7 +234,7 @@ class Supervisor:
             if worker is worker.slot.worker and worker.slot.successor is None and not self._stopping.stopping:
                 self._renew(worker.slot)
         else:
-            self._tally.store(worker, message)
+            self._counters.store(worker, message)
 
     def _on_ready(self, worker: Worker) -> None:
         worker.serving = True
@@ -246,7 +246,7 @@ class Supervisor:
         if all(each.successor is None and each.worker and each.worker.serving for each in self._slots):
             self._stopping.start()
             if not self._stopping.draining:
-                _logger.info("%d workers serve on %s", len(self._slots), ", ".join(self._tally.places))
+                _logger.info("%d workers serve on %s", len(self._slots), ", ".join(self._counters.places))
         self._watchdog.report_if_ready()
 
     def _on_death(self, worker: Worker) -> None:
@@ -259,7 +259,7 @@ class Supervisor:
             with contextlib.suppress(KeyError):
                 self._selector.unregister(descriptor)
         worker.close()
-        self._tally.retire(worker)
+        self._counters.retire(worker)
         how = f"worker {worker.pid} ended " + (f"with status {status}" if status >= 0 else f"by signal {-status}")
         if worker.leaving or self._stopping.draining:
             _logger.log(logging.ERROR if status else logging.DEBUG, "%s while it drained", how)
@@ -267,7 +267,7 @@ class Supervisor:
             self._replace(worker, how)
 
     def _replace(self, worker: Worker, how: str) -> None:
-        self._tally.deaths += 1
+        self._counters.deaths += 1
         slot = worker.slot
         if worker is slot.successor:
             slot.successor = None
@@ -369,7 +369,7 @@ class Supervisor:
         )
 
     def _log_stats(self) -> None:
-        for place, stats in zip(self._tally.places, self.stats(), strict=True):
+        for place, stats in zip(self._counters.places, self.stats(), strict=True):
             _logger.info("on %s: %s", place, stats)
 
     def _forget_others(self, slot: Slot, other_end: socket.socket, mask: set[int | signal.Signals]) -> None:

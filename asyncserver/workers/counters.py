@@ -1,4 +1,4 @@
-"""Tally: the sums of all workers' counters, including those of workers that have ended.
+"""Counters: the sums of all workers' counters, including those of workers that have ended.
 
 Workers report each second, and when asked. The counters of a worker that has ended are kept in its
 slot, so that the sums never decrease; what a killed worker counted in its last second is missing.
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _PATIENCE = 1.0
 
 
-class Tally:
+class Counters:
     """Adds up the workers' readings.
 
     Args:
