@@ -8,17 +8,18 @@ import logging
 import os
 import signal
 import ssl
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
 
 import asyncserver
-from tests.support import INTERRUPTIONS, PATIENCE, Interrupt, Transport
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
+from tests.kit import certificates
+from tests.kit.interruptions import INTERRUPTIONS, Interrupt
+from tests.kit.transports import KINDS, Transport
+from tests.kit.waiting import PATIENCE
 
 uvloop: Any = importlib.import_module("uvloop") if importlib.util.find_spec("uvloop") else None
 
@@ -78,52 +79,45 @@ def _own_environment() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def authority() -> trustme.CA:
     """Signs every certificate of the tests."""
-    return trustme.CA()
+    return certificates.authority()
 
 
 @pytest.fixture(scope="session")
-def certfile(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for localhost and 127.0.0.1, with its key, PEM."""
-    path = tmp_path_factory.mktemp("tls") / "server.pem"
-    authority.issue_cert("localhost", "127.0.0.1").private_key_and_cert_chain_pem.write_to_path(path)
-    return path
-
-
-@pytest.fixture(scope="session")
-def server_context(certfile: Path) -> asyncserver.TLSContext:
+def server_context() -> asyncserver.TLSContext:
     """TLS for servers, with the defaults that users get."""
-    return asyncserver.tls_context(certfile)
+    return certificates.server_context()
 
 
 @pytest.fixture(scope="session")
-def client_context(authority: trustme.CA) -> ssl.SSLContext:
+def client_context() -> ssl.SSLContext:
     """TLS for clients who trust the tests' authority."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    authority.configure_trust(context)
-    return context
+    return certificates.client_context()
 
 
-@pytest.fixture(params=["tcp", "unix", "tls"])
-def transport(
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    server_context: ssl.SSLContext,
-    client_context: ssl.SSLContext,
-) -> Transport:
+@pytest.fixture(scope="session")
+def certfile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for localhost and 127.0.0.1, with its key, PEM."""
+    folder = tmp_path_factory.mktemp("tls")
+    certificates.write_files(folder)
+    return folder / "both.pem"
+
+
+@pytest.fixture(params=KINDS)
+def transport(request: pytest.FixtureRequest, tmp_path: Path) -> Transport:
     """Each way to carry a connection."""
-    return Transport(request.param, tmp_path, server_context, client_context)
+    return Transport(request.param, tmp_path)
 
 
 @pytest.fixture
-def tcp(tmp_path: Path, server_context: ssl.SSLContext, client_context: ssl.SSLContext) -> Transport:
+def tcp(tmp_path: Path) -> Transport:
     """Plain TCP, where nothing else is to be learnt from the others."""
-    return Transport("tcp", tmp_path, server_context, client_context)
+    return Transport("tcp", tmp_path)
 
 
 @pytest.fixture
-def tls(tmp_path: Path, server_context: ssl.SSLContext, client_context: ssl.SSLContext) -> Transport:
+def tls(tmp_path: Path) -> Transport:
     """TLS over TCP."""
-    return Transport("tls", tmp_path, server_context, client_context)
+    return Transport("tls", tmp_path)
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.faultkit import FIGURES
-from tests.serverkit import LOOPS, ROOT
+from tests.kit.faults import FIGURES
+from tests.kit.programs import LOOPS, ROOT
 
 
 def table(figures: list[dict[str, str]]) -> list[list[str]]:
@@ -33,9 +33,8 @@ def table(figures: list[dict[str, str]]) -> list[list[str]]:
 def run(arguments: list[str]) -> tuple[int, list[dict[str, str]]]:
     """Run the tests; returns pytest's status and the figures."""
     with tempfile.NamedTemporaryFile("r", prefix="figures-") as file:
-        files = sorted(str(path) for path in (ROOT / "tests").glob("test_faults_*.py"))
         # All of them: the last -m wins over the one in pyproject.toml.
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "soak or not soak", *files, *arguments]
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "soak or not soak", "tests/faults", *arguments]
         status = subprocess.run(command, cwd=ROOT, env=os.environ | {FIGURES: file.name}, check=False).returncode
         return status, [json.loads(line) for line in file]
 

@@ -14,18 +14,17 @@ import signal
 import socket
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.proxykit import connectable, find, nginx_command, running, wait_for
-from tests.serverkit import PATIENCE, ROOT
-from tests.traffic import Load, Traffic
-from tests.workerkit import Client, Program
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+from tests.kit.programs import ROOT
+from tests.kit.proxies import connectable, find, nginx_command, running
+from tests.kit.traffic import Load, Traffic
+from tests.kit.waiting import PATIENCE, wait_until
+from tests.kit.workers import WorkerClient, WorkerProgram
 
 DOCS = ROOT / "docs"
 # The recipes' network becomes one of loopback addresses that no other process of the tests uses: so their ports are
@@ -84,12 +83,12 @@ class Instance:
 
     def start(self) -> None:
         if self.held is None:
-            self.program = Program(self.folder, self._arguments)
+            self.program = WorkerProgram(self.folder, self._arguments)
         else:
             arguments, where = self._arguments.copy(), self._arguments.index("--udp") + 1
             arguments[where] = "systemd:app"
             descriptor = self.held.fileno()
-            self.program = Program(self.folder, ["-c", ACTIVATE, str(descriptor), *arguments], (descriptor,))
+            self.program = WorkerProgram(self.folder, ["-c", ACTIVATE, str(descriptor), *arguments], (descriptor,))
         self.program.serving()
 
     def restart(self) -> None:
@@ -133,7 +132,7 @@ def rolling_deploy(
     for number, instance in enumerate(both, 1):
         instance.restart()
         if until is not None:
-            wait_for(functools.partial(until, number))
+            wait_until(functools.partial(until, number))
         for _ in range(rolls):
             instance.roll()
             load.wait_for("answered", requests // rolls // 2)
@@ -258,16 +257,15 @@ def test_kubernetes_pod_ends_as_its_probes_expect(tmp_path: Path) -> None:
     arguments = [one.replace("=:", f"={FRONT[0]}:").replace("delay=5", "delay=1") for one in arguments]
     monitor = (FRONT[0], 9100)
     ready, live = (container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("readiness", "liveness"))
-    program = Program(tmp_path, arguments)
-    with contextlib.closing(program):
+    with WorkerProgram(tmp_path, arguments) as program:
         program.serving()
         assert (probe(monitor, ready), probe(monitor, live)) == (200, 200)
         program.tell(signal.SIGTERM)
         program.expect("not ready any more")
         assert (probe(monitor, ready), probe(monitor, live)) == (503, 200)
-        with Client(FRONT) as client:
+        with WorkerClient(FRONT) as client:
             client.ask()
-        assert program.process.wait(PATIENCE) == 0
+        assert program.wait() == 0
 
 
 def test_commands_are_those_of_this_program() -> None:

@@ -9,16 +9,14 @@ import socket
 import ssl
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 import trustme
 
-from tests.serverkit import ROOT, free_port, wait_until_asleep
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from tests.kit.programs import ROOT, wait_until_asleep
+from tests.kit.sockets import free_port
 
 PROGRAMS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 SERVERS = [program for program in PROGRAMS if "8080" in program]

@@ -1,0 +1,21 @@
+"""Each style of existing handlers, and no patience with peers that do not answer."""
+
+from __future__ import annotations
+
+import pytest
+
+from asyncserver import ProtocolHandler
+from tests.kit.handlers import HANDLERS
+
+
+@pytest.fixture(autouse=True)
+def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for peers that do not answer waits for a short time only."""
+    monkeypatch.setattr("asyncserver.adapters.protocols._SHUTDOWN_TIMEOUT", 0.3)
+    monkeypatch.setattr("asyncserver.adapters.protocols._CLOSE_TIMEOUT", 0.3)
+
+
+@pytest.fixture(params=list(HANDLERS))
+def handler(request: pytest.FixtureRequest) -> ProtocolHandler:
+    """Each style there is."""
+    return HANDLERS[request.param]()

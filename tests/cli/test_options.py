@@ -1,0 +1,309 @@
+"""The table of options: the parser, the environment, and the README agree with it and with what can be served."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import itertools
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import asyncserver
+from asyncserver.cli import options
+from asyncserver.cli.options import OPTIONS, Option, make_parser, read
+from tests.kit.programs import ROOT
+
+# What is typed for an option, another valid value, and a wrong one with what is said about it.
+SAMPLES: dict[str, tuple[str, str, str | None]] = {
+    "handler": ("app:handler", "app:Class.method", "app"),
+    "--tcp": ("127.0.0.1:7000", "[::1]:7000", "localhost"),
+    "--udp": (":7000", "fd:3", "fd:x"),
+    "--unix": ("app.sock", "a b.sock", None),
+    "--unix-datagram": ("app.sock", "a b.sock", None),
+    "--unix-mode": ("660", "600", "999"),
+    "--backlog": ("0", "10", "-1"),
+    "--reuse-port": ("yes", "no", "perhaps"),
+    "--max-connections": ("1", "1000", "0"),
+    "--max-connections-per-host": ("1", "1000", "many"),
+    "--idle-timeout": ("0.5", "60", "0"),
+    "--max-pending": ("1", "20", "1.5"),
+    "--max-datagram-size": ("1", "200", "²"),
+    "--drain-timeout": ("0", "1e1", "-1"),
+    "--proxy-protocol": ("1", "0", "2"),
+    "--trusted-proxies": ("10.0.0.0/8,::1", "unix", None),
+    "--certfile": ("a.pem", "b.pem", None),
+    "--keyfile": ("a.pem", "b.pem", None),
+    "--client-ca": ("a.pem", "b.pem", None),
+    "--client-cert": ("optional", "required", "maybe"),
+    "--tls-min": ("1.3", "1.2", "1.1"),
+    "--tls-groups": ("X25519MLKEM768:X25519", "secp384r1", None),
+    "--ssl-handshake-timeout": ("1", "2.5", "nan"),
+    "--threads": ("1", "16", "0"),
+    "--on-error": ("app:report", "app:other", "report"),
+    "--check": ("on", "off", "check"),
+    "--workers": ("2", "4", "0"),
+    "--loop": ("asyncio", "uvloop", "trio"),
+    "--metrics": ("127.0.0.1:9100", ":9100", "9100"),
+    "--drain-delay": ("0", "5", "-1"),
+    "--log-level": ("debug", "error", "loud"),
+    "--log-connections": ("1", "0", "some"),
+    "--log-json": ("on", "off", "json"),
+}
+
+
+def parsed(*arguments: str, **environment: str) -> dict[str, Any]:
+    if environment.get("ASYNCSERVER_UNIX_MODE") or any(word.startswith("--unix-mode") for word in arguments):
+        environment = {"ASYNCSERVER_UNIX": "a.sock", **environment}  # it is for files
+    return vars(read(make_parser("7"), arguments, environment))
+
+
+def typed(option: Option, *texts: str) -> list[str]:
+    """The arguments that say the same as the texts in the environment."""
+    if option.flag == "handler":
+        return list(texts)
+    if not option.metavar:
+        flags = {"yes": option.flag, "1": option.flag, "on": option.flag}
+        return [flags.get(text, "--no-" + option.flag.removeprefix("--")) for text in texts]
+    return [f"{option.flag}={text}" for text in texts]
+
+
+all_options = pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.flag)
+
+
+def test_every_option_has_a_sample() -> None:
+    """The tests below try each option; a new one has to be given its line above."""
+    assert list(SAMPLES) == [option.flag for option in OPTIONS]
+
+
+@all_options
+def test_environment_says_the_same_as_the_command_line(option: Option) -> None:
+    """ASYNCSERVER_..., for every option; for those that can be given several times, several."""
+    for text in SAMPLES[option.flag][:2]:
+        word = shlex.quote(text) if option.several else text
+        assert parsed(**{option.variable: word}) == parsed(*typed(option, text)), text
+    if option.several:
+        both = SAMPLES[option.flag][:2]
+        assert parsed(**{option.variable: shlex.join(both)}) == parsed(*typed(option, *both))
+        assert len(parsed(*typed(option, *both))[option.name]) == 2
+
+
+@all_options
+def test_what_is_typed_wins(option: Option) -> None:
+    """Over the environment, which is then not added to either."""
+    first, second, _ = SAMPLES[option.flag]
+    assert parsed(*typed(option, first), **{option.variable: second}) == parsed(*typed(option, first))
+    assert parsed(*typed(option, second), **{option.variable: first}) == parsed(*typed(option, second))
+
+
+@all_options
+def test_empty_variable_is_none(option: Option) -> None:
+    """As if it were not set."""
+    assert parsed(**{option.variable: ""}) == parsed()
+
+
+@pytest.mark.parametrize(
+    "option", [one for one in OPTIONS if SAMPLES[one.flag][2] is not None], ids=lambda one: one.flag
+)
+def test_wrong_value_says_where_it_is(option: Option, capsys: pytest.CaptureFixture[str]) -> None:
+    """Status 2 and a line with the flag or the environment's variable, what was given and what was expected."""
+    wrong = SAMPLES[option.flag][2] or ""
+    with pytest.raises(SystemExit) as caught:
+        parsed(**{option.variable: wrong})
+    assert caught.value.code == 2
+    from_environment = capsys.readouterr().err.splitlines()[-1]
+    assert f"environment variable {option.variable}: expected " in from_environment
+    assert from_environment.endswith(f"; got {wrong!r}")
+    if not option.metavar:
+        return
+    with pytest.raises(SystemExit):
+        parsed(*typed(option, wrong))
+    from_command_line = capsys.readouterr().err.splitlines()[-1]
+    assert f"argument {option.metavar if option.flag == 'handler' else option.flag}: " in from_command_line
+    assert repr(wrong) in from_command_line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "words"),
+    [
+        (
+            ["--udp", ":0", "--certfile", "a.pem"],
+            {},
+            "--certfile (ASYNCSERVER_CERTFILE) has no effect without --tcp or",
+        ),
+        (["--udp", ":0", "--proxy-protocol"], {}, "has no effect without --tcp or --unix: leave it out"),
+        (["--unix-datagram", "x"], {"ASYNCSERVER_MAX_CONNECTIONS": "5"}, "(ASYNCSERVER_MAX_CONNECTIONS) has no effect"),
+        (["--tcp", ":0", "--max-pending", "1024"], {}, "has no effect without --udp or --unix-datagram"),
+        (
+            ["--tcp", ":0"],
+            {"ASYNCSERVER_MAX_DATAGRAM_SIZE": "9"},
+            "--max-datagram-size (ASYNCSERVER_MAX_DATAGRAM_SIZE)",
+        ),
+        (["--tcp", ":0", "--udp", ":0", "--unix-mode", "660"], {}, "no effect without --unix or --unix-datagram"),
+        (["--no-proxy-protocol", "--unix-mode", "660"], {}, "--unix-mode (ASYNCSERVER_UNIX_MODE) has no effect"),
+    ],
+)
+def test_option_without_effect_is_refused(
+    arguments: list[str], environment: dict[str, str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever gave it wanted something that would not happen: TLS for datagrams, say."""
+    with pytest.raises(SystemExit) as caught:
+        read(make_parser("7"), arguments, environment)
+    assert caught.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_option_that_is_switched_off_needs_no_effect() -> None:
+    """It asks for what is the case; and the default address is of both kinds."""
+    parsed("--udp", ":0", "--no-proxy-protocol", ASYNCSERVER_PROXY_PROTOCOL="0")
+    parsed("--max-pending", "5", "--max-connections", "5")
+
+
+def test_unknown_variables() -> None:
+    """Those that Kubernetes makes of a service's name are nobody's mistake."""
+    kubernetes = {
+        "ASYNCSERVER_SERVICE_HOST": "10.0.0.1",
+        "ASYNCSERVER_SERVICE_PORT_HTTP": "80",
+        "ASYNCSERVER_PORT": "tcp://10.0.0.1:80",
+        "ASYNCSERVER_PORT_80_TCP_ADDR": "10.0.0.1",
+    }
+    mistakes = {"ASYNCSERVER_MAXCONNECTIONS": "5", "ASYNCSERVER_PORT": "80"}
+    assert options.unknown_variables({**kubernetes, "PATH": "/", "ASYNCSERVER_TCP": ":0"}) == []
+    told = options.unknown_variables(mistakes)
+    assert told[0] == "ASYNCSERVER_MAXCONNECTIONS; did you mean ASYNCSERVER_MAX_CONNECTIONS?"
+    assert told[1].startswith("ASYNCSERVER_PORT")
+
+
+def test_quote_that_is_not_closed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Several values are quoted as in a shell; the error tells the variable."""
+    with pytest.raises(SystemExit):
+        parsed(ASYNCSERVER_UNIX="'a.sock")
+    assert "ASYNCSERVER_UNIX: expected values separated by spaces (No closing quotation)" in capsys.readouterr().err
+
+
+def test_defaults_are_those_of_the_functions() -> None:
+    """Without an option the command line serves as serve(), serve_datagrams() and run() do."""
+    defaults = parsed()
+    for function in (asyncserver.serve, asyncserver.serve_datagrams, asyncserver.run):
+        for parameter in inspect.signature(function).parameters.values():
+            name = {"path_mode": "unix_mode"}.get(parameter.name, parameter.name)
+            if name in defaults and parameter.default is not inspect.Parameter.empty:
+                assert defaults[name] == (list(parameter.default) if parameter.default == () else parameter.default)
+
+
+def test_every_parameter_has_an_option() -> None:
+    """Whatever can be said to serve(), serve_datagrams(), run() and tls_context() can be typed."""
+    other_names = {
+        "host": "tcp", "port": "tcp", "fd": "tcp", "path": "unix", "path_mode": "unix_mode", "servings": "tcp",
+        "ssl": "certfile", "more_certificates": "certfile", "minimum_version": "tls_min",
+            "groups": "tls_groups",
+    }  # fmt: skip
+    # A socket is an object of a program's; a handler's protocols for ALPN and a password are not for a command line.
+    not_typed = {"sock", "alpn", "password"}
+    names = {option.name for option in OPTIONS}
+    functions = (asyncserver.serve, asyncserver.serve_datagrams, asyncserver.run, asyncserver.tls_context)
+    parameters = set(itertools.chain.from_iterable(inspect.signature(function).parameters for function in functions))
+    assert {other_names.get(name, name) for name in parameters - not_typed} <= names
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """--version tells that of the package and leaves with 0."""
+    with pytest.raises(SystemExit) as caught:
+        read(make_parser(f"asyncserver {asyncserver.__version__}"), ["--version"], {})
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"asyncserver {asyncserver.__version__}\n"
+
+
+# -- completion
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("python -m asyncserver --max-c", {"--max-connections", "--max-connections-per-host"}),
+        ("python -m asyncserver app:handler --loop ", {"auto", "uvloop", "asyncio"}),
+        ("python -m asyncserver app:handler --unix a --certf", {"--certfile"}),
+    ],
+)
+def test_shells_can_complete(line: str, words: set[str], tmp_path: Path) -> None:
+    """What argcomplete's shell function asks, as it asks it; and it finds the module to be one that answers."""
+    pytest.importorskip("argcomplete")
+    asked = {"COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "9", "_ARGCOMPLETE": "3"}
+    environment = {
+        **os.environ,
+        **asked,
+        "PYTHONPATH": str(ROOT),
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "out"),
+    }
+    subprocess.run([sys.executable, "-m", "asyncserver"], env=environment, cwd=tmp_path, check=True, timeout=60)
+    assert set((tmp_path / "out").read_text().replace("\v", " ").split()) == words
+    finding = [sys.executable, "-m", "argcomplete._check_module", "asyncserver"]
+    subprocess.run(finding, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path, check=True, timeout=60)
+
+
+# -- addresses
+
+
+@given(st.text(max_size=30))
+@example("fd:²")
+@example("[::1:80")
+@example("::")
+@example(":-1")
+def test_any_text_is_an_address_or_refused(text: str) -> None:
+    """What comes out is for serve(); everything else says what was expected and what was given."""
+    try:
+        place = options.address(text)
+    except argparse.ArgumentTypeError as exc:
+        assert text in str(exc) or repr(text) in str(exc)
+    else:
+        asyncserver.serve(_nothing, **place).close()
+
+
+@given(
+    st.one_of(st.ip_addresses().map(str), st.just(""), st.from_regex(r"[a-z0-9.-]+", fullmatch=True)),
+    st.integers(0, 65535),
+)
+def test_host_and_port(host: str, port: int) -> None:
+    """A name, an IPv4 address, an IPv6 address in brackets, or nothing for every interface."""
+    if host == "fd":
+        return
+    shown = f"[{host}]" if ":" in host else host
+    assert options.address(f"{shown}:{port}") == {"host": host or None, "port": port}
+
+
+async def _nothing(_: object) -> None:
+    """Handle nothing."""
+
+
+@given(st.lists(st.text(min_size=1, max_size=20).filter(lambda text: "\0" not in text), min_size=1, max_size=5))
+def test_any_paths_can_be_in_the_environment(paths: list[str]) -> None:
+    """Quoted as in a shell, whatever is in them."""
+    found = parsed(ASYNCSERVER_UNIX=shlex.join(paths))["unix"]
+    assert found == [{"path": path} for path in paths]
+
+
+# -- the README
+
+
+def table() -> str:
+    """The options as the README shows them."""
+    lines = ["| option | what it does |", "|---|---|"]
+    for title, group in itertools.groupby(OPTIONS, lambda option: option.group):
+        lines += [f"| **{title}** | |"] * bool(title)
+        for option in group:
+            shown = f"{option.flag} {option.metavar}".strip().removeprefix("handler ")
+            lines.append(f"| `{shown}` | {option.summary.replace('|', chr(92) + '|')} |")
+    return "\n".join(lines)
+
+
+def test_readme_tells_of_each_option() -> None:
+    """Its table is the one that is made of the options."""
+    readme = (ROOT / "README.md").read_text()
+    assert table() in readme, f"README.md needs this table:\n{table()}"

@@ -1,0 +1,35 @@
+"""What holds of every server, whatever is done to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import asyncserver
+
+
+def is_balanced(server: asyncserver.Server) -> bool:
+    """Whether each accepted connection is in exactly one of the counters."""
+    now = server.stats()
+    ended = now.completed + now.failed + now.cancelled + now.timed_out
+    return now.accepted == now.active + now.refused + ended
+
+
+def is_balanced_for_datagrams(server: asyncserver.Server) -> bool:
+    """Whether each datagram is in exactly one of the counters, and each completed one too."""
+    now = server.stats()
+    return (
+        now.datagrams_received == now.active + now.completed + now.failed + now.cancelled
+        and now.completed == now.datagrams_answered + now.datagrams_silent
+    )
+
+
+def records(caplog: pytest.LogCaptureFixture, name: str = "asyncserver") -> list[Any]:
+    """The records of one logger."""
+    return [one for one in caplog.records if one.name == name]
+
+
+def errors_in(caplog: pytest.LogCaptureFixture) -> list[Any]:
+    """The records of the package's own logger that tell of an error."""
+    return [one for one in records(caplog) if one.levelname == "ERROR"]

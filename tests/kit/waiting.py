@@ -1,0 +1,49 @@
+"""Waiting for what has to come, and what is waited for: with an end, so that a test fails instead of hanging."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+#: Seconds for what takes milliseconds; a test that waits so long has failed.
+PATIENCE = 20.0
+
+
+async def until(reached: Callable[[], object], seconds: float = PATIENCE) -> None:
+    """Poll, where no event tells."""
+    async with asyncio.timeout(seconds):
+        while not reached():
+            await asyncio.sleep(0.002)
+
+
+def wait_until(reached: Callable[[], object], seconds: float = PATIENCE) -> None:
+    """Poll, where no loop runs."""
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline, f"not within {seconds} seconds"
+        time.sleep(0.005)
+
+
+async def within(awaitable: Awaitable[T], seconds: float = PATIENCE) -> T:
+    """Await, but fail instead of hanging."""
+    async with asyncio.timeout(seconds):
+        return await awaitable
+
+
+async def blocked(operation: Awaitable[T]) -> asyncio.Task[T]:
+    """Start an operation in a task, and come back when it waits."""
+
+    async def run() -> T:
+        return await operation
+
+    task = asyncio.get_running_loop().create_task(run())
+    for _ in range(10_000):
+        await asyncio.sleep(0)  # not there yet: its first steps, or a pause for others
+        if task.done() or task._fut_waiter is not None:  # type: ignore[attr-defined]
+            break
+    assert not task.done(), f"expected to wait, but it ended: {task!r}"
+    return task

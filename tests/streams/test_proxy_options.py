@@ -1,0 +1,49 @@
+"""How a server is told that a proxy is in front of it: arguments, and the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+import asyncserver
+from asyncserver.cli import main as cli
+
+
+async def handler(stream: asyncserver.Stream) -> None:
+    del stream
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"proxy_protocol": 1}, TypeError, "proxy_protocol must be True or False, got 1"),
+        ({"trusted_proxies": ["10.0.0.0/8"]}, ValueError, "add proxy_protocol=True"),
+        ({"proxy_protocol": True, "trusted_proxies": "10.0.0.0/8"}, TypeError, r"\['10.0.0.0/8'\]"),
+    ],
+)
+def test_wrong_arguments(options: Any, error: type[Exception], words: str) -> None:
+    """Arguments that cannot be meant are refused at once."""
+    with pytest.raises(error, match=words):
+        asyncserver.serve(handler, "127.0.0.1", 0, **options)
+
+
+def served(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Coroutine[Any, Any, None]:
+    """Return what the command line would run."""
+    caught: list[Any] = []
+    monkeypatch.setattr(cli, "run_program", lambda servings, *_, **__: caught.extend(servings))
+    assert cli.main(arguments) == 0
+    (serving,) = caught
+    assert isinstance(serving, asyncserver.Serving)
+    return serving
+
+
+async def test_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """--proxy-protocol and --trusted-proxies, with commas and several times."""
+    networks = ("--trusted-proxies", "10.0.0.0/8,127.0.0.1", "--trusted-proxies", "unix")
+    serving: Any = served(monkeypatch, "--tcp", "127.0.0.1:0", "--proxy-protocol", *networks)
+    async with serving as server:
+        assert server._proxies.names == ("10.0.0.0/8", "127.0.0.1", "unix")
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["--tcp", "127.0.0.1:0", *networks])
