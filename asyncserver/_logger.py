@@ -8,7 +8,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Callable, MutableMapping
 
     _Adapter = logging.LoggerAdapter[logging.Logger]
 else:
@@ -31,6 +31,29 @@ class ContainedLogger(_Adapter):
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
         """Leave the message, and its `extra`, as they are."""
         return msg, kwargs
+
+
+class Seldom:
+    """Says how loudly to tell of something that strangers can cause as often as they like.
+
+    Args:
+        clock: tells the time in seconds.
+    """
+
+    # Seconds between two warnings of a kind.
+    _EVERY = 60.0
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._told: dict[str, float] = {}
+
+    def level(self, kind: str) -> int:
+        """WARNING for the first of its kind in a minute, DEBUG for the others."""
+        now = self._clock()
+        if now - self._told.get(kind, -self._EVERY) < self._EVERY:
+            return logging.DEBUG
+        self._told[kind] = now
+        return logging.WARNING
 
 
 logger = ContainedLogger(logging.getLogger("asyncserver"))

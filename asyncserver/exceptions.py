@@ -24,5 +24,9 @@ class IdleTimeout(TimeoutError):  # noqa: N818 - named like TimeoutError, whose 
     """The connection was silent in both directions for `idle_timeout` seconds."""
 
 
+class InjectionError(RuntimeError):
+    """Inside the package only: a peer sent plain bytes behind its request to start TLS. For users a RuntimeError."""
+
+
 class Refused(Exception):  # noqa: N818 - not an error of anybody's, but how a connection ended
     """Inside the package only: a connection was closed before its handler saw it."""

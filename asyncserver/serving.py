@@ -30,6 +30,8 @@ __all__ = ["Serving", "serve", "serve_datagrams"]
 
 # Seconds a client has for TLS's handshake; asyncio's and uvloop's default is 60, which lets silent clients gather.
 _HANDSHAKE_TIMEOUT = 30.0
+# The same for a PROXY header: the specification asks for 3 at least, a retransmission's time, and for few.
+_PROXY_TIMEOUT = 5.0
 
 # The module that the command line is importing for its handler. It is to be served by the command line, not by itself;
 # what the module does in threads of its own is its own business.
@@ -179,6 +181,7 @@ def serve(
     # a proxy in front
     proxy_protocol: bool = False,
     trusted_proxies: Sequence[str] = (),
+    proxy_timeout: float = _PROXY_TIMEOUT,
     # the end
     drain_timeout: float = 30.0,
     on_error: ErrorHandler | None = None,
@@ -212,14 +215,19 @@ def serve(
             an error in the log.
         proxy_protocol: expect the header that a proxy puts before each connection (PROXY protocol 1 or 2, before
             TLS), and take the client's address from it: `stream.peer_address`, `stream.proxy_header`, logs, limits.
-            A connection without a valid one within 5 seconds is refused. A proxy's health check (LOCAL, UNKNOWN) is
-            served under its own address.
+            A connection without a valid one is refused. A proxy's health check (LOCAL, UNKNOWN) is served under its
+            own address.
         trusted_proxies: networks ("10.0.0.0/8"), addresses, or "unix" for the peers of Unix sockets: who may send
             that header, since it can claim any address. Others are refused, and counted as `proxy_untrusted`.
             Nothing means this host alone: loopback and Unix sockets.
+        proxy_timeout: seconds for that header; without it by then a connection is refused, and counted as
+            `proxy_timed_out`. Behind a proxy that sends it only with the client's first bytes, such as AWS NLB, the
+            seconds that a client may be silent at first.
         drain_timeout: seconds that handlers have to end when the server closes; then they are cancelled.
         on_error: called as `on_error(exception, stream)` besides the log line when a handler has raised; what it
-            raises itself is logged.
+            raises itself is logged. Not called for what is the peer's doing: it left, sent too long a line or plain
+            bytes behind STARTTLS, or let a deadline of the handler's (`asyncio.timeout()`) pass. Of those the log has
+            a line without traceback, at WARNING once a minute, else at DEBUG.
 
     Raises:
         TypeError, ValueError: at once, for wrong arguments.
@@ -230,6 +238,7 @@ def serve(
     _check_count("max_connections", max_connections, none=True)
     _check_count("max_connections_per_host", max_connections_per_host, none=True)
     check_seconds("ssl_handshake_timeout", ssl_handshake_timeout)
+    check_seconds("proxy_timeout", proxy_timeout)
     check_seconds("idle_timeout", idle_timeout, none=True)
     check_seconds("drain_timeout", drain_timeout, zero=True)
     _check_context(ssl)
@@ -247,6 +256,7 @@ def serve(
             max_connections_per_host=max_connections_per_host,
             idle_timeout=idle_timeout,
             proxies=proxies,
+            proxy_timeout=proxy_timeout,
             drain_timeout=drain_timeout,
             on_error=on_error,
         )

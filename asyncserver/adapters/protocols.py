@@ -167,6 +167,7 @@ class ProtocolConnection(Dialogue):
 
     bytes_received: int
     bytes_sent: int
+    _undelivered = False  # nobody knows
 
     def __init__(
         self,
@@ -329,6 +330,15 @@ class ProtocolConnection(Dialogue):
 
     # -- for the server
 
+    @property
+    def _admitted(self) -> bool:
+        return self._transport is not None
+
+    def _bar(self) -> None:
+        """Nothing can be sent before there is a transport, and that comes after the handshake."""
+
+    _let_in = _bar
+
     def _begin_drain(self) -> None:
         if self._transport is None or self.draining:
             if self._plain is not None:
@@ -380,6 +390,8 @@ class ProtocolConnection(Dialogue):
 
     def _close_if_quiet(self) -> bool:
         return True  # run() has seen to it
+
+    _let_go = abort
 
     async def aclose(self) -> None:
         """Never needed: run() ends when the connection has."""

@@ -13,6 +13,8 @@ _FIRST_WORDS = 0.5
 # tcpi_last_data_recv in struct tcp_info (linux/tcp.h): ms since the last data or the connect.
 _SILENT_FOR = slice(52, 56)
 
+_SIOCOUTQNSD = 0x894B  # linux/sockios.h; the other two are called as for terminals, see tcp(7)
+
 
 def first_words_due(sock: socket.socket, waited: float) -> float:
     """Seconds for which the first bytes of a silent peer may still be on their way.
@@ -30,6 +32,25 @@ def first_words_due(sock: socket.socket, waited: float) -> float:
 
 def unread(fd: int) -> int:
     """Bytes in the kernel that have not been received."""
+    return _ask(fd, termios.FIONREAD)
+
+
+def unsent(fd: int) -> int:
+    """Bytes of ours that the kernel has not sent yet, since the peer had no room for them; not those under way."""
+    try:
+        return _ask(fd, _SIOCOUTQNSD)
+    except OSError:  # no TCP: a Unix peer has them as soon as they are sent
+        return 0
+
+
+def unacknowledged(sock: socket.socket) -> int:
+    """Bytes of ours that the peer's host has not got yet as far as ours knows; our end of the stream counts as one."""
+    if sock.fileno() < 0 or sock.family not in {socket.AF_INET, socket.AF_INET6}:
+        return 0
+    return _ask(sock.fileno(), termios.TIOCOUTQ)
+
+
+def _ask(fd: int, what: int) -> int:
     size = bytearray(4)
-    fcntl.ioctl(fd, termios.FIONREAD, size)
+    fcntl.ioctl(fd, what, size)
     return int.from_bytes(size, sys.byteorder)

@@ -25,7 +25,7 @@ from .._logger import logger as _logger
 from ..net.tasks import start_task
 from .logs import about
 from .server import Server
-from .stats import Durations, outcome_of
+from .stats import Durations, fault_of_peer, outcome_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -71,6 +71,7 @@ class HandlerServer(Server, Generic[AnySource]):
         self._starting: AnySource | None = None
         self._live: dict[asyncio.Task[object], AnySource] = {}
         self._closing_sources: dict[asyncio.Task[object], AnySource] = {}
+        self._undelivered_before = 0  # the drain
         # One of each for all handlers: a bound method and a context for every one would be memory.
         self._done_callback, self._context = self._on_handler_done, contextvars.copy_context()
 
@@ -143,10 +144,7 @@ class HandlerServer(Server, Generic[AnySource]):
 
     def _settle(self, source: AnySource, exc: BaseException | None, result: object) -> None:
         """Count how a handler ended, log its error, and close what it handled."""
-        outcome = outcome_of(exc)
-        if outcome == "failed":
-            self._report(exc, source)
-        self._count[outcome] += 1
+        self._count["completed" if exc is None else self._judge(exc, source)] += 1
         try:
             closing = self._close_source(source)
         except Exception as error:
@@ -159,8 +157,26 @@ class HandlerServer(Server, Generic[AnySource]):
         self._closing_sources[task] = source
         task.add_done_callback(self._on_source_closed)
 
+    def _judge(self, exc: BaseException, source: AnySource) -> str:
+        """Tell of what a handler raised; returns the counter that its end belongs to."""
+        outcome, fault = outcome_of(exc), fault_of_peer(exc)
+        if fault and not self._blame_peer(fault, exc, source):
+            outcome = "failed"
+        if outcome == "failed":
+            self._report(exc, source)
+        return outcome
+
+    def _blame_peer(self, fault: str, exc: BaseException, source: AnySource) -> bool:
+        """Tell of what a peer did; false if peers here cannot do such a thing."""
+        return False
+
     def _close_source(self, source: AnySource) -> Coroutine[Any, Any, object] | None:
         """Close what a handler handled; what has to wait for that is left to the coroutine returned."""
+
+    def _abandon(self, source: AnySource) -> bool:
+        """Hear that the time is over in which it could be closed politely; true if that cost its peer something."""
+        source.abort()
+        return False
 
     def _on_source_closed(self, task: asyncio.Task[object]) -> None:
         (source := self._closing_sources.pop(task)).abort()  # no effect unless it was cancelled before its first step
@@ -188,7 +204,9 @@ class HandlerServer(Server, Generic[AnySource]):
     # -- closing
 
     def _handlers_ended(self) -> int:
-        return sum(self._count[outcome] for outcome in ("completed", "failed", "cancelled", "timed_out"))
+        """Handlers that have ended, and whose sources are closed."""
+        ended = sum(self._count[outcome] for outcome in ("completed", "failed", "cancelled", "timed_out"))
+        return ended - len(self._closing_sources)
 
     def _busy(self) -> bool:
         return bool(self._live or self._closing_sources)
@@ -198,6 +216,7 @@ class HandlerServer(Server, Generic[AnySource]):
         return len(self._live) > callers or bool(self._closing_sources)
 
     def _begin_drains(self) -> None:
+        self._undelivered_before = self._count["undelivered"]
         for source in tuple(self._live.values()):
             source._begin_drain()
 
@@ -205,8 +224,9 @@ class HandlerServer(Server, Generic[AnySource]):
         left = {task: source for task, source in self._live.items() if task not in self._callers}
         for task in left:
             task.cancel()
-        for source in tuple(self._closing_sources.values()):
-            source.abort()
+        # What the peers of handlers that had ended before did not take.
+        cut_off = self._count["undelivered"] - self._undelivered_before
+        cut_off += sum([self._abandon(source) for source in tuple(self._closing_sources.values())])
         self._drop_waiting()
         end, ending = self._loop.time() + self._cancel_grace, list(left)
 
@@ -223,4 +243,4 @@ class HandlerServer(Server, Generic[AnySource]):
             del self._live[task]
             self._count["cancelled"] += 1
             self._release(source)
-        return len(left) - len(given_up), len(given_up)
+        return len(left) - len(given_up), len(given_up) + cut_off

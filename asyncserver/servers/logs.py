@@ -6,6 +6,7 @@ Every record of the logger "asyncserver" that is about a server has the fields o
 from __future__ import annotations
 
 import logging
+import traceback
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -56,6 +57,21 @@ def about(server: Labelled, source: Any = None, **more: object) -> dict[str, obj
         if hasattr(source, "bytes_received"):
             fields |= {"bytes_received": source.bytes_received, "bytes_sent": source.bytes_sent}
     return fields
+
+
+# Modules whose frames say little about where in the program something went wrong.
+_NOT_THE_PROGRAM = {"asyncserver", "anyio", "asyncio", "contextlib"}
+
+
+def raised_at(exc: BaseException) -> str:
+    """The line of the program's own code where an error came from, as far as that is known."""
+    if isinstance(exc, BaseExceptionGroup):
+        return raised_at(exc.exceptions[0])
+    place = "an unknown place"
+    for frame, line in traceback.walk_tb(exc.__traceback__):
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in _NOT_THE_PROGRAM:
+            place = f"{frame.f_code.co_name}, line {line} of {frame.f_code.co_filename}"
+    return place
 
 
 def with_lines(

@@ -107,7 +107,10 @@ class Server(Account, ABC):
     @property
     @abstractmethod
     def connections(self) -> frozenset[Any]:
-        """The connections whose handlers run now, as a snapshot: their Streams, or what stands for them."""
+        """The connections whose handlers run now, as a snapshot: their Streams, or what stands for them.
+
+        One whose PROXY header or TLS handshake is not complete is not among them: nothing may be sent on it yet.
+        """
 
     @property
     def taking(self) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import anyio
 
 from .._logger import logger as _logger
-from ..exceptions import IdleTimeout, Refused
+from ..exceptions import IdleTimeout, InjectionError, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -32,16 +32,27 @@ _OF_ALL = frozenset(("active", "completed", "failed", "cancelled", "timed_out"))
 
 # How the end of its connection looks to a handler that does not care to catch it: not the handler's error.
 _ENDED = (anyio.EndOfStream, anyio.IncompleteRead, anyio.BrokenResourceError, anyio.ClosedResourceError)
+# What a handler raises whose peer sends something else than it should: too long a line, STARTTLS with more behind.
+_MISBEHAVED = (anyio.DelimiterNotFound, asyncio.LimitOverrunError, InjectionError)
+# Why a handler raised, the worst first, and how that is counted.
+_OUTCOMES = {
+    "failed": "failed",
+    "timed_out": "timed_out",
+    "idle": "timed_out",
+    "misbehaved": "completed",
+    "ended": "completed",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class DrainReport:
-    """How the handlers that ran when `close()` was called have ended.
+    """How the handlers have ended that ran, or whose last bytes were still on their way, when `close()` was called.
 
     Attributes:
-        completed: handlers that ended by themselves.
+        completed: handlers that ended by themselves, and whose peers have got what they sent.
         cancelled: handlers that ended because they were cancelled at the deadline.
-        aborted: handlers that had not ended a second after that; their connections were reset.
+        aborted: handlers that had not ended a second after that, whose connections were reset; and those whose peers
+            had not taken all that was sent by the deadline, or were gone before.
     """
 
     completed: int = 0
@@ -53,12 +64,13 @@ class DrainReport:
 class ServerStats:
     """Counters since the server started.
 
-    Connections: `accepted = active + refused + completed + failed + cancelled + timed_out`.
+    Connections: `accepted = entering + active + refused + completed + failed + cancelled + timed_out`.
     Datagrams: what reached the host = `datagrams_received + datagrams_dropped` (and what the kernel still holds), and
     `datagrams_received = active + completed + failed + cancelled`, `completed = datagrams_answered + datagrams_silent`.
 
     Attributes:
         accepted: connections taken from the kernel's queue.
+        entering: connections whose PROXY header or TLS handshake is not complete: not yet in `Server.connections`.
         active: connections or datagrams whose handlers run.
         refused: connections closed before a handler saw them: over the limit per host, failed in the handshake, or
             without a valid PROXY header.
@@ -68,7 +80,11 @@ class ServerStats:
         completed: handlers that ended without an error of their own, also because the peer broke the connection.
         failed: handlers that raised.
         cancelled: handlers that ended because they were cancelled.
-        timed_out: handlers that let `IdleTimeout` end them.
+        timed_out: handlers that let `IdleTimeout`, or the TimeoutError of a deadline of their own, end them.
+        misbehaved: of the completed, those that ended because the peer sent what it should not: a line that is too
+            long, plain bytes behind its request to start TLS.
+        undelivered: of the connections that have ended, those whose peer had not taken all that was sent: it read
+            nothing for too long, was gone, or the drain was over.
         accept_errors: how often accept(2) failed.
         bytes_received: payload bytes received over connections.
         bytes_sent: payload bytes sent over connections.
@@ -81,6 +97,7 @@ class ServerStats:
     """
 
     accepted: int = 0
+    entering: int = 0
     active: int = 0
     refused: int = 0
     completed: int = 0
@@ -90,6 +107,8 @@ class ServerStats:
     accept_errors: int = 0
     bytes_received: int = 0
     bytes_sent: int = 0
+    misbehaved: int = 0
+    undelivered: int = 0
     proxy_untrusted: int = 0
     proxy_invalid: int = 0
     proxy_timed_out: int = 0
@@ -106,16 +125,34 @@ def outcome_of(exc: BaseException | None) -> str:
         return "completed"
     if isinstance(exc, asyncio.CancelledError):
         return "cancelled"
-    if isinstance(exc, IdleTimeout):
-        return "timed_out"
     if isinstance(exc, Refused):
         return "refused"
+    return _OUTCOMES[_cause_of(exc)]
+
+
+def fault_of_peer(exc: BaseException) -> str:
+    """What a peer did that made a handler raise: "misbehaved", "timed_out" (it was too slow), or "".
+
+    Not told of a peer that only left, or was ended by the server's own idle timeout.
+    """
+    cause = _cause_of(exc)
+    return cause if cause in {"misbehaved", "timed_out"} else ""
+
+
+def _cause_of(exc: BaseException) -> str:
     if isinstance(exc, BaseExceptionGroup):  # of a task group in the handler
-        rest = exc.split(_ENDED)[1]
-        if rest is not None and rest.split(IdleTimeout)[1] is None:
-            return "timed_out"
-        return "completed" if rest is None else "failed"
-    return "completed" if isinstance(exc, _ENDED) else "failed"
+        causes = {_cause_of(one) for one in exc.exceptions}
+        return next(one for one in _OUTCOMES if one in causes)
+    if isinstance(exc, _ENDED):
+        return "ended"
+    if isinstance(exc, IdleTimeout):
+        return "idle"
+    if isinstance(exc, _MISBEHAVED) or (
+        type(exc) is ValueError and isinstance(exc.__context__, asyncio.LimitOverrunError)  # StreamReader.readline()
+    ):
+        return "misbehaved"
+    # One of asyncio.timeout(), wait_for() or fail_after(). What sockets and libraries raise says more.
+    return "timed_out" if type(exc) is TimeoutError and not exc.args else "failed"
 
 
 class Durations:
@@ -209,7 +246,11 @@ def timed(
 
 def retired(reading: Reading) -> Reading:
     """What stays of a process's reading when it has ended: counters, but not what it had at that moment."""
-    return {name: value for name, value in reading.items() if name != "active" and not name.startswith("pool_")}
+    return {
+        name: value
+        for name, value in reading.items()
+        if name not in {"active", "entering"} and not name.startswith("pool_")
+    }
 
 
 def add(totals: list[Reading], readings: Iterable[Reading]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import ssl as ssl_
 from collections import Counter, deque
 from functools import partial
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import anyio
 
+from .._logger import Seldom
 from .._logger import logger as _logger
 from ..adapters.protocols import ProtocolConnection, ProtocolHandler
 from ..exceptions import Refused
@@ -22,8 +22,8 @@ from ..streams.proxy_protocol import HeaderError
 from ..streams.stream import Stream
 from ..tls.contexts import TLSContext
 from .handlers import HandlerServer, Run, Source
-from .logs import about, with_lines
-from .stats import timed
+from .logs import about, raised_at, with_lines
+from .stats import outcome_of, timed
 
 if TYPE_CHECKING:
     import socket
@@ -37,10 +37,6 @@ if TYPE_CHECKING:
 
 # Looks at the connections in each idle_timeout: one closes at most an eighth later than it should.
 _IDLE_LOOKS = 16
-# Seconds for a PROXY header: the specification asks for 3 at least, a retransmission's time, and for few.
-_PROXY_TIMEOUT = 5.0
-# Seconds between two warnings about connections refused for the lack of one.
-_WARN_EVERY = 60.0
 
 
 class Connected(Source, Protocol):
@@ -57,6 +53,23 @@ class Connected(Source, Protocol):
 
     async def aclose(self) -> None:
         """Close, and wait as long as that takes."""
+
+    @property
+    def _admitted(self) -> bool:
+        """Whether it may be used, as far as it knows itself."""
+
+    def _bar(self) -> None:
+        """Refuse to send until it is let in."""
+
+    def _let_in(self) -> None:
+        """Send from now on."""
+
+    @property
+    def _undelivered(self) -> bool:
+        """Whether it was closed before the peer had taken all that was sent."""
+
+    def _let_go(self) -> None:
+        """Close at once what is being closed; the kernel goes on with what is unsent."""
 
     def _close_if_quiet(self) -> bool:
         """Close at once, unless that could cost the peer something; true if it is closed."""
@@ -83,6 +96,7 @@ class StreamServer(HandlerServer[Connected]):
         max_connections_per_host: int | None,
         idle_timeout: float | None,
         proxies: TrustedProxies | None,
+        proxy_timeout: float,
         drain_timeout: float,
         on_error: ErrorHandler | None,
     ) -> None:
@@ -95,8 +109,10 @@ class StreamServer(HandlerServer[Connected]):
         self._max_per_host = max_connections_per_host
         self._per_host: Counter[str] = Counter()
         self._proxies = proxies
+        self._proxy_timeout = proxy_timeout
+        self._entering: set[Connected] = set()  # whose PROXY header or TLS handshake is not complete: nobody sees them
         self._unnamed: set[Connected] = set()  # whose proxy has not said for whom they are: no host has them
-        self._warned = -_WARN_EVERY
+        self._seldom = Seldom(loop.time)
         # The class of the connections is the one whose handler `_layers()` builds on.
         protocols = isinstance(self._handler, ProtocolHandler)
         self._connect: type[Stream | ProtocolConnection] = ProtocolConnection if protocols else Stream
@@ -125,6 +141,14 @@ class StreamServer(HandlerServer[Connected]):
             run = timed(run, self.durations.observe)
         return cast("Run[Connected]", run)
 
+    @property
+    def connections(self) -> frozenset[Any]:
+        """See Server. Nobody gets at a connection that has not been let in."""
+        running = super().connections
+        if self._proxies is None and self._ssl is None:
+            return running
+        return frozenset(one for one in running if one._admitted and one not in self._entering)
+
     # -- what comes in
 
     def _accepted(self, sock: socket.socket, address: Address) -> None:
@@ -149,6 +173,9 @@ class StreamServer(HandlerServer[Connected]):
             connection._begin_drain()
         if self._proxies is not None:
             self._unnamed.add(connection)
+        if self._proxies is not None or self._ssl is not None:
+            self._entering.add(connection)
+            connection._bar()
         self._start(self._run, connection, task_name(address))
         if self._max_connections is not None:
             self._full = len(self._live) + len(self._closing_sources) >= self._max_connections
@@ -164,16 +191,18 @@ class StreamServer(HandlerServer[Connected]):
             extra = about(self, stream, outcome="refused")
             _logger.debug("TLS handshake with %r failed: %s", stream.peer_address, exc, extra=extra)
             raise Refused from exc
+        self._admit(stream)
         result: object = await self._handler(stream)
         return result
 
     def _run_protocol(self, connection: ProtocolConnection) -> Coroutine[Any, Any, object]:
+        self._admit(connection)  # it knows itself when its handshake is complete
         return connection.run(self._handler, self._ssl, self._ssl_handshake_timeout)
 
     async def _run_proxied(self, run: Run[Connected], connection: Connected) -> object:
         """Hear from the proxy who the client is; then go on as without one."""
         try:
-            async with asyncio.timeout(_PROXY_TIMEOUT):
+            async with asyncio.timeout(self._proxy_timeout):
                 header = await connection._take_proxy_header()
             self._name(connection, header)
             if self._closing.is_set():
@@ -191,8 +220,14 @@ class StreamServer(HandlerServer[Connected]):
         finally:
             if connection in self._unnamed:
                 connection.abort()
+        if self._ssl is None:
+            self._admit(connection)
         result: object = await run(connection)
         return result
+
+    def _admit(self, connection: Connected) -> None:
+        self._entering.discard(connection)
+        connection._let_in()
 
     def _name(self, connection: Connected, header: ProxyHeader) -> None:
         connection.proxy_header = header
@@ -206,12 +241,23 @@ class StreamServer(HandlerServer[Connected]):
     def _refuse_proxied(self, counter: str, address: Address, reason: str) -> None:
         """Count, and tell once in a while: most likely a proxy is not set up as we are, and nothing works."""
         self._count[counter] += 1
-        now = self._loop.time()
-        level = logging.DEBUG
-        if now - self._warned >= _WARN_EVERY:
-            self._warned, level = now, logging.WARNING
+        self._tell_refused("proxy", address, reason)
+
+    def _tell_refused(self, kind: str, address: Address, reason: str) -> None:
         extra = about(self, peer=format_address(address), outcome="refused")
-        _logger.log(level, "refused a connection from %r: %s", address, reason, extra=extra)
+        _logger.log(self._seldom.level(kind), "refused a connection from %r: %s", address, reason, extra=extra)
+
+    def _blame_peer(self, fault: str, exc: BaseException, source: Connected) -> bool:
+        self._count["misbehaved"] += fault == "misbehaved"
+        _logger.log(
+            self._seldom.level(fault),
+            "handler of %r ended by its peer: %r (%s)",
+            source.peer_address,
+            exc,
+            raised_at(exc),
+            extra=about(self, source, outcome=outcome_of(exc)),
+        )
+        return True
 
     def _accept_failed(self) -> None:
         self._count["accept_errors"] += 1
@@ -219,6 +265,7 @@ class StreamServer(HandlerServer[Connected]):
     def _enter_host(self, address: Address) -> bool:
         host = host_group(address)
         if self._per_host[host] >= (self._max_per_host or 0):
+            self._tell_refused("host", address, f"its host has {self._per_host[host]} (max_connections_per_host)")
             return False
         self._per_host[host] += 1
         return True
@@ -258,10 +305,16 @@ class StreamServer(HandlerServer[Connected]):
     def _close_source(self, source: Connected) -> Coroutine[Any, Any, object] | None:
         return None if source._close_if_quiet() else source.aclose()
 
+    def _abandon(self, source: Connected) -> bool:
+        source._let_go()
+        return source._undelivered
+
     def _release(self, source: Connected) -> None:
         self._count["bytes_received"] += source.bytes_received
         self._count["bytes_sent"] += source.bytes_sent
+        self._count["undelivered"] += source._undelivered
         self._idle_seen.pop(source, None)
+        self._entering.discard(source)
         if source in self._unnamed:
             self._unnamed.discard(source)
         else:
@@ -287,9 +340,12 @@ class StreamServer(HandlerServer[Connected]):
                 del self._per_host[host]
 
     def _measured(self) -> dict[str, int]:
-        open_now = (*self.connections, *self._closing_sources.values())
+        connections = self.connections
+        open_now = (*connections, *self._closing_sources.values())
+        measured = super()._measured()
         return {
-            **super()._measured(),
+            "active": len(connections),
+            "entering": measured["active"] - len(connections),
             "bytes_received": self._count["bytes_received"] + sum(one.bytes_received for one in open_now),
             "bytes_sent": self._count["bytes_sent"] + sum(one.bytes_sent for one in open_now),
         }
@@ -300,7 +356,7 @@ class StreamServer(HandlerServer[Connected]):
         """Tell the connections that have not moved a byte. One look at all of them costs less than a timer each."""
         assert self.idle_timeout is not None
         now = self._loop.time()
-        for connection in self._live.values():
+        for connection in (*self._live.values(), *self._closing_sources.values()):
             if connection in self._unnamed:
                 continue  # has a time limit of its own
             moved = connection.bytes_moved

@@ -17,11 +17,11 @@ import anyio
 
 from ..exceptions import IdleTimeout
 from ..net.poller import READ, WRITE
-from ..net.socket_info import first_words_due, unread
+from ..net.socket_info import first_words_due, unacknowledged, unread
 from ..net.waiter import Waiter
 from .dialogue import Dialogue
 from .proxy_protocol import HeaderParser
-from .states import refuse_before_first_byte, refuse_closed
+from .states import refuse_before_first_byte, refuse_closed, refuse_unadmitted, refuse_undelivered
 
 if TYPE_CHECKING:
     import asyncio
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from .proxy_protocol import ProxyHeader
 
 CHUNK = 65536  # what one receive takes at most unless told otherwise; anyio's default, and a pipe's capacity
-
-# Chunks that are thrown away at most where nobody is waited for.
-_LEFTOVERS = 16
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # socket(7): SO_LINGER with no time discards what is unsent and resets
 
@@ -64,6 +61,8 @@ class Connection(Dialogue):
         "peer_address",
         "proxy_header",
     )
+
+    _admitted = True  # once the server has let it in
 
     def __init__(self, poller: Poller, sock: socket.socket, peer_address: Address, closing: asyncio.Event) -> None:
         Dialogue.__init__(self)
@@ -101,6 +100,11 @@ class Connection(Dialogue):
             refuse_closed(None)
         address: Address = self._sock.getsockname()
         return address
+
+    @property
+    def _undelivered(self) -> bool:
+        """Whether it was closed before the peer had taken all that was sent."""
+        return self._send is refuse_undelivered
 
     # -- waiting
 
@@ -182,6 +186,14 @@ class Connection(Dialogue):
         raise self._brokenness(exc) from exc
 
     # -- before all else
+
+    def _bar(self) -> None:
+        """Refuse to send until `_let_in()`, or a TLS handshake; nobody but the server should have it, but who knows."""
+        self._send = refuse_unadmitted
+
+    def _let_in(self) -> None:
+        if self._send is refuse_unadmitted:
+            self._send = self._sock.send
 
     async def _await_first_byte(self) -> None:
         """Wait until the peer, who has to speak first, has said something or has ended; leaves it in the kernel.
@@ -278,9 +290,19 @@ class Connection(Dialogue):
 
     def _expire(self) -> None:
         """Make the pending or the next wait raise IdleTimeout, unless something moves before."""
+        if self._recv is refuse_closed:
+            self._close_if_stalled()
+            return
         self._idle_read = self._idle_write = self.bytes_moved
         self._unwatch()
         self._wake_all()
+
+    def _close_if_stalled(self) -> None:
+        """Stop waiting for a peer to take its last bytes, if it has taken none since the last look."""
+        left = unacknowledged(self._sock)
+        if left == self._idle_write:
+            self._let_go()
+        self._idle_write = left
 
     def _check_idle_read(self) -> None:
         mark, self._idle_read = self._idle_read, -1
@@ -296,43 +318,18 @@ class Connection(Dialogue):
 
     # -- ending
 
-    async def _finish(self, *, broken: bool) -> None:
-        """Bring the last bytes across, as far as the peer cooperates.
-
-        A broken connection has only an alert of TLS to bring across. Its peer may go on sending without end, and is
-        not waited for.
-        """
-        sock = self._sock
-        if self._fd >= 0 and self._unread():
-            sock.shutdown(socket.SHUT_WR)
-            if broken:
-                self._discard_leftovers(sock)
-            else:
-                await self._discard(sock)
-
-    @staticmethod
-    def _discard_leftovers(sock: socket.socket) -> None:
-        """Throw away what is there: a close on top of it would reset, and the alert could be lost."""
-        with contextlib.suppress(BlockingIOError):
-            for _ in range(_LEFTOVERS):
-                if not socket.socket.recv(sock, CHUNK):
-                    return
-
-    async def _discard(self, sock: socket.socket) -> None:
-        """Throw away what arrives until the peer ends."""
-        while True:
-            try:
-                if not socket.socket.recv(sock, CHUNK):  # below TLS, if any
-                    return
-            except BlockingIOError:
-                await self._readable()
-
     def abort(self) -> None:
         """Close at once: what the kernel has not sent yet is thrown away and the peer gets a reset. Never waits."""
         if self._fd >= 0:
             with contextlib.suppress(OSError):  # some kinds of socket know no lingering
                 self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             self._close()
+
+    def _let_go(self) -> None:
+        """Stop waiting for the peer to take its last bytes: the kernel goes on alone, if nothing more comes."""
+        if self._fd >= 0 and unacknowledged(self._sock):
+            self._send = refuse_undelivered
+        self._close()
 
     def _close(self) -> None:
         if self._fd >= 0:
@@ -344,5 +341,7 @@ class Connection(Dialogue):
         self._watching = False
         self._set_events(0)
         self._fd = -1
-        self._recv = self._read = self._send = refuse_closed
+        self._recv = self._read = refuse_closed
+        if self._send is not refuse_undelivered:
+            self._send = refuse_closed
         self._wake_all()

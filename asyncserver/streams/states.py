@@ -21,6 +21,11 @@ def refuse_closed(_: object) -> NoReturn:
     raise anyio.ClosedResourceError("this stream has been closed")
 
 
+def refuse_undelivered(_: object) -> NoReturn:
+    """State: closed by us, before the peer had taken all that was sent."""
+    refuse_closed(None)
+
+
 def refuse_after_eof(_: object) -> NoReturn:
     """State: our sending side was ended by `send_eof()`."""
     raise anyio.ClosedResourceError("send_eof() has been called on this stream: nothing more can be sent")
@@ -36,6 +41,11 @@ def refuse_torn(_: object) -> NoReturn:
     raise anyio.BrokenResourceError("TLS was interrupted in the middle of a record: this stream can only be closed")
 
 
+def refuse_unadmitted(_: object) -> NoReturn:
+    """State: the server has yet to let the peer in, by its PROXY header, the limit of its host, its TLS handshake."""
+    raise anyio.ClosedResourceError("this connection has not been let in: nothing can be sent on it yet")
+
+
 def refuse_before_first_byte(_: object) -> NoReturn:
     """State: the first byte of the peer's TLS handshake or PROXY header has not come."""
     refuse_torn(None)
@@ -44,3 +54,7 @@ def refuse_before_first_byte(_: object) -> NoReturn:
 def at_end(_: int) -> bytes:
     """State: the peer has ended its side."""
     return b""
+
+
+#: The states in which nothing can be sent now, but for what is broken.
+NOT_SENDING = frozenset((refuse_busy, refuse_closed, refuse_torn, refuse_unadmitted, refuse_undelivered))

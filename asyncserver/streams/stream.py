@@ -25,11 +25,13 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio.abc import ByteStream
 
+from ..exceptions import InjectionError
 from ..net.waiter import Waiter
+from ..tls.typed_attributes import socket_attributes
 from .connection import CHUNK
-from .states import at_end, refuse_after_eof, refuse_busy, refuse_closed, refuse_torn
+from .lingering import Lingering
+from .states import NOT_SENDING, at_end, refuse_after_eof, refuse_busy, refuse_closed, refuse_torn, refuse_undelivered
 from .tls_connection import TLSConnection
-from .typed_attributes import socket_attributes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -42,9 +44,6 @@ __all__ = ["Stream"]
 # Operations that may find their answer at once before the stream lets others run. At about 5 us each that is a
 # third of a millisecond, which is what another connection then waits.
 _SPIN_LIMIT = 64
-# Seconds that aclose() may take to bring the last bytes across: a retransmission (RFC 6298 starts at 1 s) fits in,
-# and a draining server is not held up.
-_CLOSE_TIMEOUT = 2.0
 
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError)
 
@@ -303,7 +302,7 @@ class Stream(TLSConnection, ByteStream):
         """
         if self._send is refuse_after_eof:
             return
-        if self._send in {refuse_busy, refuse_closed, refuse_torn} or isinstance(self._send, functools.partial):
+        if self._send in NOT_SENDING or isinstance(self._send, functools.partial):
             self._send(b"")
         send, self._send = self._send, refuse_after_eof
         try:
@@ -323,27 +322,24 @@ class Stream(TLSConnection, ByteStream):
     async def aclose(self) -> None:
         """Close both directions; whoever still waits on the stream gets `ClosedResourceError`. May be called twice.
 
-        What was sent is on its way: the kernel delivers it after the close. When unread bytes are left, closing would
-        make the kernel send a reset instead, and the peer could lose our last answer (RFC 1122, 4.2.2.13); then our
-        side is ended first and what still arrives is thrown away until the peer ends too, for two seconds at most.
-        Under TLS a close_notify is sent; the peer's is not waited for. Cancelled, it closes at once.
+        What was sent still reaches the peer. Mostly the kernel sees to that alone, and this does not wait. Where bytes
+        are left that the peer had no room for yet, or that we have not read, closing could make the kernel send a reset
+        instead, and the peer would lose our last answer (RFC 1122, 4.2.2.13); then our side is ended first, and what
+        still arrives is thrown away until the peer has everything. A peer that takes nothing for ten seconds is given
+        up, in a drain at its deadline; one that goes on sending has two seconds to end, too. Under TLS a close_notify
+        is sent; the peer's is not waited for. Cancelled, it closes at once, and leaves the rest to the kernel.
         """
         if self._recv is refuse_closed:
             return
-        broken = isinstance(self._send, functools.partial)
-        notify = not broken and self._send not in {refuse_torn, refuse_after_eof, refuse_busy}
+        lingering = Lingering(self)
         self._recv = self._send = refuse_closed
         self._watching = False
         self._set_events(0)
         self._wake_all()
         self._reading, self._writing = Waiter(self._poller.loop, "closing"), None
         try:
-            async with asyncio.timeout(_CLOSE_TIMEOUT):
-                if notify:
-                    await self._close_notify()
-                await self._finish(broken=broken)
-        except OSError:  # broken, or too slow (TimeoutError): nothing more can be done for this peer
-            self._clear_errors()
+            if not await lingering.run():
+                self._send = refuse_undelivered
         finally:
             self._close()
 
@@ -376,7 +372,7 @@ class Stream(TLSConnection, ByteStream):
         if isinstance(self._sock, ssl.SSLSocket):
             raise RuntimeError("start_tls(): this stream is under TLS already")  # noqa: TRY004 - a state, no argument
         if self._buffered():
-            raise RuntimeError("start_tls(): the peer sent plain bytes behind its request to start TLS")
+            raise InjectionError("start_tls(): the peer sent plain bytes behind its request to start TLS")
         if self._send in {refuse_after_eof, refuse_busy}:
             self._send(b"")
         try:

@@ -20,6 +20,7 @@ import socket
 import ssl
 from typing import TYPE_CHECKING, Any
 
+from ..net.socket_info import unsent
 from ..tls.openssl import clear_errors
 from .connection import CHUNK, Connection
 from .states import at_end, refuse_closed, refuse_torn
@@ -36,10 +37,16 @@ class TLSConnection(Connection):
     __slots__ = ()
 
     bytes_received: int
+    bytes_sent: int
 
     def _unread(self) -> int:
         """Bytes in the kernel, and in OpenSSL, that nobody has received."""
         return super()._unread() + (self._sock.pending() if isinstance(self._sock, ssl.SSLSocket) else 0)
+
+    def _unsent(self) -> bool:
+        """Whether the peer had no room yet for all that we have sent."""
+        # A Unix peer, whose address is a text, has everything as soon as it is sent.
+        return self.bytes_sent > 0 and type(self.peer_address) is not str and unsent(self._fd) > 0
 
     def _broken(self, exc: OSError) -> anyio.BrokenResourceError:
         self._clear_errors()
@@ -56,13 +63,13 @@ class TLSConnection(Connection):
             clear_errors()
 
     def _close_if_quiet(self) -> bool:
-        """Close now, if that cannot cost the peer anything: no TLS to end, nothing unread."""
+        """Close now, if that cannot cost the peer anything: no TLS to end, nothing unread or unsent."""
         if self._sock.fileno() != self._fd >= 0:
             self._release()  # closed behind our back, by way of the raw socket
         if self._fd >= 0:
-            # At its end nothing can be unread, unless it was the drain that said so.
+            # At its end nothing can be unread, or come to take what is unsent away, unless the drain said that it is.
             quiet = self._recv is at_end and not self._closing.is_set()
-            if isinstance(self._sock, ssl.SSLSocket) or not (quiet or not self._unread()):
+            if isinstance(self._sock, ssl.SSLSocket) or not (quiet or not (self._unread() or self._unsent())):
                 return False
             self._close()
         return True

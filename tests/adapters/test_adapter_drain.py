@@ -168,7 +168,7 @@ async def test_drain_during_the_handshake(tls: Transport, handler: ProtocolHandl
     """A client in the middle of its handshake when the drain begins gets its one answer, then the end."""
     async with tls.serve(handler, drain_timeout=10) as server:
         sock = await open_socket(server.addresses[0])
-        await until(lambda: server.stats().active == 1)
+        await until(lambda: server.stats().entering == 1)
         closing = asyncio.create_task(server.close())
         client = TLSClient(sock, tls.client_context)
         await client.handshake()

@@ -39,6 +39,7 @@ SAMPLES: dict[str, tuple[str, str, str | None]] = {
     "--drain-timeout": ("0", "1e1", "-1"),
     "--proxy-protocol": ("1", "0", "2"),
     "--trusted-proxies": ("10.0.0.0/8,::1", "unix", None),
+    "--proxy-timeout": ("1", "60", "0"),
     "--certfile": ("a.pem", "b.pem", None),
     "--keyfile": ("a.pem", "b.pem", None),
     "--client-ca": ("a.pem", "b.pem", None),

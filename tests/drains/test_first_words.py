@@ -44,7 +44,7 @@ async def test_first_question_behind_a_proxy(*, header_first: bool, handler: Any
     """The moment begins with the header that the proxy sends, before the drain or after its beginning."""
     transport = Transport("tcp", tmp_path)
     async with transport.serve(handler, proxy_protocol=True) as server, transport.connect(server) as client:
-        await until(lambda: server.connections)
+        await until(lambda: server.stats().entering)
         if header_first:
             await client.send(LINE)
             await until(lambda: any(one.peer_address[0] == "192.0.2.1" for one in server.connections))

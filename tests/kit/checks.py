@@ -13,7 +13,7 @@ def is_balanced(server: asyncserver.Server) -> bool:
     """Whether each accepted connection is in exactly one of the counters."""
     now = server.stats()
     ended = now.completed + now.failed + now.cancelled + now.timed_out
-    return now.accepted == now.active + now.refused + ended
+    return now.accepted == now.entering + now.active + now.refused + ended
 
 
 def is_balanced_for_datagrams(server: asyncserver.Server) -> bool:

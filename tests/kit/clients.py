@@ -162,9 +162,11 @@ class TLSClient(Client):
                 await self.loop.sock_sendall(self.sock, self._outgoing.read())
 
 
-async def open_socket(address: Address, host: str | None = None) -> socket.socket:
-    """Connect a non-blocking socket to a server's address."""
+async def open_socket(address: Address, host: str | None = None, receive_buffer: int | None = None) -> socket.socket:
+    """Connect a non-blocking socket, whose kernel keeps about so many bytes unread, to a server's address."""
     sock = socket.socket(family_of(address), socket.SOCK_STREAM)
+    if receive_buffer is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     sock.setblocking(False)
     try:
         if host is not None:

@@ -19,6 +19,8 @@ async def handler(stream: asyncserver.Stream) -> None:
     ("options", "error", "words"),
     [
         ({"proxy_protocol": 1}, TypeError, "proxy_protocol must be True or False, got 1"),
+        ({"proxy_protocol": True, "proxy_timeout": 0}, ValueError, "proxy_timeout must be more than 0 seconds"),
+        ({"proxy_protocol": True, "proxy_timeout": None}, TypeError, "proxy_timeout must be a number of seconds"),
         ({"trusted_proxies": ["10.0.0.0/8"]}, ValueError, "add proxy_protocol=True"),
         ({"proxy_protocol": True, "trusted_proxies": "10.0.0.0/8"}, TypeError, r"\['10.0.0.0/8'\]"),
     ],
@@ -42,8 +44,9 @@ def served(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Coroutine[Any, A
 async def test_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """--proxy-protocol and --trusted-proxies, with commas and several times."""
     networks = ("--trusted-proxies", "10.0.0.0/8,127.0.0.1", "--trusted-proxies", "unix")
-    serving: Any = served(monkeypatch, "--tcp", "127.0.0.1:0", "--proxy-protocol", *networks)
+    serving: Any = served(monkeypatch, "--tcp", "127.0.0.1:0", "--proxy-protocol", "--proxy-timeout", "60", *networks)
     async with serving as server:
+        assert server._proxy_timeout == 60
         assert server._proxies.names == ("10.0.0.0/8", "127.0.0.1", "unix")
     with pytest.raises(SystemExit, match="2"):
         cli.main(["--tcp", "127.0.0.1:0", *networks])

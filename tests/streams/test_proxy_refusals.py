@@ -12,7 +12,6 @@ import anyio
 import pytest
 
 import asyncserver
-from asyncserver.servers import stream_server
 from tests.kit.clients import Client
 from tests.kit.proxy_headers import BINARY, CLIENT, INET, KINDS, LINE, SIGNATURE, Telling, ask, proxied, tell
 
@@ -46,11 +45,10 @@ async def test_missing_or_malformed_header(handler: Any, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("handler", KINDS)
-async def test_header_that_does_not_come_in_time(handler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_header_that_does_not_come_in_time(handler: Any) -> None:
     """A header that is dribbled ends the connection, however regular its bytes, and has a counter of its own."""
-    monkeypatch.setattr(stream_server, "_PROXY_TIMEOUT", 1.0)
     header = SIGNATURE + b"\x21\x11" + struct.pack("!H", 0xFFFF) + INET
-    async with proxied(handler) as server, Client.connect(server.addresses[0]) as client:
+    async with proxied(handler, proxy_timeout=1.0) as server, Client.connect(server.addresses[0]) as client:
         ended = asyncio.create_task(client.rest())
         sent = 0
         while not ended.done():
@@ -69,7 +67,7 @@ async def test_header_that_does_not_come_in_time(handler: Any, monkeypatch: pyte
 async def test_header_on_its_way_when_the_drain_begins(handler: Any) -> None:
     """A connection accepted before the drain whose header comes after its beginning is served its question."""
     async with proxied(handler) as server, Client.connect(server.addresses[0]) as client:
-        while not server.connections:
+        while not server.stats().entering:
             await anyio.lowlevel.checkpoint()
         closing = asyncio.create_task(server.close(10))
         while server.sockets:
@@ -84,10 +82,9 @@ async def test_header_on_its_way_when_the_drain_begins(handler: Any) -> None:
         assert await closing == asyncserver.DrainReport(completed=1)
 
 
-async def test_no_header_when_the_drain_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_header_when_the_drain_begins() -> None:
     """A connection whose header never comes holds the drain up for the header's time limit and no longer."""
-    monkeypatch.setattr(stream_server, "_PROXY_TIMEOUT", 0.1)
-    async with proxied(tell) as server, Client.connect(server.addresses[0]) as client:
+    async with proxied(tell, proxy_timeout=0.1) as server, Client.connect(server.addresses[0]) as client:
         while not server.stats().accepted:
             await anyio.lowlevel.checkpoint()
         async with asyncio.timeout(20):
@@ -130,3 +127,18 @@ async def test_idle_timeout_begins_behind_the_header() -> None:
         assert await early.rest() == b"('192.0.2.1', 56324) late"
     stats = server.stats()
     assert (stats.completed, stats.timed_out) == (1, 1)
+
+
+@pytest.mark.parametrize("handler", KINDS)
+async def test_header_that_comes_with_the_first_bytes_may_take_its_time(handler: Any) -> None:
+    """As AWS's load balancer sends it: late, but within `proxy_timeout`."""
+    async with (
+        proxied(handler, proxy_timeout=60) as patient,
+        proxied(handler, proxy_timeout=0.05) as hasty,
+        Client.connect(patient.addresses[0]) as client,
+        Client.connect(hasty.addresses[0]) as silent,
+    ):
+        assert await silent.rest() == b""
+        await client.send(LINE + b"question")
+        assert await client.rest() == b"('192.0.2.1', 56324) question"
+    assert (patient.stats().completed, hasty.stats().proxy_timed_out) == (1, 1)

@@ -96,7 +96,7 @@ async def test_dribbled_header(header: bytes, monkeypatch: pytest.MonkeyPatch) -
         for byte in header[:-1]:
             await client.send(bytes([byte]))
             assert await fed.get() == bytes([byte])
-            assert [stream._unread() for stream in server.connections] == [0]
+            assert [stream._unread() for stream in server._live.values()] == [0]  # type: ignore[attr-defined]
         await client.send(header[-1:] + b"question")
         assert await client.rest() == b"('192.0.2.1', 56324) question"
         assert fed.qsize() == 1

@@ -199,7 +199,7 @@ async def test_cancelled_close_leaves_no_cycle(tcp: Transport) -> None:
 
 async def test_failed_handshake_holds_no_slot(tls: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a client sends behind its nonsense is not waited for; it gets its alert and the end all the same."""
-    monkeypatch.setattr("asyncserver.streams.stream._CLOSE_TIMEOUT", 10 * PATIENCE)
+    monkeypatch.setattr("asyncserver.streams.lingering._PATIENCE", 10 * PATIENCE)
     async with tls.serve(upper_lines, max_connections=1) as server:
         sock = await open_socket(server.addresses[0])
         client = Client(sock)

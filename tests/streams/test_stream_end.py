@@ -89,7 +89,7 @@ async def test_unread_bytes_do_not_cost_the_answer(transport: Transport) -> None
 
 async def test_peer_that_goes_on_sending_is_left_after_a_while(tcp: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
     """aclose() throws away what still arrives, but not for ever."""
-    monkeypatch.setattr("asyncserver.streams.stream._CLOSE_TIMEOUT", 0.1)
+    monkeypatch.setattr("asyncserver.streams.lingering._PATIENCE", 0.1)
     async with tcp.pair() as (stream, client):
         await client.send(b"unread")
         closing = await blocked(stream.aclose())

@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING, Any
 from anyio.abc import SocketAttribute
 from anyio.streams.tls import TLSAttribute
 
-from ..tls.contexts import KeyExchangeAttribute, SNIAttribute
+from .contexts import KeyExchangeAttribute, SNIAttribute
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..net.addresses import Address
 
-
-def socket_attributes(sock: socket.socket, peer_address: Address) -> dict[Any, Callable[[], Any]]:
-    """Attributes for `extra()`: SocketAttribute's, and TLSAttribute's if the socket uses TLS."""
+def socket_attributes(sock: socket.socket, peer_address: Any) -> dict[Any, Callable[[], Any]]:
+    """What `extra()` finds: SocketAttribute's, and TLSAttribute's if the socket speaks TLS."""
     attributes: dict[Any, Callable[[], Any]] = {
         SocketAttribute.family: lambda: sock.family,
         SocketAttribute.local_address: sock.getsockname,

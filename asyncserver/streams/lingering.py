@@ -1,0 +1,131 @@
+"""Lingering: how what was sent reaches the peer before its connection is closed.
+
+A close throws nothing away by itself: the kernel goes on sending. But where bytes lie unread, or arrive
+afterwards (the next request of a client that does not wait for answers), it resets the connection instead
+(RFC 1122, 4.2.2.13), and what it has yet to send is lost. So if there are such bytes, or if the kernel has
+not even sent all of ours, our side is ended first, and what arrives is thrown away until the peer has
+ended too or has everything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import itertools
+import math
+import select
+import socket
+from typing import TYPE_CHECKING
+
+from ..net.poller import READ, WRITE
+from ..net.socket_info import unacknowledged, unsent
+from .states import refuse_after_eof, refuse_busy, refuse_torn
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from .tls_connection import TLSConnection
+
+# Seconds that a peer which has got everything may take to end its side, if it may still be sending: a retransmission
+# (RFC 6298 starts at 1 s) fits in, and a draining server is not held up.
+_PATIENCE = 2.0
+# How many times that a peer may take nothing of what is left, outside of a drain, which has a deadline: it may be out
+# of reach for a while. Whoever needs less has an idle_timeout.
+_STALLS = 5
+
+_CHUNK = 65536  # what is thrown away at a time
+_TURNS = 16  # such pieces until others may run, or at most where nobody is waited for
+
+
+class Lingering:
+    """The end of one connection, from the last send on.
+
+    Args:
+        connection: as its last user has left it; nobody uses it any more.
+    """
+
+    def __init__(self, connection: TLSConnection) -> None:
+        self._connection = connection
+        self._broken = isinstance(connection._send, functools.partial)
+        # The last send was interrupted: the rest of it is of little use, and is not waited for long.
+        self._torn = connection._send in {refuse_torn, refuse_busy}
+        self._notify = not (self._broken or self._torn or connection._send is refuse_after_eof)
+        self._heard = False  # the peer may still be sending
+
+    async def run(self) -> bool:
+        """Say that no more comes, and see to it that the peer gets everything.
+
+        Returns:
+            false if it did not: it took nothing for too long, or was gone.
+        """
+        try:
+            if self._broken:
+                self._discard_leftovers()
+                return True  # whoever used it was told
+            return await self._bring_across()
+        except OSError:  # broken: nothing more can be done for this peer
+            self._connection._clear_errors()
+            return self._broken or not unacknowledged(self._connection._sock)
+
+    def _discard_leftovers(self) -> None:
+        """Throw away what is there: a close on top of it would reset, and an alert of TLS could be lost.
+
+        There is nothing else to bring across. A peer may go on sending without end, and is not waited for.
+        """
+        sock = self._connection._sock
+        if self._connection._fd >= 0 and self._connection._unread():
+            sock.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(BlockingIOError):
+                for _ in range(_TURNS):
+                    if not socket.socket.recv(sock, _CHUNK):
+                        return
+
+    async def _bring_across(self) -> bool:
+        connection = self._connection
+        if self._notify and not await self._while_it_takes(connection._close_notify):
+            return False
+        if connection._fd < 0:  # closed meanwhile
+            return True
+        self._heard = connection._unread() > 0
+        if not self._heard and not unsent(connection._fd):
+            return True
+        connection._sock.shutdown(socket.SHUT_WR)
+        # The kernel says nothing when bytes are acknowledged, but when the last one is: then the socket's state changes
+        # (FIN_WAIT2), which epoll reports where changes are what is asked for, epoll(7).
+        connection._writing = connection._reading
+        connection._set_events(READ | WRITE | select.EPOLLET)
+        connection._watching = True
+        return await self._while_it_takes(self._see_it_end)
+
+    async def _while_it_takes(self, step: Callable[[], Awaitable[None]]) -> bool:
+        """Run a step, again and again, until it is done; false if the peer takes nothing for too long."""
+        stalls, left = 0, math.inf
+        while stalls < (1 if self._torn else math.inf if self._connection._closing.is_set() else _STALLS):
+            try:
+                async with asyncio.timeout(_PATIENCE) as limit:
+                    await step()
+                    return True
+            except TimeoutError:
+                if not limit.expired():
+                    raise  # the kernel's, ETIMEDOUT
+            before, left = left, unacknowledged(self._connection._sock)
+            if not left:
+                return True  # it has everything, and does not end
+            stalls = 0 if left < before else stalls + 1
+        return False
+
+    async def _see_it_end(self) -> None:
+        """Throw away what arrives until the peer ends, or has everything and is silent."""
+        connection = self._connection
+        for turn in itertools.count(1):
+            try:
+                if not socket.socket.recv(connection._sock, _CHUNK):  # below TLS, if any
+                    return
+                self._heard = True
+            except BlockingIOError:
+                if not self._heard and not unacknowledged(connection._sock):
+                    return
+                await connection._readable()
+            if not turn % _TURNS:
+                await asyncio.sleep(0)
