@@ -182,7 +182,7 @@ async def test_interrupted_stream_is_closed_by_the_server(transport: Transport, 
     async with transport.serve(handle) as server, transport.connect(server) as client:
         await client.send(b"!")
         await within(handling.wait())
-        await until(lambda: server.stats().failed == 1)
+        await until(lambda: server.stats().timed_out == 1)
         other = await transport.connect(server)
         assert await other.ask(b"q") == b"a"
         other.close()
