@@ -191,12 +191,12 @@ class StreamServer(HandlerServer[Connected]):
             extra = about(self, stream, outcome="refused")
             _logger.debug("TLS handshake with %r failed: %s", stream.peer_address, exc, extra=extra)
             raise Refused from exc
-        self._admit(stream)
+        self._let_in(stream)
         result: object = await self._handler(stream)
         return result
 
     def _run_protocol(self, connection: ProtocolConnection) -> Coroutine[Any, Any, object]:
-        self._admit(connection)  # it knows itself when its handshake is complete
+        self._let_in(connection)  # it knows itself when its handshake is complete
         return connection.run(self._handler, self._ssl, self._ssl_handshake_timeout)
 
     async def _run_proxied(self, run: Run[Connected], connection: Connected) -> object:
@@ -221,11 +221,11 @@ class StreamServer(HandlerServer[Connected]):
             if connection in self._unnamed:
                 connection.abort()
         if self._ssl is None:
-            self._admit(connection)
+            self._let_in(connection)
         result: object = await run(connection)
         return result
 
-    def _admit(self, connection: Connected) -> None:
+    def _let_in(self, connection: Connected) -> None:
         self._entering.discard(connection)
         connection._let_in()
 
