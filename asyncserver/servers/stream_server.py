@@ -357,7 +357,7 @@ class StreamServer(HandlerServer[Connected]):
         assert self.idle_timeout is not None
         now = self._loop.time()
         for connection in (*self._live.values(), *self._closing_sources.values()):
-            if connection in self._unnamed:
+            if connection in self._entering:
                 continue  # has a time limit of its own
             moved = connection.bytes_moved
             seen, since = self._idle_seen.get(connection, (-1, now))

@@ -158,3 +158,18 @@ async def test_connection_that_is_not_let_in_leaves_nothing_behind(server_contex
         assert is_balanced(server)
         for client in staying:
             client.close()
+
+
+async def test_idle_timeout_begins_when_the_connection_is_let_in(
+    server_context: ssl.SSLContext, client_context: ssl.SSLContext
+) -> None:
+    """A handshake that takes longer is not the client's silence, and leaves no mark for its first word."""
+    async with asyncserver.serve(upper, "127.0.0.1", 0, ssl=server_context, idle_timeout=0.4) as server:
+        client = TLSClient(await open_socket(server.addresses[0]), client_context)
+        begun = asyncio.get_running_loop().time()
+        await until(lambda: asyncio.get_running_loop().time() - begun > 1)
+        await client.handshake()
+        assert await client.ask(b"hello") == b"HELLO"
+        client.close()
+        await until(lambda: server.stats().completed)
+        assert server.stats().timed_out == 0
