@@ -279,7 +279,7 @@ def serve_datagrams(
             are sent back. Or what `from_protocol()` returns.
         host: a name or address, several, or None for every interface, IPv4 and IPv6. An answer comes from the
             address that the datagram was sent to; on every interface (None, "0.0.0.0", "::") finding that out costs
-            about 1 us per datagram.
+            about 1 us per datagram. Of multicast groups it hears those of all hosts, and those that the socket joins.
         port: 0 picks a free one, the same for every address; `server.addresses` tells.
         path: a Unix socket's path, as for `serve()`.
         path_mode: permissions of that file.

@@ -18,10 +18,12 @@ import anyio
 
 from .._logger import logger as _logger
 from ..net.addresses import url_of
+from ..net.packet_info import CONTROL_SIZE, ask_for_destination, reply_control, sent_to_many, source_address
 
 if TYPE_CHECKING:
     from ..net.addresses import Address
     from ..net.binding import BoundSocket
+    from ..net.packet_info import Control
 
 __all__ = ["Datagram"]
 
@@ -33,7 +35,6 @@ _RETRY = (0.001, 0.05)
 # Seconds until such a peer is given up: it does not read, and its answers would keep all handlers there may be.
 _UNIX_PATIENCE = 5.0
 
-_IP_PKTINFO = 8  # linux/in.h; in `socket` from Python 3.14 on
 _SO_MEMINFO = 55  # asm-generic/socket.h; Python has no name for it
 # What it returns: the SK_MEMINFO_* numbers of linux/sock_diag.h; among them bytes queued, and datagrams dropped.
 _MEMINFO = struct.Struct("9I")
@@ -44,7 +45,10 @@ _LEAST_QUEUED = 512
 _UNIX_QUEUE = 4096
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
-Control: TypeAlias = "list[tuple[int, int, bytes]]"
+
+
+class NotForUs(Exception):  # noqa: N818 - no error
+    """A copy of a datagram that another worker handles."""
 
 
 class Datagram:
@@ -80,8 +84,11 @@ class Datagram:
 
     @property
     def local_address(self) -> Address:
-        """The address that the datagram was sent to, and that an answer comes from."""
-        return self.endpoint.local_address(self.control)
+        """The address that the datagram was sent to, and that an answer comes from.
+
+        Of a broadcast or multicast it is the address of ours from which its sender gets the answer.
+        """
+        return source_address(self.endpoint.sock, self.control, self.address)
 
     async def reply(self, data: Buffer) -> None:
         """Send a datagram back, from the address that this one came to. As often as you like.
@@ -136,9 +143,10 @@ class Endpoint:
         self._counting = True  # what the kernel drops
         # The kernel has counted since the socket was bound, which may have been in another process.
         self._dropped = -kernel_drops(self.sock)
-        # On one address the kernel answers from that address by itself. On every interface it would choose one by the
-        # route back, so there each datagram tells where it was sent to: recvmsg instead of recvfrom, about 1 us more.
-        self._receive = self._receive_any if self._wildcard() else self._receive_one
+        # recvmsg is about 1 us more than recvfrom: only where answers need to know more.
+        self._receive = self._receive_one
+        if ask_for_destination(self.sock):
+            self._receive = self._receive_own if bound.twin else self._receive_any
         self._enlarge_buffer()
 
     # -- receiving: self._receive()
@@ -150,29 +158,17 @@ class Endpoint:
         return Datagram(self, self._buffer[:size].tobytes(), address, None, size > self._size)
 
     def _receive_any(self) -> Datagram:
-        size, control, _, address = self.sock.recvmsg_into([self._buffer], 64, socket.MSG_TRUNC)
+        size, control, _, address = self.sock.recvmsg_into([self._buffer], CONTROL_SIZE, socket.MSG_TRUNC)
         data = self._buffer[:size].tobytes()
-        return Datagram(self, data, address, _reply_control(control), size > self._size)
+        return Datagram(self, data, address, reply_control(control), size > self._size)
 
-    def _wildcard(self) -> bool:
-        sock = self.sock
-        if sock.family == socket.AF_INET and sock.getsockname()[0] == "0.0.0.0":
-            sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-            return True
-        if sock.family == socket.AF_INET6 and sock.getsockname()[0] == "::":
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-            return True
-        return False
-
-    def local_address(self, control: Control | None) -> Address:
-        """The address that a datagram with this control data was sent to."""
-        own = self._bound.address
-        if not control:
-            return own
-        level, _, data = control[0]
-        if level == socket.IPPROTO_IP:
-            return socket.inet_ntop(socket.AF_INET, data[4:8]), int(own[1])
-        return socket.inet_ntop(socket.AF_INET6, data[:16]), int(own[1]), 0, 0
+    def _receive_own(self) -> Datagram:
+        """Receive where other workers have sockets on the same address; raises NotForUs."""
+        size, control, _, address = self.sock.recvmsg_into([self._buffer], CONTROL_SIZE, socket.MSG_TRUNC)
+        if sent_to_many(control):
+            raise NotForUs
+        data = self._buffer[:size].tobytes()
+        return Datagram(self, data, address, reply_control(control), size > self._size)
 
     def _enlarge_buffer(self) -> None:
         if self._unix:
@@ -267,7 +263,9 @@ class Endpoint:
             self._on_writable()
         for _ in range(0 if self._bound.shared else _RECEIVE_BUFFER // _LEAST_QUEUED):
             try:
-                self.sock.recv(1)
+                self._receive()
+            except NotForUs:
+                continue
             except OSError:
                 break
             self._dropped += 1
@@ -284,15 +282,3 @@ def _meminfo(sock: socket.socket) -> tuple[int, ...]:
     if sock.family == socket.AF_UNIX:  # has no such thing
         return (0,) * 9
     return _MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))
-
-
-def _reply_control(control: Control) -> Control | None:
-    """The control data that sends an answer from where the datagram was sent to: ip(7), RFC 3542 6.2."""
-    for level, kind, data in control:
-        if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
-            # ipi_spec_dst is our own address also when the datagram was a broadcast. Interface 0: route as usual.
-            return [(level, kind, bytes(4) + data[4:8] + bytes(4))]
-        if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO and data[0] != 0xFF:  # not a multicast group
-            scoped = data[:2] == b"\xfe\x80"  # a link-local address means something on its own link only
-            return [(level, kind, data[:16] + (data[16:20] if scoped else bytes(4)))]
-    return None

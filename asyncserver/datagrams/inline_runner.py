@@ -48,7 +48,8 @@ if TYPE_CHECKING:
 
     from ..net.addresses import Address
     from ..net.binding import BoundSocket
-    from .datagram import Buffer, Control, Datagram
+    from ..net.packet_info import Control
+    from .datagram import Buffer, Datagram
 
 
 class InlineRunner(BatchReader):

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, cast
 from ..exceptions import BindError
 from . import unix_path
 from .addresses import format_address
+from .groups import hear_own_groups
+from .packet_info import ask_for_destination, is_for_many
 from .systemd import is_kept
 from .unix_path import identity
 
@@ -59,6 +61,7 @@ class Binding:
     backlog: int = 0
     reuse_port: bool = False
     slots: int = 1
+    twin: bool = False
 
     def __post_init__(self) -> None:
         given = {
@@ -152,9 +155,13 @@ class Binding:
         first = replace(self, slots=count)._open_all(kind, self._resolve_blocking(kind))
         slots = [first]
         try:
-            addresses: list[tuple[int, tuple[Any, ...]]] = [(one.sock.family, one.sock.getsockname()) for one in first]
-            further = replace(self, port=addresses[0][1][1], reuse_port=True)
-            slots += [further._open_all(kind, addresses) for _ in range(count - 1)]
+            # A broadcast or multicast reaches every socket on its address: where there is nothing else, one has to do.
+            multiple = [one for one in first if kind != socket.SOCK_DGRAM or not is_for_many(one.sock)]
+            addresses: list[Any] = [(one.sock.family, one.sock.getsockname()) for one in multiple]
+            further = replace(self, port=first[0].sock.getsockname()[1], reuse_port=True, twin=True)
+            for _ in range(count - 1):
+                twins = iter(further._open_all(kind, addresses))
+                slots.append([next(twins) if one in multiple else one for one in first])
         except BaseException:
             for bound in (one for slot in slots for one in slot):
                 bound.close()
@@ -237,7 +244,7 @@ class Binding:
                 if self.reuse_port:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 sock.bind(address)
-                if self.slots > 1:
+                if self.slots > 1 and not (kind == socket.SOCK_DGRAM and is_for_many(sock)):
                     # Only now, so that bind() fails if a program serves there, also one of ours.
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 return self._configure(kind, sock)
@@ -291,7 +298,10 @@ class Binding:
 
     def _configure(self, kind: socket.SocketKind, sock: socket.socket, path: str | None = None) -> BoundSocket:
         kept = is_kept(sock)
-        if kind == socket.SOCK_STREAM:
+        if kind == socket.SOCK_DGRAM:
+            ask_for_destination(sock)  # now, for what comes before it is read
+            hear_own_groups(sock, first=not self.twin)
+        elif kind == socket.SOCK_STREAM:
             if sock.family != socket.AF_UNIX and sock.proto in _TCP:
                 # Accepted sockets inherit it. Without it a reply may wait until the peer has
                 # acknowledged the one before: RFC 896, against delayed acknowledgements.
@@ -300,7 +310,9 @@ class Binding:
             if not (kept and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)):
                 sock.listen(self.backlog)
         sock.setblocking(False)
-        return BoundSocket(sock, path, kept=kept, given=self.sock is not None or self.fd is not None)
+        bound = BoundSocket(sock, path, kept=kept, given=self.sock is not None or self.fd is not None)
+        bound.twin = self.twin
+        return bound
 
 
 class BoundSocket:
@@ -308,12 +320,14 @@ class BoundSocket:
 
     Attributes:
         given: the program passed it as `sock` or `fd`, and may go on using it.
+        twin: another process has its own socket on the address, and handles what is sent to many.
         shared: another process has it open too, and may go on using it.
         handed_over: another process goes on using it: when we close, its queue is left to that one.
     """
 
     def __init__(self, sock: socket.socket, path: str | None = None, kept: bool = False, given: bool = False) -> None:
         self.given: bool = given
+        self.twin: bool = False
         self.sock: socket.socket = sock
         self._path = path
         self._identity = identity(path) if path is not None else None
