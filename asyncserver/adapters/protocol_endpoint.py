@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..datagrams.datagram import Datagram, Endpoint
+    from ..kernel.packet_info import Control
     from ..net.addresses import Address
     from ..net.binding import BoundSocket
-    from ..net.packet_info import Control
     from .protocols import ProtocolHandler
 
 

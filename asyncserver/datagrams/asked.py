@@ -11,8 +11,8 @@ from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
+    from ..kernel.packet_info import Control
     from ..net.addresses import Address
-    from ..net.packet_info import Control
     from .datagram import Datagram
 
 # Peers that are remembered; one that has been forgotten is answered as the route has it.

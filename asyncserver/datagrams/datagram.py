@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, TypeAlias
 import anyio
 
 from .._logger import logger as _logger
+from ..kernel.features import tell_missing
+from ..kernel.packet_info import CONTROL_SIZE, ask_for_destination, reply_control, sent_to_many, source_address
 from ..net.addresses import url_of
-from ..net.packet_info import CONTROL_SIZE, ask_for_destination, reply_control, sent_to_many, source_address
 
 if TYPE_CHECKING:
+    from ..kernel.packet_info import Control
     from ..net.addresses import Address
     from ..net.binding import BoundSocket
-    from ..net.packet_info import Control
 
 __all__ = ["Datagram"]
 
@@ -88,7 +89,7 @@ class Datagram:
 
         Of a broadcast or multicast it is the address of ours from which its sender gets the answer.
         """
-        return source_address(self.endpoint.sock, self.control, self.address)
+        return self.endpoint.local_address(self.control, self.address)
 
     async def reply(self, data: Buffer) -> None:
         """Send a datagram back, from the address that this one came to. As often as you like.
@@ -145,7 +146,8 @@ class Endpoint:
         self._dropped = -kernel_drops(self.sock)
         # recvmsg is about 1 us more than recvfrom: only where answers need to know more.
         self._receive = self._receive_one
-        if ask_for_destination(self.sock):
+        self._asks_destination = ask_for_destination(self.sock)
+        if self._asks_destination:
             self._receive = self._receive_own if bound.twin else self._receive_any
         self._enlarge_buffer()
 
@@ -169,6 +171,10 @@ class Endpoint:
             raise NotForUs
         data = self._buffer[:size].tobytes()
         return Datagram(self, data, address, reply_control(control), size > self._size)
+
+    def local_address(self, control: Control | None, peer: Address) -> Address:
+        """The address from which the peer is answered."""
+        return source_address(self.sock, control, peer) if self._asks_destination else self._bound.address
 
     def _enlarge_buffer(self) -> None:
         if self._unix:
@@ -194,7 +200,11 @@ class Endpoint:
 
     def _queued_at_most(self) -> int:
         """As many datagrams as the kernel may hold now, or more."""
-        return _UNIX_QUEUE if self._unix else _meminfo(self.sock)[_QUEUED] // _LEAST_QUEUED + 1
+        if self._unix:
+            return _UNIX_QUEUE
+        numbers = _meminfo(self.sock)
+        queued = numbers[_QUEUED] if numbers else self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        return queued // _LEAST_QUEUED + 1
 
     # -- sending
 
@@ -275,10 +285,16 @@ class Endpoint:
 
 def kernel_drops(sock: socket.socket) -> int:
     """Datagrams that the kernel has dropped since it made this socket, for want of room."""
-    return _meminfo(sock)[_DROPS]
+    numbers = _meminfo(sock)
+    return numbers[_DROPS] if numbers else 0
 
 
 def _meminfo(sock: socket.socket) -> tuple[int, ...]:
-    if sock.family == socket.AF_UNIX:  # has no such thing
-        return (0,) * 9
-    return _MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))
+    """What the kernel tells about the socket's memory; nothing of Unix sockets, and nothing on some systems."""
+    if sock.family == socket.AF_UNIX:
+        return ()
+    try:
+        return _MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))
+    except (OSError, struct.error):  # qemu's user mode knows all options as one number each
+        tell_missing("SO_MEMINFO", "datagrams that the kernel drops are not counted")
+        return ()

@@ -46,9 +46,9 @@ from .batch_reader import BatchReader, Handling
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
+    from ..kernel.packet_info import Control
     from ..net.addresses import Address
     from ..net.binding import BoundSocket
-    from ..net.packet_info import Control
     from .datagram import Buffer, Datagram
 
 

@@ -18,10 +18,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from ..exceptions import BindError
+from ..kernel.groups import hear_own_groups
+from ..kernel.packet_info import ask_for_destination
+from ..kernel.twins import may_have_twins
 from . import unix_path
 from .addresses import format_address
-from .groups import hear_own_groups
-from .packet_info import ask_for_destination, is_for_many
 from .systemd import is_kept
 from .unix_path import identity
 
@@ -60,7 +61,6 @@ class Binding:
     fd: int | None = None
     backlog: int = 0
     reuse_port: bool = False
-    slots: int = 1
     twin: bool = False
 
     def __post_init__(self) -> None:
@@ -136,7 +136,8 @@ class Binding:
         """Bind sockets for several processes to inherit. Blocks to resolve names; needs no loop.
 
         Each process has its own sockets on the same addresses, and the kernel picks one for each
-        client (SO_REUSEPORT). A Unix socket, or a `sock` or `fd`, is the same for all of them.
+        client (SO_REUSEPORT). A Unix socket, a `sock` or `fd`, and one on a multicast group or
+        broadcast address is the same for all of them.
 
         Args:
             kind: SOCK_STREAM (the sockets also listen) or SOCK_DGRAM.
@@ -152,11 +153,10 @@ class Binding:
             return [[self._open_path(kind, os.fspath(self.path))]] * count
         if self.sock is not None or self.fd is not None:
             return [[self._adopt(kind)]] * count
-        first = replace(self, slots=count)._open_all(kind, self._resolve_blocking(kind))
+        first = self._open_all(kind, self._resolve_blocking(kind))
         slots = [first]
         try:
-            # A broadcast or multicast reaches every socket on its address: where there is nothing else, one has to do.
-            multiple = [one for one in first if kind != socket.SOCK_DGRAM or not is_for_many(one.sock)]
+            multiple = [one for one in first if count > 1 and may_have_twins(one.sock)]
             addresses: list[Any] = [(one.sock.family, one.sock.getsockname()) for one in multiple]
             further = replace(self, port=first[0].sock.getsockname()[1], reuse_port=True, twin=True)
             for _ in range(count - 1):
@@ -244,9 +244,6 @@ class Binding:
                 if self.reuse_port:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 sock.bind(address)
-                if self.slots > 1 and not (kind == socket.SOCK_DGRAM and is_for_many(sock)):
-                    # Only now, so that bind() fails if a program serves there, also one of ours.
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 return self._configure(kind, sock)
 
     def _open_path(self, kind: socket.SocketKind, path: str) -> BoundSocket:
@@ -302,7 +299,7 @@ class Binding:
             ask_for_destination(sock)  # now, for what comes before it is read
             hear_own_groups(sock, first=not self.twin)
         elif kind == socket.SOCK_STREAM:
-            if sock.family != socket.AF_UNIX and sock.proto in _TCP:
+            if sock.family in {socket.AF_INET, socket.AF_INET6} and sock.proto in _TCP:
                 # Accepted sockets inherit it. Without it a reply may wait until the peer has
                 # acknowledged the one before: RFC 896, against delayed acknowledgements.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -73,6 +73,7 @@ def run_worker(
         signal.set_wakeup_fd(-1)
         for number in SIGNALS:
             signal.signal(number, do_nothing)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, lambda *_: _send(channel, LEAVE))
         prepare()
         servings = load()

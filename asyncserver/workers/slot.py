@@ -28,9 +28,8 @@ _BACKOFF, _LONGEST_BACKOFF = 0.1, 30.0
 class Worker:
     """A worker process, as the supervisor sees it."""
 
-    def __init__(self, pid: int, pidfd: int, slot: Slot, channel: socket.socket) -> None:
+    def __init__(self, pid: int, slot: Slot, channel: socket.socket) -> None:
         self.pid = pid
-        self.pidfd = pidfd
         self.slot = slot
         self.channel = channel
         self.started: float = time.monotonic()
@@ -50,6 +49,11 @@ class Worker:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError, BlockingIOError):
             self.channel.send(message)
 
+    def send_signal(self, number: int) -> None:
+        """Send a signal; until its status is asked for, its number is no other process's."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
     def receive(self) -> bytes | None:
         """Return its next message; None if there is none yet, b"" at the end."""
         try:
@@ -62,7 +66,6 @@ class Worker:
     def close(self) -> None:
         """Close the supervisor's descriptors for it."""
         self.channel.close()
-        os.close(self.pidfd)
 
 
 class Slot:

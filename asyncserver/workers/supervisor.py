@@ -109,7 +109,7 @@ class Supervisor:
             finally:
                 self._kill(self._workers)  # nobody is left, unless this is an error
                 for worker in self._workers:
-                    os.waitpid(worker.pid, 0)
+                    _exit_status(worker.pid, 0)
                     worker.close()
                 self._close_sockets()
                 self._selector.close()
@@ -144,14 +144,17 @@ class Supervisor:
             writing.setblocking(False)
             self._wakeup = (reading, writing)
             before = {number: signal.signal(number, do_nothing) for number in SIGNALS}
+            # pidfd_open(2) would tell a worker's death too, but needs Linux 5.3, and gVisor has none.
             # Ignored, as whoever started us may have left it, the kernel would bury workers before we know how.
-            before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, do_nothing)
+            mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
             descriptor = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
             self._selector.register(reading, selectors.EVENT_READ, self._on_signals)
             try:
                 yield
             finally:
                 signal.set_wakeup_fd(descriptor)
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
                 for number, handler in before.items():
                     if handler is not None:  # one that is not Python's
                         signal.signal(number, handler)
@@ -187,6 +190,9 @@ class Supervisor:
                 self._on_reload()
             elif number == signal.SIGUSR1:
                 self._counters.ask(self._log_stats)
+        for worker in list(self._workers):  # there may have been no room for SIGCHLD's byte
+            if (status := _exit_status(worker.pid, os.WNOHANG)) is not None:
+                self._on_death(worker, status)
 
     def _on_stop(self, cause: str) -> None:
         self._drain_at = NEVER
@@ -223,7 +229,7 @@ class Supervisor:
         message = worker.receive() if worker in self._workers else None  # it may have been buried in this turn
         if message:
             self._on_words(worker, message)
-        elif message is not None:  # it is ending; the descriptor of its process will tell when it has
+        elif message is not None:  # it is ending; SIGCHLD will tell when it has
             self._selector.unregister(worker.channel)
 
     def _on_words(self, worker: Worker, message: bytes) -> None:
@@ -249,15 +255,13 @@ class Supervisor:
                 _logger.info("%d workers serve on %s", len(self._slots), ", ".join(self._counters.places))
         self._watchdog.report_if_ready()
 
-    def _on_death(self, worker: Worker) -> None:
+    def _on_death(self, worker: Worker, status: int) -> None:
         """Bury a worker, and see to its successor."""
-        status = os.waitstatus_to_exitcode(os.waitpid(worker.pid, 0)[1])
         while message := worker.receive():  # what it said last
             self._on_words(worker, message)
         self._workers.discard(worker)
-        for descriptor in (worker.channel, worker.pidfd):
-            with contextlib.suppress(KeyError):
-                self._selector.unregister(descriptor)
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(worker.channel)
         worker.close()
         self._counters.retire(worker)
         how = f"worker {worker.pid} ended " + (f"with status {status}" if status >= 0 else f"by signal {-status}")
@@ -324,7 +328,7 @@ class Supervisor:
         for worker in workers:
             worker.kill_at = NEVER
             _logger.error("worker %d has not ended in time: killed", worker.pid)
-            signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
+            worker.send_signal(signal.SIGKILL)
 
     def _close_sockets(self) -> None:
         for bound in self._bound:
@@ -347,17 +351,10 @@ class Supervisor:
                     run_worker(self._load, slot.sockets, theirs, prepare, self._loop_factory, **how)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            try:
-                pidfd = os.pidfd_open(pid)
-            except OSError:  # left alone it would believe us gone, and close its slot's sockets to newcomers for good
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                raise
             ours.setblocking(False)
-            worker = Worker(pid, pidfd, slot, socket.socket(fileno=ours.detach()))
+            worker = Worker(pid, slot, socket.socket(fileno=ours.detach()))
         self._workers.add(worker)
         self._selector.register(worker.channel, selectors.EVENT_READ, functools.partial(self._on_message, worker))
-        self._selector.register(worker.pidfd, selectors.EVENT_READ, functools.partial(self._on_death, worker))
         return worker
 
     # -- what it tells
@@ -388,3 +385,12 @@ class Supervisor:
             bound.share()
             if bound not in mine:
                 bound.close()
+
+
+def _exit_status(pid: int, flags: int) -> int | None:
+    """A child's, as `os.waitstatus_to_exitcode()` has it; None if it still runs."""
+    try:
+        ended, status = os.waitpid(pid, flags)
+    except ChildProcessError:  # somebody else in this program has waited for it
+        return 255
+    return os.waitstatus_to_exitcode(status) if ended else None

@@ -85,7 +85,7 @@ class Watchdog:
         if self._notify.watchdog < NEVER:
             worker.kill_at = time.monotonic() + _GRACE
             # As systemd does: faulthandler writes where it is stuck.
-            signal.pidfd_send_signal(worker.pidfd, signal.SIGABRT)
+            worker.send_signal(signal.SIGABRT)
 
     def reload(self) -> None:
         """Report that new workers are being started."""

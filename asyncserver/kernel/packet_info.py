@@ -6,16 +6,12 @@ back, and from a broadcast address or a multicast group no answer can come: ther
 
 from __future__ import annotations
 
-import errno
 import ipaddress
 import socket
 import struct
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Any, TypeAlias
 
-from .kernel_features import tell_missing
-
-if TYPE_CHECKING:
-    from .addresses import Address
+from .features import tell_missing
 
 Control: TypeAlias = "list[tuple[int, int, bytes]]"
 
@@ -82,23 +78,24 @@ def sent_to_many(control: Control) -> bool:
     return False
 
 
-def source_address(sock: socket.socket, control: Control | None, peer: Address) -> Address:
-    """The address that answers to this peer come from: told by `reply_control()`, else by the route."""
-    own: Address = sock.getsockname()
+def source_address(sock: socket.socket, control: Control | None, peer: Any) -> Any:
+    """The address that answers to this peer come from: told by `reply_control()`, else by the route.
+
+    For sockets that `ask_for_destination()` has found to need that.
+    """
+    own = sock.getsockname()
     if control:
         level, _, data = control[0]
         if level == socket.IPPROTO_IPV6:
             return socket.inet_ntop(socket.AF_INET6, data[:16]), own[1], 0, struct.unpack("=I", data[16:20])[0]
         host = socket.inet_ntop(socket.AF_INET, data[4:8])
         return (host, own[1]) if sock.family == socket.AF_INET else (f"::ffff:{host}", own[1], 0, 0)
-    if not (is_for_every_address(sock) or is_for_many(sock)):
-        return own
-    with socket.socket(sock.family, socket.SOCK_DGRAM) as probe:
-        try:
+    try:
+        with socket.socket(sock.family, socket.SOCK_DGRAM) as probe:
             probe.connect(peer)
-        except OSError:  # there is no way to it
-            return own
-        chosen = probe.getsockname()
+            chosen = probe.getsockname()
+    except OSError:  # there is no way to it, or new sockets are not allowed
+        return own
     return chosen[0], own[1], *chosen[2:]
 
 
@@ -126,15 +123,14 @@ def _means_many(packed: bytes) -> bool:
 
 
 def _is_broadcast(host: str) -> bool:
-    """Whether it is a broadcast address of one of our networks: only those are refused without SO_BROADCAST, ip(7)."""
+    """Whether it is a broadcast address of one of our networks: only those need SO_BROADCAST, ip(7)."""
+    try:
+        return _connects(host, broadcast=1) and not _connects(host, broadcast=0)
+    except OSError:  # new sockets are not allowed
+        return False
+
+
+def _connects(host: str, *, broadcast: int) -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for allowed in (0, 1):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, allowed)
-            try:
-                probe.connect((host, 9))  # nothing is sent
-            except OSError as exc:
-                if allowed or exc.errno != errno.EACCES:
-                    return False
-            else:
-                return bool(allowed)
-    raise AssertionError("unreachable")
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, broadcast)
+        return probe.connect_ex((host, 9)) == 0  # nothing is sent

@@ -9,7 +9,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
-from .kernel_features import tell_missing
+from .features import tell_missing
 from .packet_info import has_ipv4, is_for_every_address
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _join_all_hosts(sock: socket.socket) -> None:
 
 def _join_all_nodes(sock: socket.socket, group: bytes) -> None:
     """On one interface: for what a socket hears, Linux compares the groups of IPv6 only, not the interfaces."""
-    for index, _ in socket.if_nameindex():
+    for index, _ in _interfaces():
         try:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, struct.pack("16si", group, index))
         except OSError:  # no IPv6 there
@@ -63,9 +63,20 @@ def _join_all_nodes(sock: socket.socket, group: bytes) -> None:
 
 
 def _ipv4_interfaces() -> Iterator[int]:
-    """The numbers of interfaces that have an IPv4 address."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for index, name in socket.if_nameindex():
-            with contextlib.suppress(OSError):
-                fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("40s", name.encode()))
-                yield index
+    """The numbers of interfaces that have an IPv4 address; 0 is the one that the route chooses."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            for index, name in _interfaces():
+                with contextlib.suppress(OSError):
+                    fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("40s", name.encode()))
+                    yield index
+    except OSError:  # not allowed
+        yield 0
+
+
+def _interfaces() -> list[tuple[int, str]]:
+    """All, with their names."""
+    try:
+        return socket.if_nameindex()
+    except OSError:  # it asks by netlink, which RestrictAddressFamilies= of systemd may forbid
+        return [(1, "lo")]  # the first in every network
