@@ -27,14 +27,14 @@ from ..monitoring.monitor import log_urls
 from .counters import Counters
 from .http_server import HTTPServer
 from .process import FORCE, LEAVE, MOST_SERVERS, READY, SIGNALS, STOP, do_nothing, run_worker
-from .slot import NEVER, Slot, Worker, open_slots
+from .slot import NEVER, Slot, Worker, open_slots, write_stacks_on_dump
 from .stopping import Stage, Stopping
 from .terminals import open_terminals
 from .watchdog import Watchdog
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ..monitoring.notify import NotifySocket
     from ..net.binding import BoundSocket
@@ -59,6 +59,7 @@ class Supervisor:
         started: called when everything is bound.
         monitor: where to tell metrics and readiness over HTTP, if at all.
         drain_delay: seconds between the first signal to stop, when it is ready no more, and the drain.
+        stuck_timeout: seconds that a worker's loop may not turn until it is killed; 0 for ever.
         notify: where to tell systemd.
     """
 
@@ -72,6 +73,7 @@ class Supervisor:
         started: Callable[[], object],
         monitor: Serving | None,
         drain_delay: float,
+        stuck_timeout: float,
         notify: NotifySocket,
     ) -> None:
         if len(servings) > MOST_SERVERS:
@@ -87,6 +89,7 @@ class Supervisor:
         self._stopping = Stopping(drain_delay)
         self._drain_at = NEVER
         self._notify = notify
+        self._stuck_timeout = stuck_timeout
         self._exchanges: HTTPServer | None = None
         self._slots: list[Slot] = []
         self._bound: list[BoundSocket] = []
@@ -109,7 +112,7 @@ class Supervisor:
             finally:
                 self._kill(self._workers)  # nobody is left, unless this is an error
                 for worker in self._workers:
-                    _exit_status(worker.pid, 0)
+                    worker.wait()
                     worker.close()
                 self._close_sockets()
                 self._selector.close()
@@ -126,7 +129,7 @@ class Supervisor:
         self._slots = [Slot(sockets) for sockets in self._open()]
         self._bound = [one for slot in self._slots for sockets in slot.sockets for one in sockets]
         self._counters = Counters(self._slots, self._workers, self._is_ready)
-        self._watchdog = Watchdog(self._notify, self._slots, self._workers, self.stats)
+        self._watchdog = Watchdog(self._notify, self._slots, self._workers, self.stats, self._stuck_timeout)
         if self._monitor is not None:
             bound = self._monitor.open_slots(1)[0]
             self._exchanges = HTTPServer(self._selector, bound, self._counters.respond)
@@ -191,7 +194,7 @@ class Supervisor:
             elif number == signal.SIGUSR1:
                 self._counters.ask(self._log_stats)
         for worker in list(self._workers):  # there may have been no room for SIGCHLD's byte
-            if (status := _exit_status(worker.pid, os.WNOHANG)) is not None:
+            if (status := worker.wait(os.WNOHANG)) is not None:
                 self._on_death(worker, status)
 
     def _on_stop(self, cause: str) -> None:
@@ -336,7 +339,8 @@ class Supervisor:
 
     def _fork(self, slot: Slot) -> Worker:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with ours, theirs:
+        stacks, stacks_end = socket.socketpair()
+        with ours, theirs, stacks, stacks_end:
             # Until the child has handlers of its own, the signals' bytes would go to the supervisor.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             try:
@@ -346,13 +350,14 @@ class Supervisor:
                     warnings.simplefilter("ignore", DeprecationWarning)
                     pid = os.fork()
                 if pid == 0:
-                    prepare = functools.partial(self._forget_others, slot, ours, mask)
+                    write_stacks_on_dump(stacks_end)
+                    prepare = functools.partial(self._forget_others, slot, (ours, stacks), mask)
                     how = {"reload_tls": self._reloads > 0, "measure": self._exchanges is not None}
-                    run_worker(self._load, slot.sockets, theirs, prepare, self._loop_factory, **how)
+                    every = self._watchdog.report_every
+                    run_worker(self._load, slot.sockets, theirs, prepare, self._loop_factory, report_every=every, **how)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            ours.setblocking(False)
-            worker = Worker(pid, slot, socket.socket(fileno=ours.detach()))
+            worker = Worker(pid, slot, *(socket.socket(fileno=end.detach()) for end in (ours, stacks)))
         self._workers.add(worker)
         self._selector.register(worker.channel, selectors.EVENT_READ, functools.partial(self._on_message, worker))
         return worker
@@ -369,12 +374,12 @@ class Supervisor:
         for place, stats in zip(self._counters.places, self.stats(), strict=True):
             _logger.info("on %s: %s", place, stats)
 
-    def _forget_others(self, slot: Slot, other_end: socket.socket, mask: set[int | signal.Signals]) -> None:
+    def _forget_others(self, slot: Slot, other_ends: Iterable[socket.socket], mask: set[int | signal.Signals]) -> None:
         """In a worker: close what it has inherited of others, so that their ends are noticed."""
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._selector.close()
         self._watchdog.close()
-        for end in (*self._wakeup, other_end):
+        for end in (*self._wakeup, *other_ends):
             end.close()
         for worker in self._workers:
             worker.close()
@@ -385,12 +390,3 @@ class Supervisor:
             bound.share()
             if bound not in mine:
                 bound.close()
-
-
-def _exit_status(pid: int, flags: int) -> int | None:
-    """A child's, as `os.waitstatus_to_exitcode()` has it; None if it still runs."""
-    try:
-        ended, status = os.waitpid(pid, flags)
-    except ChildProcessError:  # somebody else in this program has waited for it
-        return 255
-    return os.waitstatus_to_exitcode(status) if ended else None
