@@ -62,6 +62,7 @@ class Binding:
     backlog: int = 0
     reuse_port: bool = False
     twin: bool = False
+    one_queue: bool = False
 
     def __post_init__(self) -> None:
         given = {
@@ -126,10 +127,8 @@ class Binding:
         Raises:
             BindError: an address could not be bound.
         """
-        if self.path is not None:
-            return [self._open_path(kind, os.fspath(self.path))]
-        if self.sock is not None or self.fd is not None:
-            return [self._adopt(kind)]
+        if self.port is None:
+            return [self._open_one(kind)]
         return self._open_all(kind, await self._resolve(kind))
 
     def open_slots(self, kind: socket.SocketKind, count: int) -> list[list[BoundSocket]]:
@@ -137,7 +136,7 @@ class Binding:
 
         Each process has its own sockets on the same addresses, and the kernel picks one for each
         client (SO_REUSEPORT). A Unix socket, a `sock` or `fd`, and one on a multicast group or
-        broadcast address is the same for all of them.
+        broadcast address is the same for all of them; so are all with `one_queue`.
 
         Args:
             kind: SOCK_STREAM (the sockets also listen) or SOCK_DGRAM.
@@ -149,14 +148,15 @@ class Binding:
         Raises:
             BindError: an address could not be bound; then nothing is left open.
         """
-        if self.path is not None:
-            return [[self._open_path(kind, os.fspath(self.path))]] * count
-        if self.sock is not None or self.fd is not None:
-            return [[self._adopt(kind)]] * count
-        first = self._open_all(kind, self._resolve_blocking(kind))
+        first = [self._open_one(kind)] if self.port is None else self._open_all(kind, self._resolve_blocking(kind))
+        separate = count > 1 and self.port is not None and not self.one_queue
+        multiple = [one for one in first if separate and may_have_twins(one.sock)]
+        for one in first:
+            one.contended = count > 1 and one not in multiple
+        if not multiple:
+            return [first] * count
         slots = [first]
         try:
-            multiple = [one for one in first if count > 1 and may_have_twins(one.sock)]
             addresses: list[Any] = [(one.sock.family, one.sock.getsockname()) for one in multiple]
             further = replace(self, port=first[0].sock.getsockname()[1], reuse_port=True, twin=True)
             for _ in range(count - 1):
@@ -246,6 +246,9 @@ class Binding:
                 sock.bind(address)
                 return self._configure(kind, sock)
 
+    def _open_one(self, kind: socket.SocketKind) -> BoundSocket:
+        return self._adopt(kind) if self.path is None else self._open_path(kind, os.fspath(self.path))
+
     def _open_path(self, kind: socket.SocketKind, path: str) -> BoundSocket:
         if (length := len(os.fsencode(path))) > _LONGEST_PATH and not path.startswith("\0"):
             raise BindError(
@@ -318,6 +321,7 @@ class BoundSocket:
     Attributes:
         given: the program passed it as `sock` or `fd`, and may go on using it.
         twin: another process has its own socket on the address, and handles what is sent to many.
+        contended: other processes take from its queue at the same time.
         shared: another process has it open too, and may go on using it.
         handed_over: another process goes on using it: when we close, its queue is left to that one.
     """
@@ -325,6 +329,7 @@ class BoundSocket:
     def __init__(self, sock: socket.socket, path: str | None = None, kept: bool = False, given: bool = False) -> None:
         self.given: bool = given
         self.twin: bool = False
+        self.contended: bool = False
         self.sock: socket.socket = sock
         self._path = path
         self._identity = identity(path) if path is not None else None
