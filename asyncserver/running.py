@@ -34,6 +34,7 @@ def run(
     workers: int = 1,
     metrics: str | None = None,
     drain_delay: float = 0.0,
+    stuck_timeout: float = 30.0,
 ) -> None:
     """Serve until SIGINT or SIGTERM, or until every server has been closed; then drain and return.
 
@@ -67,6 +68,10 @@ def run(
             reach it can read it. /metrics needs prometheus-client, `pip install asyncserver[metrics]`.
         drain_delay: seconds between the first signal, from which on /ready says no, and the drain: time for a load
             balancer to notice, and to send no more. A second signal ends it early.
+        stuck_timeout: seconds that the loop of one of several workers may not turn, because a handler blocks it or
+            a debugger holds it. Then the log tells where all its threads are, and it is killed, with its connections,
+            and replaced; those in its queue go to its successor. After 10 of them the log says so, and /ready no. 0
+            leaves it alone.
 
     Raises:
         BindError: an address could not be had.
@@ -74,7 +79,9 @@ def run(
         ModuleNotFoundError: uvloop was asked for and is not installed.
         RuntimeError: called where an event loop runs already, or for several workers outside the main thread.
     """
-    run_program(servings, lambda: servings, loop, workers, metrics=metrics, drain_delay=drain_delay)
+    run_program(
+        servings, lambda: servings, loop, workers, metrics=metrics, drain_delay=drain_delay, stuck_timeout=stuck_timeout
+    )
 
 
 def run_program(
@@ -86,6 +93,7 @@ def run_program(
     *,
     metrics: str | None = None,
     drain_delay: float = 0.0,
+    stuck_timeout: float = 30.0,
 ) -> None:
     """Run as `run()` does; see there, also for what is raised.
 
@@ -97,6 +105,7 @@ def run_program(
         started: called once all addresses are bound.
         metrics: as for `run()`.
         drain_delay: as for `run()`.
+        stuck_timeout: as for `run()`.
     """
     from .monitoring.monitor import Monitor  # noqa: PLC0415 - not wanted by who only serves, and an eighth of the whole import
 
@@ -104,6 +113,7 @@ def run_program(
     try:
         _check(servings, workers)
         check_seconds("drain_delay", drain_delay, zero=True)
+        check_seconds("stuck_timeout", stuck_timeout, zero=True)
         monitor = Monitor()
         if metrics is not None:
             monitoring = monitor.serving(metrics)
@@ -121,6 +131,7 @@ def run_program(
                     started=started,
                     monitor=monitoring,
                     drain_delay=drain_delay,
+                    stuck_timeout=stuck_timeout,
                     notify=notify,
                 ).run()
                 return

@@ -207,7 +207,8 @@ def serve(
         reuse_port: let other processes of this user listen on the same port, balanced by the kernel (socket(7)).
         ssl: a context for the server side, such as `tls_context()` makes; None serves without TLS.
         ssl_handshake_timeout: seconds for the handshake; who takes longer is closed and counted as refused.
-        max_connections: when so many are open, accepting pauses and the kernel's queue holds the rest.
+        max_connections: when so many are open, accepting pauses and the kernel's queue holds the rest. Workers count
+            for themselves, and all take from one queue.
         max_connections_per_host: when so many are open from one address (of IPv6: one /64 network), more from it are
             closed at once and counted as refused.
         idle_timeout: seconds without a byte in either direction after which the pending or next `receive()` (and a
@@ -243,7 +244,8 @@ def serve(
     check_seconds("drain_timeout", drain_timeout, zero=True)
     _check_context(ssl)
     proxies = _trusted_proxies(trusted_proxies, proxy_protocol)
-    binding = Binding(host, port, path, path_mode, sock, fd, backlog, reuse_port)
+    one_queue = max_connections is not None  # a full worker must not keep a queue of its own
+    binding = Binding(host, port, path, path_mode, sock, fd, backlog, reuse_port, one_queue=one_queue)
 
     def start(bound: list[BoundSocket]) -> Server:
         return StreamServer(
@@ -289,7 +291,7 @@ def serve_datagrams(
             are sent back. Or what `from_protocol()` returns.
         host: a name or address, several, or None for every interface, IPv4 and IPv6. An answer comes from the
             address that the datagram was sent to; on every interface (None, "0.0.0.0", "::") finding that out costs
-            about 1 us per datagram.
+            about 1 us per datagram. Of multicast groups it hears those of all hosts, and those that the socket joins.
         port: 0 picks a free one, the same for every address; `server.addresses` tells.
         path: a Unix socket's path, as for `serve()`.
         path_mode: permissions of that file.

@@ -175,14 +175,16 @@ class HostedHandler:
 
     async def _serve_datagram(self, datagram: Datagram, facade: HostedServer, answering: _AnsweringSocket) -> None:
         request = (datagram.data, answering)
-        sent = await asyncio.wrap_future(self.pool.submit(self._handle_datagram, request, datagram.address, facade))
+        call = self.pool.submit(self._handle_datagram, request, datagram.address, datagram.control, facade)
+        sent = await asyncio.wrap_future(call)
         datagram.replied = sent > 0
         datagram.endpoint.sent += sent
 
     def _handle_datagram(
-        self, request: tuple[bytes, _AnsweringSocket], client_address: Any, facade: HostedServer
+        self, request: tuple[bytes, _AnsweringSocket], client_address: Any, control: Any, facade: HostedServer
     ) -> int:
         request[1].sent.count = 0
+        request[1].sent.answering = (client_address, control)
         try:
             self._handle(request, client_address, facade)
         except TimeoutError as exc:
@@ -198,7 +200,10 @@ class HostedHandler:
 
 
 class _AnsweringSocket(socket.socket):
-    """The server's datagram socket as handlers see it: `sendto` waits for room, and is counted for each thread."""
+    """The server's datagram socket as handlers see it.
+
+    `sendto` waits for room, answers from the address that was asked, and is counted for each thread.
+    """
 
     def __init__(self, original: socket.socket) -> None:
         super().__init__(original.family, original.type, original.proto, fileno=os.dup(original.fileno()))
@@ -210,7 +215,7 @@ class _AnsweringSocket(socket.socket):
         give_up = time.monotonic() + _SEND_PATIENCE
         while True:
             try:
-                sent = super().sendto(*args)
+                sent = self._send(*args)
             except BlockingIOError as exc:
                 if time.monotonic() >= give_up:
                     raise TimeoutError(f"no room to send in {_SEND_PATIENCE:g} s") from exc
@@ -219,6 +224,13 @@ class _AnsweringSocket(socket.socket):
             else:
                 self.sent.count = getattr(self.sent, "count", 0) + 1
                 return sent
+
+    def _send(self, data: Any, *args: Any) -> int:
+        asker, control = getattr(self.sent, "answering", (None, None))
+        if control is None or args[-1:] != (asker,):
+            return super().sendto(data, *args)
+        flags = args[0] if len(args) > 1 else 0
+        return super().sendmsg([data], control, flags, asker)
 
 
 class _TimedSocket(socket.socket):

@@ -20,6 +20,7 @@ from tests.kit.programs import ROOT
 # own, for the type checker too; folders in one row do not know each other.
 LAYERS = (
     {"exceptions", "_logger"},
+    {"kernel"},
     {"net", "tls"},
     {"streams", "datagrams"},
     {"_types", "adapters"},

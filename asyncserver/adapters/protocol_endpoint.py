@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from .._logger import logger as _logger
+from ..datagrams.asked import AskedAddresses
 from ..datagrams.batch_reader import BatchReader, Handling
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..datagrams.datagram import Datagram, Endpoint
+    from ..kernel.packet_info import Control
     from ..net.addresses import Address
     from ..net.binding import BoundSocket
     from .protocols import ProtocolHandler
@@ -76,8 +78,8 @@ class EndpointTransport(asyncio.DatagramTransport):
         self._close = close
         self._sent = sent
         self._closing = False
-        self._answering: Datagram | None = None
-        self._unsent: deque[tuple[bytes, Address]] = deque()
+        self._asked = AskedAddresses()
+        self._unsent: deque[tuple[bytes, Address, Control | None]] = deque()
         self._sending: asyncio.Task[None] | None = None
         self._protocol: Any = handler.make(None)
         self._protocol.connection_made(self)
@@ -85,13 +87,14 @@ class EndpointTransport(asyncio.DatagramTransport):
     def received(self, datagram: Datagram) -> BaseException | None:
         """Give a datagram to the protocol; returns what it raised."""
         sent = self._endpoint.sent + len(self._unsent)
-        self._answering = datagram
+        token = self._asked.enter(datagram) if datagram.control is not None else None
         try:
             self._protocol.datagram_received(datagram.data, datagram.address)
         except Exception as exc:
             return exc
         finally:
-            self._answering = None
+            if token is not None:
+                self._asked.leave(token)
             datagram.replied = self._endpoint.sent + len(self._unsent) > sent
         return None
 
@@ -105,16 +108,15 @@ class EndpointTransport(asyncio.DatagramTransport):
     def sendto(self, data: bytes | bytearray | memoryview, addr: Any = None) -> None:
         if addr is None:
             raise ValueError("sendto() needs the address to send to: a server's socket is not connected")
-        if not self._unsent and self._try_send(data, addr):
+        control = self._asked.find(addr)
+        if not self._unsent and self._try_send(data, addr, control):
             return
-        self._unsent.append((bytes(data), addr))
+        self._unsent.append((bytes(data), addr, control))
         if self._sending is None:
             self._tell("pause_writing")
             self._sending = self._loop.create_task(self._send_rest())
 
-    def _try_send(self, data: bytes | bytearray | memoryview, address: Address) -> bool:
-        datagram = self._answering
-        control = datagram.control if datagram is not None and datagram.address == address else None
+    def _try_send(self, data: bytes | bytearray | memoryview, address: Address, control: Control | None) -> bool:
         try:
             return self._endpoint.try_send(data, address, control)
         except (OSError, anyio.BrokenResourceError) as exc:
@@ -129,9 +131,9 @@ class EndpointTransport(asyncio.DatagramTransport):
     async def _send_rest(self) -> None:
         try:
             while self._unsent:
-                data, address = self._unsent.popleft()
+                data, address, control = self._unsent.popleft()
                 try:
-                    await self._endpoint.send(data, address, None)
+                    await self._endpoint.send(data, address, control)
                 except (OSError, anyio.BrokenResourceError) as exc:
                     self._tell("error_received", exc if isinstance(exc, OSError) else exc.__cause__)
         finally:
@@ -154,7 +156,7 @@ class EndpointTransport(asyncio.DatagramTransport):
         return default
 
     def get_write_buffer_size(self) -> int:
-        return sum(len(data) for data, _ in self._unsent)
+        return sum(len(data) for data, _, _ in self._unsent)
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self._protocol = protocol

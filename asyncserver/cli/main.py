@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.check:
             _check(options, servings)
         else:
-            further = {"metrics": options.metrics, "drain_delay": options.drain_delay}
+            further = {name: getattr(options, name) for name in ("metrics", "drain_delay", "stuck_timeout")}
             run_program(servings, lambda: _servings(options), options.loop, options.workers, greet, **further)
     except (OSError, ModuleNotFoundError) as exc:
         print(f"{parser.prog}: {exc}", file=sys.stderr)

@@ -258,6 +258,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(_PROGRAM, "--check", "", "import, read certificates, bind, report what was found, and exit", default=False),
     Option(_PROGRAM, "--workers", "N", "processes that serve; SIGHUP replaces them with new ones, which load new code",
            count(1), 1),
+    Option(_PROGRAM, "--stuck-timeout", "SECONDS",
+           "replace a worker whose loop is blocked for this long; 0: never", seconds(zero=True), 30.0),
     Option(_PROGRAM, "--loop", "LOOP", "auto, uvloop or asyncio (default: uvloop where installed)",
            default="auto", choices=("auto", "uvloop", "asyncio")),
     Option(_PROGRAM, "--metrics", "HOST:PORT", "serve /metrics, /ready and /live over HTTP there", place),
@@ -359,6 +361,8 @@ def _check_effects(parser: argparse.ArgumentParser, values: Mapping[str, Any], g
         if option.name in given and wanted is not None and not switched_off and not {*wanted} & {*served}:
             flags = [f"--{name.replace('_', '-')}" for name in wanted]
             parser.error(f"{option.flag} ({option.variable}) has no effect without {' or '.join(flags)}: leave it out")
+    if "stuck_timeout" in given and values["stuck_timeout"] and values["workers"] == 1:
+        parser.error("--stuck-timeout (ASYNCSERVER_STUCK_TIMEOUT) has no effect without --workers: leave it out")
 
 
 def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:

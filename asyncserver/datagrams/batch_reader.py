@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from .._logger import logger as _logger
 from ..net.addresses import url_of
-from .datagram import Datagram, Endpoint
+from .datagram import Datagram, Endpoint, NotForUs
 
 if TYPE_CHECKING:
     import asyncio
@@ -113,6 +113,8 @@ class BatchReader(Endpoint, ABC):
                 self._left = 0
                 if self._remaining is not None:
                     self._remaining = 0
+            except NotForUs:
+                continue
             except OSError as exc:  # an ICMP error for something we sent; the next call goes on
                 _logger.debug("receiving on %s: %s", self._bound.address, exc, extra={"server": url_of(self._bound)})
             else:

@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, TypeAlias
 import anyio
 
 from .._logger import logger as _logger
+from ..kernel.features import tell_missing
+from ..kernel.packet_info import CONTROL_SIZE, ask_for_destination, reply_control, sent_to_many, source_address
 from ..net.addresses import url_of
 
 if TYPE_CHECKING:
+    from ..kernel.packet_info import Control
     from ..net.addresses import Address
     from ..net.binding import BoundSocket
 
@@ -33,7 +36,6 @@ _RETRY = (0.001, 0.05)
 # Seconds until such a peer is given up: it does not read, and its answers would keep all handlers there may be.
 _UNIX_PATIENCE = 5.0
 
-_IP_PKTINFO = 8  # linux/in.h; in `socket` from Python 3.14 on
 _SO_MEMINFO = 55  # asm-generic/socket.h; Python has no name for it
 # What it returns: the SK_MEMINFO_* numbers of linux/sock_diag.h; among them bytes queued, and datagrams dropped.
 _MEMINFO = struct.Struct("9I")
@@ -44,7 +46,10 @@ _LEAST_QUEUED = 512
 _UNIX_QUEUE = 4096
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
-Control: TypeAlias = "list[tuple[int, int, bytes]]"
+
+
+class NotForUs(Exception):  # noqa: N818 - no error
+    """A copy of a datagram that another worker handles."""
 
 
 class Datagram:
@@ -80,8 +85,11 @@ class Datagram:
 
     @property
     def local_address(self) -> Address:
-        """The address that the datagram was sent to, and that an answer comes from."""
-        return self.endpoint.local_address(self.control)
+        """The address that the datagram was sent to, and that an answer comes from.
+
+        Of a broadcast or multicast it is the address of ours from which its sender gets the answer.
+        """
+        return self.endpoint.local_address(self.control, self.address)
 
     async def reply(self, data: Buffer) -> None:
         """Send a datagram back, from the address that this one came to. As often as you like.
@@ -136,9 +144,11 @@ class Endpoint:
         self._counting = True  # what the kernel drops
         # The kernel has counted since the socket was bound, which may have been in another process.
         self._dropped = -kernel_drops(self.sock)
-        # On one address the kernel answers from that address by itself. On every interface it would choose one by the
-        # route back, so there each datagram tells where it was sent to: recvmsg instead of recvfrom, about 1 us more.
-        self._receive = self._receive_any if self._wildcard() else self._receive_one
+        # recvmsg is about 1 us more than recvfrom: only where answers need to know more.
+        self._receive = self._receive_one
+        self._asks_destination = ask_for_destination(self.sock)
+        if self._asks_destination:
+            self._receive = self._receive_own if bound.twin else self._receive_any
         self._enlarge_buffer()
 
     # -- receiving: self._receive()
@@ -150,29 +160,21 @@ class Endpoint:
         return Datagram(self, self._buffer[:size].tobytes(), address, None, size > self._size)
 
     def _receive_any(self) -> Datagram:
-        size, control, _, address = self.sock.recvmsg_into([self._buffer], 64, socket.MSG_TRUNC)
+        size, control, _, address = self.sock.recvmsg_into([self._buffer], CONTROL_SIZE, socket.MSG_TRUNC)
         data = self._buffer[:size].tobytes()
-        return Datagram(self, data, address, _reply_control(control), size > self._size)
+        return Datagram(self, data, address, reply_control(control), size > self._size)
 
-    def _wildcard(self) -> bool:
-        sock = self.sock
-        if sock.family == socket.AF_INET and sock.getsockname()[0] == "0.0.0.0":
-            sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-            return True
-        if sock.family == socket.AF_INET6 and sock.getsockname()[0] == "::":
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-            return True
-        return False
+    def _receive_own(self) -> Datagram:
+        """Receive where other workers have sockets on the same address; raises NotForUs."""
+        size, control, _, address = self.sock.recvmsg_into([self._buffer], CONTROL_SIZE, socket.MSG_TRUNC)
+        if sent_to_many(control):
+            raise NotForUs
+        data = self._buffer[:size].tobytes()
+        return Datagram(self, data, address, reply_control(control), size > self._size)
 
-    def local_address(self, control: Control | None) -> Address:
-        """The address that a datagram with this control data was sent to."""
-        own = self._bound.address
-        if not control:
-            return own
-        level, _, data = control[0]
-        if level == socket.IPPROTO_IP:
-            return socket.inet_ntop(socket.AF_INET, data[4:8]), int(own[1])
-        return socket.inet_ntop(socket.AF_INET6, data[:16]), int(own[1]), 0, 0
+    def local_address(self, control: Control | None, peer: Address) -> Address:
+        """The address from which the peer is answered."""
+        return source_address(self.sock, control, peer) if self._asks_destination else self._bound.address
 
     def _enlarge_buffer(self) -> None:
         if self._unix:
@@ -198,7 +200,11 @@ class Endpoint:
 
     def _queued_at_most(self) -> int:
         """As many datagrams as the kernel may hold now, or more."""
-        return _UNIX_QUEUE if self._unix else _meminfo(self.sock)[_QUEUED] // _LEAST_QUEUED + 1
+        if self._unix:
+            return _UNIX_QUEUE
+        numbers = _meminfo(self.sock)
+        queued = numbers[_QUEUED] if numbers else self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        return queued // _LEAST_QUEUED + 1
 
     # -- sending
 
@@ -267,7 +273,9 @@ class Endpoint:
             self._on_writable()
         for _ in range(0 if self._bound.shared else _RECEIVE_BUFFER // _LEAST_QUEUED):
             try:
-                self.sock.recv(1)
+                self._receive()
+            except NotForUs:
+                continue
             except OSError:
                 break
             self._dropped += 1
@@ -277,22 +285,16 @@ class Endpoint:
 
 def kernel_drops(sock: socket.socket) -> int:
     """Datagrams that the kernel has dropped since it made this socket, for want of room."""
-    return _meminfo(sock)[_DROPS]
+    numbers = _meminfo(sock)
+    return numbers[_DROPS] if numbers else 0
 
 
 def _meminfo(sock: socket.socket) -> tuple[int, ...]:
-    if sock.family == socket.AF_UNIX:  # has no such thing
-        return (0,) * 9
-    return _MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))
-
-
-def _reply_control(control: Control) -> Control | None:
-    """The control data that sends an answer from where the datagram was sent to: ip(7), RFC 3542 6.2."""
-    for level, kind, data in control:
-        if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
-            # ipi_spec_dst is our own address also when the datagram was a broadcast. Interface 0: route as usual.
-            return [(level, kind, bytes(4) + data[4:8] + bytes(4))]
-        if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO and data[0] != 0xFF:  # not a multicast group
-            scoped = data[:2] == b"\xfe\x80"  # a link-local address means something on its own link only
-            return [(level, kind, data[:16] + (data[16:20] if scoped else bytes(4)))]
-    return None
+    """What the kernel tells about the socket's memory; nothing of Unix sockets, and nothing on some systems."""
+    if sock.family == socket.AF_UNIX:
+        return ()
+    try:
+        return _MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))
+    except (OSError, struct.error):  # qemu's user mode knows all options as one number each
+        tell_missing("SO_MEMINFO", "datagrams that the kernel drops are not counted")
+        return ()

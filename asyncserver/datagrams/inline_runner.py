@@ -46,9 +46,10 @@ from .batch_reader import BatchReader, Handling
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
+    from ..kernel.packet_info import Control
     from ..net.addresses import Address
     from ..net.binding import BoundSocket
-    from .datagram import Buffer, Control, Datagram
+    from .datagram import Buffer, Datagram
 
 
 class InlineRunner(BatchReader):

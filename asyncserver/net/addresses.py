@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Address"]
 
-#: (host, port) of IPv4, (host, port, flowinfo, scope) of IPv6, a Unix socket's path or "" for none.
+#: (host, port) of IPv4, (host, port, flowinfo, scope) of IPv6, a Unix socket's path or "" for none,
+#: two numbers, (cid, port), of an adopted VSOCK socket: vsock(7).
 #: Any, as in the standard library's annotations: a server of one kind knows what it gets.
 Address: TypeAlias = Any
 
 # An IPv4 address in an IPv6 one (RFC 4291, 2.5.5.2): an adopted socket for both shows these.
 _MAPPED = bytes(10) + b"\xff\xff"
+_VSOCK = getattr(socket, "AF_VSOCK", None)
 
 
 class Bound(Protocol):
@@ -51,7 +53,7 @@ def format_address(address: Address | None) -> str:
     """Write an address as people do; a nameless peer of a Unix socket is "unix"."""
     if isinstance(address, tuple):
         host, port = address[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return f"[{host}]:{port}" if isinstance(host, str) and ":" in host else f"{host}:{port}"
     name = _path(address or "")  # a datagram's may be None
     return (name if name.isprintable() else repr(name)) or "unix"  # the peer must not forge lines
 
@@ -60,7 +62,10 @@ def task_name(address: Address) -> str:
     """Name of the task that serves a peer, for lists of tasks: "tcp 127.0.0.1:50123", "unix"."""
     if isinstance(address, tuple):  # without `format_address()`, to save each connection a call
         host = address[0]
-        return f"tcp [{host}]:{address[1]}" if ":" in host else f"tcp {host}:{address[1]}"
+        try:
+            return f"tcp [{host}]:{address[1]}" if ":" in host else f"tcp {host}:{address[1]}"
+        except TypeError:
+            return f"vsock {host}:{address[1]}"
     return f"unix {format_address(address)}" if address else "unix"
 
 
@@ -68,6 +73,8 @@ def url_of(bound: Bound) -> str:
     """URL at which a socket is reached: "tcp://127.0.0.1:8080", "unix:/run/app.sock"."""
     datagram = bound.sock.type == socket.SOCK_DGRAM
     address = bound.sock.getsockname()
+    if bound.sock.family == _VSOCK:
+        return f"vsock://{format_address(address)}"
     if isinstance(address, tuple):
         return f"{'udp' if datagram else 'tcp'}://{format_address(address)}"
     return f"{'unix-datagram' if datagram else 'unix'}:{_path(address)}"
@@ -101,6 +108,8 @@ def host_group(address: Address) -> str:
     """What a limit per host counts as one: an IPv4 address, an IPv6 /64, all Unix peers."""
     if not isinstance(address, tuple):
         return ""
+    if not isinstance(address[0], str):  # VSOCK's: a virtual machine
+        return str(address[0])
     host = unmapped(address[0])
     if ":" not in host or host.startswith("fe80:"):  # all hosts of a link share fe80::/64
         return host

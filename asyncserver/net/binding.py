@@ -18,6 +18,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from ..exceptions import BindError
+from ..kernel.groups import hear_own_groups
+from ..kernel.packet_info import ask_for_destination
+from ..kernel.twins import may_have_twins
 from . import unix_path
 from .addresses import format_address
 from .systemd import is_kept
@@ -58,7 +61,8 @@ class Binding:
     fd: int | None = None
     backlog: int = 0
     reuse_port: bool = False
-    slots: int = 1
+    twin: bool = False
+    one_queue: bool = False
 
     def __post_init__(self) -> None:
         given = {
@@ -123,17 +127,16 @@ class Binding:
         Raises:
             BindError: an address could not be bound.
         """
-        if self.path is not None:
-            return [self._open_path(kind, os.fspath(self.path))]
-        if self.sock is not None or self.fd is not None:
-            return [self._adopt(kind)]
+        if self.port is None:
+            return [self._open_one(kind)]
         return self._open_all(kind, await self._resolve(kind))
 
     def open_slots(self, kind: socket.SocketKind, count: int) -> list[list[BoundSocket]]:
         """Bind sockets for several processes to inherit. Blocks to resolve names; needs no loop.
 
         Each process has its own sockets on the same addresses, and the kernel picks one for each
-        client (SO_REUSEPORT). A Unix socket, or a `sock` or `fd`, is the same for all of them.
+        client (SO_REUSEPORT). A Unix socket, a `sock` or `fd`, and one on a multicast group or
+        broadcast address is the same for all of them; so are all with `one_queue`.
 
         Args:
             kind: SOCK_STREAM (the sockets also listen) or SOCK_DGRAM.
@@ -145,16 +148,20 @@ class Binding:
         Raises:
             BindError: an address could not be bound; then nothing is left open.
         """
-        if self.path is not None:
-            return [[self._open_path(kind, os.fspath(self.path))]] * count
-        if self.sock is not None or self.fd is not None:
-            return [[self._adopt(kind)]] * count
-        first = replace(self, slots=count)._open_all(kind, self._resolve_blocking(kind))
+        first = [self._open_one(kind)] if self.port is None else self._open_all(kind, self._resolve_blocking(kind))
+        separate = count > 1 and self.port is not None and not self.one_queue
+        multiple = [one for one in first if separate and may_have_twins(one.sock)]
+        for one in first:
+            one.contended = count > 1 and one not in multiple
+        if not multiple:
+            return [first] * count
         slots = [first]
         try:
-            addresses: list[tuple[int, tuple[Any, ...]]] = [(one.sock.family, one.sock.getsockname()) for one in first]
-            further = replace(self, port=addresses[0][1][1], reuse_port=True)
-            slots += [further._open_all(kind, addresses) for _ in range(count - 1)]
+            addresses: list[Any] = [(one.sock.family, one.sock.getsockname()) for one in multiple]
+            further = replace(self, port=first[0].sock.getsockname()[1], reuse_port=True, twin=True)
+            for _ in range(count - 1):
+                twins = iter(further._open_all(kind, addresses))
+                slots.append([next(twins) if one in multiple else one for one in first])
         except BaseException:
             for bound in (one for slot in slots for one in slot):
                 bound.close()
@@ -237,10 +244,10 @@ class Binding:
                 if self.reuse_port:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 sock.bind(address)
-                if self.slots > 1:
-                    # Only now, so that bind() fails if a program serves there, also one of ours.
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 return self._configure(kind, sock)
+
+    def _open_one(self, kind: socket.SocketKind) -> BoundSocket:
+        return self._adopt(kind) if self.path is None else self._open_path(kind, os.fspath(self.path))
 
     def _open_path(self, kind: socket.SocketKind, path: str) -> BoundSocket:
         if (length := len(os.fsencode(path))) > _LONGEST_PATH and not path.startswith("\0"):
@@ -291,8 +298,11 @@ class Binding:
 
     def _configure(self, kind: socket.SocketKind, sock: socket.socket, path: str | None = None) -> BoundSocket:
         kept = is_kept(sock)
-        if kind == socket.SOCK_STREAM:
-            if sock.family != socket.AF_UNIX and sock.proto in _TCP:
+        if kind == socket.SOCK_DGRAM:
+            ask_for_destination(sock)  # now, for what comes before it is read
+            hear_own_groups(sock, first=not self.twin)
+        elif kind == socket.SOCK_STREAM:
+            if sock.family in {socket.AF_INET, socket.AF_INET6} and sock.proto in _TCP:
                 # Accepted sockets inherit it. Without it a reply may wait until the peer has
                 # acknowledged the one before: RFC 896, against delayed acknowledgements.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -300,7 +310,9 @@ class Binding:
             if not (kept and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)):
                 sock.listen(self.backlog)
         sock.setblocking(False)
-        return BoundSocket(sock, path, kept=kept, given=self.sock is not None or self.fd is not None)
+        bound = BoundSocket(sock, path, kept=kept, given=self.sock is not None or self.fd is not None)
+        bound.twin = self.twin
+        return bound
 
 
 class BoundSocket:
@@ -308,12 +320,16 @@ class BoundSocket:
 
     Attributes:
         given: the program passed it as `sock` or `fd`, and may go on using it.
+        twin: another process has its own socket on the address, and handles what is sent to many.
+        contended: other processes take from its queue at the same time.
         shared: another process has it open too, and may go on using it.
         handed_over: another process goes on using it: when we close, its queue is left to that one.
     """
 
     def __init__(self, sock: socket.socket, path: str | None = None, kept: bool = False, given: bool = False) -> None:
         self.given: bool = given
+        self.twin: bool = False
+        self.contended: bool = False
         self.sock: socket.socket = sock
         self._path = path
         self._identity = identity(path) if path is not None else None

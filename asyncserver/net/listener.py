@@ -87,6 +87,8 @@ class Listener:
         # Read once: `socket.accept` reads these properties for each connection and they make
         # enums, 2 us of about 35.
         self._kind = (int(self.sock.family), int(self.sock.type), self.sock.proto)
+        # One at a time where other processes wait for them too, or the first to wake up gets all.
+        self._batch = 1 if bound.contended else _BATCH
         self._watching = False
         self._retry: asyncio.TimerHandle | None = None
         self._warned = -_WARN_EVERY
@@ -130,7 +132,7 @@ class Listener:
         return True
 
     def _on_readable(self) -> None:
-        for _ in range(_BATCH):
+        for _ in range(self._batch):
             if not self._accept(1) or not self._watching:
                 return
 

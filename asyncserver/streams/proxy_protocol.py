@@ -251,6 +251,8 @@ class TrustedProxies:
     def __contains__(self, address: Any) -> bool:
         if not isinstance(address, tuple):
             return "unix" in self.names
+        if not isinstance(address[0], str):  # VSOCK's, which no name stands for
+            return False
         host = ipaddress.ip_address(unmapped(address[0]))
         return any(host in network for network in self._networks)
 

@@ -43,9 +43,6 @@ MOST_SERVERS = 300
 # The supervisor handles these. Workers ignore them: the terminal sends some to all processes.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
-# Seconds between a worker's reports; when it is killed, what it counted since the last is lost.
-_REPORT_EVERY = 1.0
-
 
 def run_worker(
     load: Callable[[], Sequence[Serving]],
@@ -56,6 +53,7 @@ def run_worker(
     *,
     reload_tls: bool,
     measure: bool,
+    report_every: float,
 ) -> NoReturn:
     """Serve in a process just forked, with SIGNALS blocked, and exit without its parent's cleanup.
 
@@ -67,19 +65,22 @@ def run_worker(
         loop_factory: makes the event loop.
         reload_tls: whether to read certificates again.
         measure: whether to measure how long handlers take.
+        report_every: seconds between reports; the counters of the last such time are lost when it is killed.
     """
     status = 1
     try:
         signal.set_wakeup_fd(-1)
         for number in SIGNALS:
             signal.signal(number, do_nothing)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, lambda *_: _send(channel, LEAVE))
         prepare()
         servings = load()
         for serving, bound in zip(servings, sockets, strict=True):
             serving.take(bound)
         with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.run(_serve(servings, sockets, channel, reload_tls, measure))
+            how = {"reload_tls": reload_tls, "measure": measure}
+            runner.run(_serve(servings, sockets, channel, report_every=report_every, **how))
         status = 0
     except SystemExit as exc:  # argparse's, for instance, after its error message
         status = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
@@ -93,8 +94,10 @@ async def _serve(
     servings: Sequence[Serving],
     sockets: list[list[BoundSocket]],
     channel: socket.socket,
+    *,
     reload_tls: bool,
     measure: bool,
+    report_every: float,
 ) -> None:
     """Serve as the supervisor says."""
     async with contextlib.AsyncExitStack() as stack:
@@ -106,7 +109,8 @@ async def _serve(
             for server in servers:
                 if server.can_reload_tls:
                     server.reload_tls()
-        control = _Control(servers, [bound for group in sockets for bound in group], channel)
+        every_socket = [bound for group in sockets for bound in group]
+        control = _Control(servers, every_socket, channel, report_every)
         _send(channel, READY)
         await asyncio.wait([asyncio.ensure_future(server.wait_closed()) for server in servers])
     control.report()
@@ -115,10 +119,13 @@ async def _serve(
 class _Control:
     """In a worker: obeys the supervisor, and reports to it."""
 
-    def __init__(self, servers: list[Server], bound: list[BoundSocket], channel: socket.socket) -> None:
+    def __init__(
+        self, servers: list[Server], bound: list[BoundSocket], channel: socket.socket, report_every: float
+    ) -> None:
         self._servers = servers
         self._bound = bound
         self._channel = channel
+        self._report_every = report_every
         self._loop = asyncio.get_running_loop()
         self._closing: list[asyncio.Task[object]] = []
         self._loop.add_reader(channel.fileno(), self._on_readable)
@@ -131,7 +138,7 @@ class _Control:
 
     def _report_again(self) -> None:
         self.report()
-        self._loop.call_later(_REPORT_EVERY, self._report_again)
+        self._loop.call_later(self._report_every, self._report_again)
 
     def _on_readable(self) -> None:
         try:

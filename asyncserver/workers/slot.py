@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
+import signal
 import time
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from ..serving import Serving
 
 NEVER = float("inf")
+# On this signal a worker writes its stacks, with no help of the interpreter. Programs do not use it.
+DUMP = signal.SIGRTMAX
 
 # Seconds after which a worker's death is not an early one any more.
 _STEADY = 10.0
@@ -28,16 +32,20 @@ _BACKOFF, _LONGEST_BACKOFF = 0.1, 30.0
 class Worker:
     """A worker process, as the supervisor sees it."""
 
-    def __init__(self, pid: int, pidfd: int, slot: Slot, channel: socket.socket) -> None:
+    def __init__(self, pid: int, slot: Slot, channel: socket.socket, stacks: socket.socket) -> None:
         self.pid = pid
-        self.pidfd = pidfd
         self.slot = slot
         self.channel = channel
+        self._stacks = stacks
+        for end in (channel, stacks):
+            end.setblocking(False)
         self.started: float = time.monotonic()
         self.serving = False
         self.leaving = False
         self.kill_at = NEVER
-        self.silent_at = NEVER  # when its loop counts as stuck, unless it sends a message before
+        self.silent_at = NEVER  # when that is logged, unless it sends a message before
+        self.stuck_at = NEVER  # when it is asked for its stacks
+        self.abort_at = NEVER  # when it is killed
         self.readings: list[Reading] = []
 
     @property
@@ -49,6 +57,27 @@ class Worker:
         """Send, unless it is dead, or so stuck that hundreds are unread: then it will be killed."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError, BlockingIOError):
             self.channel.send(message)
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal; until its status is asked for, its number is no other process's."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def wait(self, flags: int = 0) -> int | None:
+        """Return its exit status, as `os.waitstatus_to_exitcode()` has it; None if it still runs."""
+        try:
+            ended, status = os.waitpid(self.pid, flags)
+        except ChildProcessError:  # somebody else in this program has waited for it
+            return 255
+        return os.waitstatus_to_exitcode(status) if ended else None
+
+    def stacks(self) -> str:
+        """Return what it has written after DUMP."""
+        text = b""
+        with contextlib.suppress(BlockingIOError, ConnectionResetError):
+            while more := self._stacks.recv(LONGEST_MESSAGE):
+                text += more
+        return text.decode(errors="replace").rstrip()
 
     def receive(self) -> bytes | None:
         """Return its next message; None if there is none yet, b"" at the end."""
@@ -62,7 +91,7 @@ class Worker:
     def close(self) -> None:
         """Close the supervisor's descriptors for it."""
         self.channel.close()
-        os.close(self.pidfd)
+        self._stacks.close()
 
 
 class Slot:
@@ -82,6 +111,12 @@ class Slot:
         delay = min(_BACKOFF * 2.0 ** (self.early_deaths - 2), _LONGEST_BACKOFF) if self.early_deaths > 1 else 0.0
         self.restart_at = time.monotonic() + delay
         return delay
+
+
+def write_stacks_on_dump(end: socket.socket) -> None:
+    """In a new worker: on DUMP, write there where each thread is, however stuck it is."""
+    end.setblocking(False)  # as much as fits in
+    faulthandler.register(DUMP, file=end.fileno(), all_threads=True)
 
 
 def open_slots(servings: Sequence[Serving], count: int) -> list[list[list[BoundSocket]]]:

@@ -27,14 +27,14 @@ from ..monitoring.monitor import log_urls
 from .counters import Counters
 from .http_server import HTTPServer
 from .process import FORCE, LEAVE, MOST_SERVERS, READY, SIGNALS, STOP, do_nothing, run_worker
-from .slot import NEVER, Slot, Worker, open_slots
+from .slot import NEVER, Slot, Worker, open_slots, write_stacks_on_dump
 from .stopping import Stage, Stopping
 from .terminals import open_terminals
 from .watchdog import Watchdog
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ..monitoring.notify import NotifySocket
     from ..net.binding import BoundSocket
@@ -59,6 +59,7 @@ class Supervisor:
         started: called when everything is bound.
         monitor: where to tell metrics and readiness over HTTP, if at all.
         drain_delay: seconds between the first signal to stop, when it is ready no more, and the drain.
+        stuck_timeout: seconds that a worker's loop may not turn until it is killed; 0 for ever.
         notify: where to tell systemd.
     """
 
@@ -72,6 +73,7 @@ class Supervisor:
         started: Callable[[], object],
         monitor: Serving | None,
         drain_delay: float,
+        stuck_timeout: float,
         notify: NotifySocket,
     ) -> None:
         if len(servings) > MOST_SERVERS:
@@ -87,6 +89,7 @@ class Supervisor:
         self._stopping = Stopping(drain_delay)
         self._drain_at = NEVER
         self._notify = notify
+        self._stuck_timeout = stuck_timeout
         self._exchanges: HTTPServer | None = None
         self._slots: list[Slot] = []
         self._bound: list[BoundSocket] = []
@@ -109,7 +112,7 @@ class Supervisor:
             finally:
                 self._kill(self._workers)  # nobody is left, unless this is an error
                 for worker in self._workers:
-                    os.waitpid(worker.pid, 0)
+                    worker.wait()
                     worker.close()
                 self._close_sockets()
                 self._selector.close()
@@ -126,7 +129,7 @@ class Supervisor:
         self._slots = [Slot(sockets) for sockets in self._open()]
         self._bound = [one for slot in self._slots for sockets in slot.sockets for one in sockets]
         self._counters = Counters(self._slots, self._workers, self._is_ready)
-        self._watchdog = Watchdog(self._notify, self._slots, self._workers, self.stats)
+        self._watchdog = Watchdog(self._notify, self._slots, self._workers, self.stats, self._stuck_timeout)
         if self._monitor is not None:
             bound = self._monitor.open_slots(1)[0]
             self._exchanges = HTTPServer(self._selector, bound, self._counters.respond)
@@ -144,14 +147,17 @@ class Supervisor:
             writing.setblocking(False)
             self._wakeup = (reading, writing)
             before = {number: signal.signal(number, do_nothing) for number in SIGNALS}
+            # pidfd_open(2) would tell a worker's death too, but needs Linux 5.3, and gVisor has none.
             # Ignored, as whoever started us may have left it, the kernel would bury workers before we know how.
-            before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, do_nothing)
+            mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
             descriptor = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
             self._selector.register(reading, selectors.EVENT_READ, self._on_signals)
             try:
                 yield
             finally:
                 signal.set_wakeup_fd(descriptor)
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
                 for number, handler in before.items():
                     if handler is not None:  # one that is not Python's
                         signal.signal(number, handler)
@@ -187,6 +193,9 @@ class Supervisor:
                 self._on_reload()
             elif number == signal.SIGUSR1:
                 self._counters.ask(self._log_stats)
+        for worker in list(self._workers):  # there may have been no room for SIGCHLD's byte
+            if (status := worker.wait(os.WNOHANG)) is not None:
+                self._on_death(worker, status)
 
     def _on_stop(self, cause: str) -> None:
         self._drain_at = NEVER
@@ -223,7 +232,7 @@ class Supervisor:
         message = worker.receive() if worker in self._workers else None  # it may have been buried in this turn
         if message:
             self._on_words(worker, message)
-        elif message is not None:  # it is ending; the descriptor of its process will tell when it has
+        elif message is not None:  # it is ending; SIGCHLD will tell when it has
             self._selector.unregister(worker.channel)
 
     def _on_words(self, worker: Worker, message: bytes) -> None:
@@ -249,15 +258,13 @@ class Supervisor:
                 _logger.info("%d workers serve on %s", len(self._slots), ", ".join(self._counters.places))
         self._watchdog.report_if_ready()
 
-    def _on_death(self, worker: Worker) -> None:
+    def _on_death(self, worker: Worker, status: int) -> None:
         """Bury a worker, and see to its successor."""
-        status = os.waitstatus_to_exitcode(os.waitpid(worker.pid, 0)[1])
         while message := worker.receive():  # what it said last
             self._on_words(worker, message)
         self._workers.discard(worker)
-        for descriptor in (worker.channel, worker.pidfd):
-            with contextlib.suppress(KeyError):
-                self._selector.unregister(descriptor)
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(worker.channel)
         worker.close()
         self._counters.retire(worker)
         how = f"worker {worker.pid} ended " + (f"with status {status}" if status >= 0 else f"by signal {-status}")
@@ -324,7 +331,7 @@ class Supervisor:
         for worker in workers:
             worker.kill_at = NEVER
             _logger.error("worker %d has not ended in time: killed", worker.pid)
-            signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
+            worker.send_signal(signal.SIGKILL)
 
     def _close_sockets(self) -> None:
         for bound in self._bound:
@@ -332,7 +339,8 @@ class Supervisor:
 
     def _fork(self, slot: Slot) -> Worker:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with ours, theirs:
+        stacks, stacks_end = socket.socketpair()
+        with ours, theirs, stacks, stacks_end:
             # Until the child has handlers of its own, the signals' bytes would go to the supervisor.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             try:
@@ -342,22 +350,16 @@ class Supervisor:
                     warnings.simplefilter("ignore", DeprecationWarning)
                     pid = os.fork()
                 if pid == 0:
-                    prepare = functools.partial(self._forget_others, slot, ours, mask)
+                    write_stacks_on_dump(stacks_end)
+                    prepare = functools.partial(self._forget_others, slot, (ours, stacks), mask)
                     how = {"reload_tls": self._reloads > 0, "measure": self._exchanges is not None}
-                    run_worker(self._load, slot.sockets, theirs, prepare, self._loop_factory, **how)
+                    every = self._watchdog.report_every
+                    run_worker(self._load, slot.sockets, theirs, prepare, self._loop_factory, report_every=every, **how)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            try:
-                pidfd = os.pidfd_open(pid)
-            except OSError:  # left alone it would believe us gone, and close its slot's sockets to newcomers for good
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                raise
-            ours.setblocking(False)
-            worker = Worker(pid, pidfd, slot, socket.socket(fileno=ours.detach()))
+            worker = Worker(pid, slot, *(socket.socket(fileno=end.detach()) for end in (ours, stacks)))
         self._workers.add(worker)
         self._selector.register(worker.channel, selectors.EVENT_READ, functools.partial(self._on_message, worker))
-        self._selector.register(worker.pidfd, selectors.EVENT_READ, functools.partial(self._on_death, worker))
         return worker
 
     # -- what it tells
@@ -372,12 +374,12 @@ class Supervisor:
         for place, stats in zip(self._counters.places, self.stats(), strict=True):
             _logger.info("on %s: %s", place, stats)
 
-    def _forget_others(self, slot: Slot, other_end: socket.socket, mask: set[int | signal.Signals]) -> None:
+    def _forget_others(self, slot: Slot, other_ends: Iterable[socket.socket], mask: set[int | signal.Signals]) -> None:
         """In a worker: close what it has inherited of others, so that their ends are noticed."""
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._selector.close()
         self._watchdog.close()
-        for end in (*self._wakeup, other_end):
+        for end in (*self._wakeup, *other_ends):
             end.close()
         for worker in self._workers:
             worker.close()

@@ -51,6 +51,7 @@ SAMPLES: dict[str, tuple[str, str, str | None]] = {
     "--on-error": ("app:report", "app:other", "report"),
     "--check": ("on", "off", "check"),
     "--workers": ("2", "4", "0"),
+    "--stuck-timeout": ("0", "60", "-1"),
     "--loop": ("asyncio", "uvloop", "trio"),
     "--metrics": ("127.0.0.1:9100", ":9100", "9100"),
     "--drain-delay": ("0", "5", "-1"),
@@ -63,6 +64,8 @@ SAMPLES: dict[str, tuple[str, str, str | None]] = {
 def parsed(*arguments: str, **environment: str) -> dict[str, Any]:
     if environment.get("ASYNCSERVER_UNIX_MODE") or any(word.startswith("--unix-mode") for word in arguments):
         environment = {"ASYNCSERVER_UNIX": "a.sock", **environment}  # it is for files
+    if environment.get("ASYNCSERVER_STUCK_TIMEOUT") or any(word.startswith("--stuck") for word in arguments):
+        environment = {"ASYNCSERVER_WORKERS": "2", **environment}  # which somebody has to watch
     return vars(read(make_parser("7"), arguments, environment))
 
 
@@ -141,6 +144,7 @@ def test_wrong_value_says_where_it_is(option: Option, capsys: pytest.CaptureFixt
         ),
         (["--udp", ":0", "--proxy-protocol"], {}, "has no effect without --tcp or --unix: leave it out"),
         (["--unix-datagram", "x"], {"ASYNCSERVER_MAX_CONNECTIONS": "5"}, "(ASYNCSERVER_MAX_CONNECTIONS) has no effect"),
+        (["--stuck-timeout", "5"], {}, "--stuck-timeout (ASYNCSERVER_STUCK_TIMEOUT) has no effect without --workers"),
         (["--tcp", ":0", "--max-pending", "1024"], {}, "has no effect without --udp or --unix-datagram"),
         (
             ["--tcp", ":0"],

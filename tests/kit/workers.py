@@ -172,9 +172,10 @@ def ask(port: int, size: int = 10) -> tuple[int, int]:
 
 def ask_udp(place: int | tuple[str, int], question: bytes) -> tuple[int, int, bytes]:
     """Ask over a socket of its own, so that the kernel chooses a worker anew; and hear nobody else."""
-    with socket.socket(type=socket.SOCK_DGRAM) as client:
+    address = ("127.0.0.1", place) if isinstance(place, int) else place
+    with socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.settimeout(10)
-        client.connect(("127.0.0.1", place) if isinstance(place, int) else place)
+        client.connect(address)
         client.send(question)
         version, pid, answer = client.recv(1000).split(b" ", 2)
         return int(version), int(pid), answer

@@ -156,6 +156,8 @@ def test_worker_that_is_stuck_is_replaced_where_systemd_watches(start: Start, sy
         for _ in range(5):
             systemd.expect("WATCHDOG")
         told.program.wait_for(f"worker {pid} has said nothing for 3 s: does a handler block?")
+        told.program.wait_for(f"worker {pid} is killed, its loop has been stuck for 3 s:")
+        told.program.wait_for("app.py")
         told.program.wait_for(f"worker {pid} ended by signal 6")
         assert client.file.readline() == b""
     assert ask(told.address).split()[1] != pid
@@ -173,7 +175,7 @@ asyncserver.run(asyncserver.serve(app.handler, path=sys.argv[1]), workers=2)
 
 
 def test_worker_that_is_stuck_is_told_of_each_time(folder: Path) -> None:
-    """Where nobody watches it is left alone: a blocking handler may come to its end."""
+    """Within `stuck_timeout` it is left alone: a blocking handler may come to its end."""
     with Program(["-W", "error", "-c", SCRIPT, "u.sock"], folder) as program:
         program.wait_for("2 workers serve")
         with LineClient(str(folder / "u.sock")) as client:

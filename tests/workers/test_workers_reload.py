@@ -133,15 +133,15 @@ def test_reload_of_a_broken_handler_leaves_the_old_workers(start: Start) -> None
     assert program.end() == 0
 
 
-def test_worker_that_cannot_be_watched_is_not_left_alone(start: Start) -> None:
-    """Out of descriptors between fork and pidfd_open: the new worker goes, and its slot's sockets serve as before."""
+def test_workers_that_cannot_be_started_leave_the_old_ones(start: Start) -> None:
+    """Out of descriptors: nobody is forked of whom nothing could be heard, and the slots' sockets serve as before."""
     program = start()
     tcp, _ = program.serving()
     pid = program.process.pid
     taken = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
-    free = itertools.islice((number for number in itertools.count() if number not in taken), 3)
+    free = next(number for number in itertools.count() if number not in taken)
     limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, ([*free][2], limits[1]))  # the pair of sockets is to be had, no more
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free + 1, limits[1]))  # for a pair of sockets one is missing
     program.tell(signal.SIGHUP)
     for _ in range(2):
         program.expect("no new worker could be started .*Too many open files.*the one that serves stays")

@@ -1,0 +1,1 @@
+"""The kernel: what Linux, and not every kernel of it, does for sockets beyond what all systems do."""

@@ -1,0 +1,229 @@
+"""Systems that lack what Linux has: old kernels, gVisor, qemu's user mode, filters of seccomp. Each does without."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+import socket
+import termios
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import asyncserver
+from asyncserver.datagrams import datagram
+from asyncserver.kernel import features, groups, packet_info
+from asyncserver.net import addresses, socket_info
+from asyncserver.net.binding import Binding
+from asyncserver.streams.proxy_protocol import TrustedProxies
+from tests.kit.datagrams import Place
+from tests.kit.handlers import Hung, upper, upper_datagram
+from tests.kit.waiting import PATIENCE, until
+from tests.kit.workers import Start, both_workers
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+UNKNOWN = 9999  # no option's number: ENOPROTOOPT
+
+
+@pytest.fixture(autouse=True)
+def _nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "_told", set())
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [one.getMessage() for one in caplog.records if one.name == "asyncserver" and one.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize("option", [UNKNOWN, socket.SO_TYPE], ids=["gVisor", "qemu"])
+async def test_without_so_meminfo_datagrams_are_served_and_drained(
+    udp: Place, option: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An unknown option, or one that is taken for a number; told once, and what is queued is still answered."""
+    monkeypatch.setattr(datagram, "_SO_MEMINFO", option)
+    handler = Hung()
+    async with udp.serve(handler, max_pending=1) as server, udp.serve(upper_datagram) as other:
+        client = udp.client(server)
+        for number in range(5):
+            client.send(b"x%d" % number)
+        await until(lambda: handler.begun == 1)
+        assert server.stats().datagrams_dropped == other.stats().datagrams_dropped == 0
+        handler.release.set()
+    assert sorted([await client.receive() for _ in range(5)]) == [b"X%d" % number for number in range(5)]
+    assert told(caplog) == [
+        "this system has no SO_MEMINFO, or does not allow it: datagrams that the kernel drops are not counted"
+    ]
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+async def test_without_packet_info_and_groups_datagrams_are_served(
+    host: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Told once each."""
+    monkeypatch.setattr(packet_info, "_IP_PKTINFO", UNKNOWN)
+    monkeypatch.setattr(socket, "IPV6_RECVPKTINFO", UNKNOWN)
+    monkeypatch.setattr(groups, "_IP_MULTICAST_ALL", UNKNOWN)
+    monkeypatch.setattr(groups, "_IPV6_MULTICAST_ALL", UNKNOWN)
+    async with (
+        asyncserver.serve_datagrams(upper_datagram, host, 0) as server,
+        asyncserver.serve_datagrams(upper_datagram, host, 0),
+    ):
+        with socket.socket(server.sockets[0].family, socket.SOCK_DGRAM) as client:
+            client.setblocking(False)
+            client.connect(("::1" if ":" in host else "127.0.0.1", server.addresses[0][1]))
+            client.send(b"question")
+            async with asyncio.timeout(PATIENCE):
+                assert await asyncio.get_running_loop().sock_recv(client, 100) == b"QUESTION"
+    assert [line.split(",")[0] for line in told(caplog)] == [
+        "this system has no IP_PKTINFO",
+        "this system has no IP_MULTICAST_ALL",
+    ]
+
+
+class Restricted(socket.socket):
+    """As under systemd with RestrictAddressFamilies=AF_UNIX: sockets can be given, but none of these made."""
+
+    def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:  # noqa: A002
+        if fileno is None and family != socket.AF_UNIX:
+            raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+        super().__init__(family, type, proto, fileno)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1", "::", "127.255.255.255"])
+async def test_where_no_sockets_can_be_made_those_that_are_given_are_served(
+    udp: Place, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broadcasts, and the groups of all hosts as far as the route knows."""
+
+    def refuse() -> list[tuple[int, str]]:
+        raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))  # it asks by netlink
+
+    async def handler(datagram: asyncserver.Datagram) -> bytes:
+        assert datagram.local_address[1] == port
+        return datagram.data.upper()
+
+    given = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+    if ":" in host:
+        given.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    given.bind((host, 0))
+    port = given.getsockname()[1]
+    serving = asyncserver.serve_datagrams(handler, sock=Restricted(fileno=given.detach()))
+    with socket.socket(type=socket.SOCK_DGRAM) as client:
+        client.bind(("127.0.0.1", 0))
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        client.settimeout(PATIENCE)
+        with monkeypatch.context() as patched:
+            patched.setattr(socket, "if_nameindex", refuse)
+            patched.setattr(socket, "socket", Restricted)
+            async with serving:
+                client.sendto(b"question", (host if host.startswith("127") else "127.0.0.1", port))
+        assert client.recvfrom(100) == (b"QUESTION", ("127.0.0.1", port))
+
+
+def test_without_reuse_port_workers_share_a_socket(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As they do one that is given."""
+    monkeypatch.setattr(socket, "SO_REUSEPORT", UNKNOWN)
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        slots = Binding("127.0.0.1", 0).open_slots(kind, 2)
+        assert slots[0] == slots[1]
+        slots[0][0].close()
+    assert told(caplog) == ["this system has no SO_REUSEPORT, or does not allow it: workers share one queue"]
+
+
+WITHOUT_PIDFD = """
+import logging, os, signal, sys
+del os.pidfd_open, signal.pidfd_send_signal
+import asyncserver, app
+logging.basicConfig(level=logging.INFO)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])  # as whoever starts us may have left it
+asyncserver.run(asyncserver.serve(app.handler, "127.0.0.1", 0), loop=sys.argv[1], workers=2)
+assert signal.SIGCHLD in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+"""
+
+
+def test_without_pidfd_dead_workers_are_replaced(start: Start) -> None:
+    """Nothing is asked but SIGCHLD, also where it was blocked."""
+    program = start(script=WITHOUT_PIDFD)
+    (tcp,) = program.serving()
+    one, other = both_workers(tcp)
+    with one, other:
+        os.kill(one.ask()[1], signal.SIGKILL)
+        program.expect("ended by signal 9, and its connections with it; the next one starts in 0 s")
+        program.serving()
+        other.ask()
+    assert program.end() == 0
+
+
+@pytest.mark.parametrize("option", [UNKNOWN, socket.TCP_NODELAY], ids=["unknown", "qemu"])
+def test_without_tcp_info_first_words_are_waited_for_by_our_own_clock(
+    option: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A number instead of a structure tells nothing."""
+    monkeypatch.setattr(socket, "TCP_INFO", option)
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
+        assert socket_info.first_words_due(client, 0.2) == pytest.approx(0.3)
+        assert socket_info.first_words_due(client, 1.0) == 0.0
+
+
+def test_without_fionread_a_look_tells_what_is_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on VSOCK of older kernels."""
+    monkeypatch.setattr(termios, "FIONREAD", UNKNOWN)
+    one, other = socket.socketpair()
+    with one, other:
+        assert socket_info.unread(one.fileno()) == 0
+        other.sendall(bytes(1000))
+        assert socket_info.unread(one.fileno()) == 1000
+        other.close()
+        assert len(one.recv(2000)) == 1000
+        assert socket_info.unread(one.fileno()) == 0
+
+
+def test_addresses_of_virtual_machines_are_numbers() -> None:
+    """vsock(7)."""
+    assert addresses.format_address((3, 1234)) == "3:1234"
+    assert addresses.task_name((3, 1234)) == "vsock 3:1234"
+    assert addresses.host_group((3, 1234)) == "3"
+    assert (3, 1234) not in TrustedProxies(["0.0.0.0/0", "unix"])
+
+
+async def test_vsock_listener_is_served() -> None:
+    """TCP's options are not asked of it."""
+    try:
+        sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+        sock.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
+    except (AttributeError, OSError):
+        pytest.skip("no VSOCK here")
+    async with asyncserver.serve(upper, sock=sock) as server:
+        port = server.addresses[0][1]
+        assert server.label == f"vsock://{socket.VMADDR_CID_ANY}:{port}"
+
+
+class FromVirtualMachine(socket.socket):
+    """A listener whose peers have addresses as on VSOCK, which most test machines cannot reach."""
+
+    def _accept(self) -> Any:
+        return super()._accept()[0], (3, 1234)  # type: ignore[misc] # in typeshed for _socket.socket only
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+async def test_peers_on_vsock_are_served(tmp_path: Path, limit: int | None, caplog: pytest.LogCaptureFixture) -> None:
+    """Named, counted and limited by their machine's number."""
+    caplog.set_level(logging.DEBUG)
+    sock = FromVirtualMachine(socket.AF_UNIX, socket.SOCK_STREAM)
+    path = str(tmp_path / "listener")
+    sock.bind(path)
+    async with asyncserver.serve(upper, sock=sock, max_connections_per_host=limit) as server:
+        for _ in range(2):
+            reader, writer = await asyncio.open_unix_connection(path)
+            writer.write(b"question")
+            assert await reader.readexactly(8) == b"QUESTION"
+            writer.close()
+            await writer.wait_closed()
+            await until(lambda: server.stats().active == 0)
+    assert sum("3:1234: connection completed" in one.getMessage() for one in caplog.records) == 2
