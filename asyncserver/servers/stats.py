@@ -97,7 +97,6 @@ class ServerStats:
     """
 
     accepted: int = 0
-    entering: int = 0
     active: int = 0
     refused: int = 0
     completed: int = 0
@@ -107,8 +106,6 @@ class ServerStats:
     accept_errors: int = 0
     bytes_received: int = 0
     bytes_sent: int = 0
-    misbehaved: int = 0
-    undelivered: int = 0
     proxy_untrusted: int = 0
     proxy_invalid: int = 0
     proxy_timed_out: int = 0
@@ -117,6 +114,9 @@ class ServerStats:
     datagrams_answered: int = 0
     datagrams_silent: int = 0
     datagrams_dropped: int = 0
+    entering: int = 0
+    misbehaved: int = 0
+    undelivered: int = 0
 
 
 def outcome_of(exc: BaseException | None) -> str:
