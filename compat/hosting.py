@@ -15,9 +15,10 @@ import os
 import select
 import socket
 import ssl
-import threading
 import time
 import traceback
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -32,6 +33,9 @@ __all__ = ["HostedHandler", "HostedServer", "hosted"]
 
 # The same bound as a threading server's: below the tasks that systemd grants a service by default.
 MAX_THREADS = 4096
+
+# Seconds between two looks at calls that wait for a thread: none can be had, or one has been lost.
+_LOOK_SECONDS = 0.05
 
 # Seconds that a handler's `sendto` waits for room. The network makes it in milliseconds; a Unix peer that does not read
 # never does, and would keep all threads.
@@ -58,6 +62,7 @@ class HostedServer:
         self._loop = asyncio.get_running_loop()
         self._attributes = attributes
         self._closing: asyncio.Task[object] | None = None
+        self._looking = False
         self.RequestHandlerClass: Callable[..., object] = handler_class  # socketserver's name
         self.server_address: Any = server.addresses[0]
         address = self.server_address
@@ -77,6 +82,24 @@ class HostedServer:
                 f"a hosted handler asked for self.server.{name}: give an object that has it, hosted(..., server=object)"
             ) from None
 
+    def _look(self, pool: ThreadPool) -> None:
+        """Have the pool find calls that nobody takes, and go on with that as long as some wait."""
+        self._looking = False
+        pool.look()
+        self._look_later(pool)
+
+    def _look_later(self, pool: ThreadPool) -> None:
+        if pool.waiting and not self._looking:
+            self._looking = True
+            self._loop.call_later(_LOOK_SECONDS, self._look, pool)
+
+    def _look_soon(self, pool: ThreadPool) -> bool:
+        try:
+            self._loop.call_soon_threadsafe(self._look, pool)
+        except RuntimeError:  # it has been closed
+            return False
+        return True
+
     def shutdown(self) -> None:
         """Begin to close the server, and return: a handler that waited for the end would wait for itself."""
         self._loop.call_soon_threadsafe(self._close)
@@ -92,12 +115,14 @@ class HostedHandler:
         pool: the threads that handlers run in.
     """
 
-    def __init__(self, handler_class: Callable[..., object], max_threads: int | None, attributes: object) -> None:
+    def __init__(
+        self, handler_class: Callable[..., object], max_threads: int | None, attributes: object, reuse_threads: bool
+    ) -> None:
         self._handler_class = handler_class
         self._attributes = attributes
         name = getattr(handler_class, "__name__", "hosted")
         # Daemonic: a handler that the server has given up must not keep the interpreter from ending.
-        self.pool: ThreadPool = ThreadPool(max_threads, name=name, daemon=True)
+        self.pool: ThreadPool = ThreadPool(max_threads, name=name, daemon=True, reuse_threads=reuse_threads)
 
     def __repr__(self) -> str:
         """Tell the class."""
@@ -115,6 +140,7 @@ class HostedHandler:
     def for_server(self, server: Server) -> Callable[[Any], Coroutine[Any, Any, None]]:
         """The handler for one server, called by it when it starts."""
         facade = HostedServer(server, self._handler_class, self._attributes)
+        self.pool.on_starved = functools.partial(facade._look_soon, self.pool)
         if facade.socket.type != socket.SOCK_DGRAM:
 
             async def serve_stream(stream: Stream) -> None:
@@ -138,9 +164,10 @@ class HostedHandler:
         request.settimeout(idle_timeout)  # None: blocking, as handlers expect it
         try:
             call = self.pool.submit(self._handle_stream, request, stream.peer_address, facade)
-        except RuntimeError:  # no thread can be started, or the pool has been shut down
+        except (RuntimeError, MemoryError):  # no thread can be started, or the pool has been shut down
             request.close()
             raise
+        facade._look_later(self.pool)
         ended = asyncio.wrap_future(call)
         try:
             await asyncio.shield(ended)
@@ -176,6 +203,7 @@ class HostedHandler:
     async def _serve_datagram(self, datagram: Datagram, facade: HostedServer, answering: _AnsweringSocket) -> None:
         request = (datagram.data, answering)
         call = self.pool.submit(self._handle_datagram, request, datagram.address, datagram.control, facade)
+        facade._look_later(self.pool)
         sent = await asyncio.wrap_future(call)
         datagram.replied = sent > 0
         datagram.endpoint.sent += sent
@@ -183,32 +211,43 @@ class HostedHandler:
     def _handle_datagram(
         self, request: tuple[bytes, _AnsweringSocket], client_address: Any, control: Any, facade: HostedServer
     ) -> int:
-        request[1].sent.count = 0
-        request[1].sent.answering = (client_address, control)
+        asked = _Asked(client_address, control)
+        _asked.set(asked)
         try:
             self._handle(request, client_address, facade)
         except TimeoutError as exc:
             if not _comes_from(request[1], exc):
                 raise
             raise anyio.BrokenResourceError(f"the sender {client_address!r} does not read its answers") from exc
-        sent: int = request[1].sent.count
-        return sent
+        return asked.answers
 
     def _handle(self, request: Any, client_address: Any, facade: HostedServer) -> None:
         with contextlib.suppress(SystemExit):  # ends the handler's thread in socketserver, and here the handler
             self._handler_class(request, client_address, facade)
 
 
+@dataclass(slots=True)
+class _Asked:
+    """The datagram that a handler answers: who asked, at which of our addresses, and how many answers were sent."""
+
+    peer_address: Any = None
+    control: Any = None
+    answers: int = 0
+
+
+# Of the handler that runs. Not in a `threading.local`, for which its thread could not be used again.
+_asked: ContextVar[_Asked] = ContextVar("_asked")
+
+
 class _AnsweringSocket(socket.socket):
     """The server's datagram socket as handlers see it.
 
-    `sendto` waits for room, answers from the address that was asked, and is counted for each thread.
+    `sendto` waits for room, answers from the address that was asked, and is counted for each handler.
     """
 
     def __init__(self, original: socket.socket) -> None:
         super().__init__(original.family, original.type, original.proto, fileno=os.dup(original.fileno()))
         self.setblocking(False)  # as the event loop's descriptor is
-        self.sent = threading.local()
 
     def sendto(self, *args: Any) -> int:
         delay, longest = _SEND_RETRY
@@ -222,15 +261,15 @@ class _AnsweringSocket(socket.socket):
                 time.sleep(delay)
                 delay = min(2 * delay, longest)
             else:
-                self.sent.count = getattr(self.sent, "count", 0) + 1
+                _asked.get(_Asked()).answers += 1
                 return sent
 
     def _send(self, data: Any, *args: Any) -> int:
-        asker, control = getattr(self.sent, "answering", (None, None))
-        if control is None or args[-1:] != (asker,):
+        asked = _asked.get(_Asked())
+        if asked.control is None or args[-1:] != (asked.peer_address,):
             return super().sendto(data, *args)
         flags = args[0] if len(args) > 1 else 0
-        return super().sendmsg([data], control, flags, asker)
+        return super().sendmsg([data], asked.control, flags, asked.peer_address)
 
 
 class _TimedSocket(socket.socket):
@@ -278,7 +317,11 @@ def _end(request: socket.socket) -> None:
 
 
 def hosted(
-    handler_class: Callable[..., object], *, max_threads: int | None = MAX_THREADS, server: object = None
+    handler_class: Callable[..., object],
+    *,
+    max_threads: int | None = MAX_THREADS,
+    server: object = None,
+    reuse_threads: bool = True,
 ) -> HostedHandler:
     """Make a socketserver handler class a handler for `asyncserver.serve()` or `serve_datagrams()`.
 
@@ -292,6 +335,8 @@ def hosted(
         handler_class: called with (request, client_address, server), as socketserver calls it.
         max_threads: how many handlers may run at once, None for no bound; more wait for a thread.
         server: an object whose attributes handlers find in `self.server`.
+        reuse_threads: False for a new thread for each connection or datagram; otherwise a thread is used again where
+            the handler has left it as new (docs/compat.md tells what is looked at).
 
     Raises:
         TypeError: the class cannot be called, or is an asyncio protocol.
@@ -301,4 +346,4 @@ def hosted(
         raise TypeError(f"hosted() got {name}, a protocol class; wrap it: asyncserver.from_protocol({name})")
     if not callable(handler_class):
         raise TypeError(f"hosted() expects a subclass of BaseRequestHandler, or the like; got {handler_class!r}")
-    return HostedHandler(handler_class, max_threads, server)
+    return HostedHandler(handler_class, max_threads, server, reuse_threads)

@@ -126,6 +126,7 @@ class BaseServer(socketserver.BaseServer):
             serving.run()
         finally:
             loops.remove(serving)
+            self._compat_look()  # once more, as others count on the loop to do it
             serving.close()
 
     def _compat_make_loop(self, poll_interval: float | None) -> ServingLoop | None:
@@ -185,9 +186,12 @@ class BaseServer(socketserver.BaseServer):
     def _compat_stopping(self) -> bool:
         return self.__shutdown_request
 
-    def _compat_wake(self) -> None:
-        for serving in list(self._compat_loops):
+    def _compat_wake(self) -> bool:
+        """Make the loops look at everything; false when there is none."""
+        loops = list(self._compat_loops)
+        for serving in loops:
             serving.wake()
+        return bool(loops)
 
     def _compat_ticks(self) -> bool:
         """Whether `service_actions()` has to be called although nothing arrives."""
@@ -198,8 +202,11 @@ class BaseServer(socketserver.BaseServer):
         return False
 
     def _compat_hand_over(self) -> bool:
-        """Wake workers for what a batch has queued; false when that has to be tried again."""
+        """Wake workers for what a batch has queued; false when it has to be looked after."""
         return True
+
+    def _compat_look(self) -> None:
+        """Look after what waits for workers."""
 
 
 @redeclares(socketserver.TCPServer)

@@ -50,6 +50,8 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
         max_threads: how many requests are handled at a time. When it is reached, no request is taken until
             one has
             ended: the backlog and the kernel's buffer hold the others. One warning tells. None is no bound.
+        reuse_threads: False for a new thread for each request, as in the stdlib. Otherwise a thread is used
+            again where the handler has left it as new; see `compat.pool.thread_state`.
         graceful_timeout: None waits as the stdlib does. A number of seconds gives handlers, daemonic or not,
             that long
             at `server_close()`; then their sockets are shut down, which wakes a blocked `recv`.
@@ -60,6 +62,7 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
     # Below the 4,915 tasks that systemd grants a service by default (15 % of 32,768), so that the bound,
     # which is told and holds clients in the backlog, is reached before the system's, which is not.
     max_threads: int | None = 4096
+    reuse_threads: bool = True
     graceful_timeout: float | None = None
     close_report: CloseReport | None = None
     times_full: int = 0
@@ -110,6 +113,7 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
             with _making_pools:  # several threads may serve at once, and a second pool would go unnoticed
                 pool = self._compat_fitting_pool()
         pool.max_threads = self.max_threads
+        pool.reuse_threads = self.reuse_threads
         if self.block_on_close and not self.daemon_threads:
             vars(self).setdefault("_threads", JoinableThreads())
             pool.on_start = self._threads.append
@@ -135,23 +139,28 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
             return True
         try:
             pool.wake()
-        except RuntimeError:
+        except (RuntimeError, MemoryError):
             # No thread lives that could take them later: as in the stdlib, an error of the request.
             for call in pool.take_back():
                 server.handle_error(*call.args)
                 server.shutdown_request(call.args[0])
         return not (pool.starved and pool.waiting)
 
+    def _compat_look(self) -> None:
+        if self._compat_pool is not None:
+            self._compat_pool.look()
+
     def _compat_full(self) -> bool:
         server: Any = self
         pool, limit = self._compat_pool, self.max_threads
         if pool is None or pool.closed:  # server_close() waits for it, and needs on_room
             return False
+        pool.max_threads = limit
         waited_for, pool.on_room = pool.on_room, None
-        if limit is not None and len(pool) >= limit:
+        full = not pool.has_room()
+        if full:
             pool.on_room = getattr(server, "_compat_wake", None)  # the server below us may be the stdlib's
-        # Once more: one may have ended before it knew whom to wake.
-        full = limit is not None and len(pool) >= limit
+            full = not pool.has_room()  # once more: one may have ended before it knew whom to wake
         if waited_for and not full and len(server._compat_loops) > 1:
             waited_for()  # by another thread that serves, which we may have kept from hearing of it
         if full and not self._compat_was_full:

@@ -208,9 +208,11 @@ class Acceptors:
         return request, client_address, None
 
     def _accept(self, sockets: list[ssl.SSLSocket]) -> None:
-        _thread.sockets = sockets
-        outcome = self._get()
-        _thread.sockets = None
+        _sockets[threading.get_ident()] = sockets
+        try:
+            outcome = self._get()
+        finally:
+            _sockets.pop(threading.get_ident(), None)
         sockets.clear()  # before anybody gets the outcome: its socket must not be shut down any more
         self.outcomes.append(outcome)
         self.serving.wake()
@@ -243,7 +245,8 @@ class Acceptors:
 # gh-128421). So each thread notes the TLS sockets that it makes, in the one place where the
 # interpreter tells of them.
 
-_thread = threading.local()  # sockets: those of the get_request() that the thread is in
+# For each thread by its identity; values of a `threading.local` would end the thread after its first call.
+_sockets: dict[int, list[ssl.SSLSocket]] = {}
 
 
 @functools.cache
@@ -254,6 +257,6 @@ def _note_sockets() -> None:
 
 def _note_socket(event: str, args: tuple[Any, ...]) -> None:
     if event == "socket.__new__" and isinstance(args[0], ssl.SSLSocket):
-        sockets: list[ssl.SSLSocket] | None = getattr(_thread, "sockets", None)
+        sockets = _sockets.get(threading.get_ident())
         if sockets is not None:
             sockets.append(args[0])

@@ -89,6 +89,7 @@ class ServingLoop:
         self._failures = 0
         self._warned = False
         self._raised: BaseException | None = None
+        self._look: asyncio.TimerHandle | None = None
         self._signals: tuple[socket.socket, ...] = ()
         self._program_wakeup = -1
         if threading.current_thread() is threading.main_thread():
@@ -229,6 +230,7 @@ class ServingLoop:
         held = self.loop.time() < self._hold_until
         if self.server._compat_full():
             held = True
+            self._look_later()
             if self.server._compat_unwarned:
                 self.loop.call_later(RETRY_SECONDS, self.loop.stop)  # when the handlers' stacks can be told
         if held or (self.acceptors is not None and self.acceptors.full()):
@@ -280,8 +282,17 @@ class ServingLoop:
         if self.acceptors is not None:
             self.acceptors.deliver()
         if not self.server._compat_hand_over():
-            self.loop.call_later(RETRY_SECONDS, self.loop.stop)
+            self._look_later()
         self.server.service_actions()
+
+    def _look_later(self) -> None:
+        """See after a moment whether a thread can be had, or one of those at the bound has been lost."""
+        if self._look is None:
+            self._look = self.loop.call_later(RETRY_SECONDS, self._look_now)
+
+    def _look_now(self) -> None:
+        self._look = None
+        self.soon(self.server._compat_look)
 
     def _take_batch(self) -> None:
         """Take what has arrived; workers are woken after it, unless somebody else's hook might block."""

