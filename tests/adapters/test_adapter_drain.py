@@ -8,7 +8,7 @@ import contextlib
 import pytest
 
 from asyncserver import ProtocolHandler, from_callback, from_protocol
-from tests.kit.checks import records
+from tests.kit.checks import is_idle, records
 from tests.kit.clients import TLSClient, open_socket
 from tests.kit.handlers import Made, UpperProtocol
 from tests.kit.transports import Transport
@@ -210,7 +210,7 @@ async def test_callback_that_cancels_itself(transport: Transport, caplog: pytest
         with contextlib.suppress(OSError):
             assert await client.receive_all() == b""
         client.close()
-        await until(lambda: not server.stats().active)
+        await until(lambda: is_idle(server))
     assert not records(caplog)
 
 
@@ -266,7 +266,7 @@ async def test_many_connections_that_come_and_go(transport: Transport, handler: 
             for client in clients:
                 assert await client.ask(b"hello") == b"HELLO"
                 client.close()
-        await until(lambda: not server.stats().active)
+        await until(lambda: is_idle(server))
         stats = server.stats()
         assert stats.accepted == 50 == stats.completed
         assert stats.bytes_received == stats.bytes_sent == 250

@@ -12,7 +12,7 @@ import pytest
 import asyncserver
 import asyncserver.adapters.protocols
 from asyncserver import ProtocolHandler, from_callback, from_protocol
-from tests.kit.checks import records
+from tests.kit.checks import is_idle, records
 from tests.kit.handlers import BufferedUpperProtocol, UpperProtocol, upper_callback
 from tests.kit.transports import Transport
 from tests.kit.waiting import until
@@ -178,7 +178,7 @@ async def test_reset_is_no_error(
         await client.send(b"unread")
         await until(lambda: server.stats().bytes_sent == len(b"hellounread"))
         client.reset()
-        await until(lambda: not server.stats().active)
+        await until(lambda: is_idle(server))
     assert not records(caplog)
     assert server.stats().failed == 0
 

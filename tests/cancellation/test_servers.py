@@ -13,7 +13,7 @@ import pytest
 
 import asyncserver
 from asyncserver import Server, Stream
-from tests.kit.checks import is_balanced, is_balanced_for_datagrams
+from tests.kit.checks import is_balanced, is_balanced_for_datagrams, is_idle
 from tests.kit.clients import Client
 from tests.kit.handlers import upper, upper_lines
 from tests.kit.sweep import Cut, sweep
@@ -139,7 +139,7 @@ async def test_datagram_reply_under_a_full_buffer(tmp_path: Path) -> None:
                 await asyncio.sleep(0.01)  # the reply is tried again on a timer
                 for _ in range(queued):
                     assert client.recv(100) == b"full"
-                await until(lambda: server.stats().active == 0)
+                await until(lambda: is_idle(server))
                 client.sendto(b"second", str(tmp_path / "s"))
                 await until(lambda: server.stats().completed + server.stats().cancelled == 2)
                 answers = [client.recv(100) for _ in range(server.stats().datagrams_answered)]

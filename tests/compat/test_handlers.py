@@ -18,7 +18,7 @@ import trustme
 import asyncserver
 import compat
 from tests.kit.certificates import client_context, plain_context
-from tests.kit.checks import errors_in
+from tests.kit.checks import errors_in, is_idle
 from tests.kit.clients import TLSClient, open_socket
 from tests.kit.compat import LOOPBACK, serving
 from tests.kit.transports import Transport
@@ -114,7 +114,7 @@ async def test_a_hosted_handler_may_do_so_too(act: Any, raises: bool, caplog: py
     async with asyncserver.serve(handler, "127.0.0.1", 0) as server:
         for _ in range(3):
             assert await asyncio.to_thread(answer_of, server.addresses[0], act) == b"bye"
-        await until(lambda: not server.stats().active)
+        await until(lambda: is_idle(server))
         stats = server.stats()
     assert (stats.failed, stats.completed) == ((3, 0) if raises else (0, 3))
     assert len(errors_in(caplog)) == 3 * raises
@@ -176,7 +176,7 @@ async def outcome(tls: Transport, context: ssl.SSLContext | None, **options: Any
                 await within(client.send(b"abc"))
                 await within(client.receive())  # TLS 1.3 tells here that a certificate was missing
         client.close()
-        await until(lambda: server.stats().accepted and not server.stats().active)
+        await until(lambda: server.stats().accepted and is_idle(server))
         assert not handler.whole
         return server.stats()
 

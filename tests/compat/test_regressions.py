@@ -15,6 +15,7 @@ import pytest
 
 import compat
 from compat import ThreadPool
+from tests.kit.checks import is_idle
 from tests.kit.programs import Program, run_script
 from tests.kit.transports import Transport
 from tests.kit.waiting import until
@@ -271,7 +272,7 @@ async def test_only_the_timeouts_of_the_request_are_idleness(transport: Transpor
     async with transport.serve(compat.hosted(Asking), idle_timeout=1, on_error=note) as server:
         client = await transport.connect(server)
         await client.send(what.encode() + b"\n")
-        await until(lambda: not server.stats().active)
+        await until(lambda: is_idle(server))
         client.close()
     assert getattr(server.stats(), ended) == 1
     assert [type(error) for error in errors] == ([TimeoutError] if ended == "failed" else [])
@@ -302,5 +303,5 @@ async def test_own_timeout_of_a_handler_is_idleness_without_idle_timeout_too(
     """A client that says nothing is counted, and no error; what the handler's other connections do still is."""
     async with transport.serve(compat.hosted(handler)) as server, transport.connect(server) as client:
         await client.send(what.encode() + b"\n")
-        await until(lambda: not server.stats().active)
+        await until(lambda: is_idle(server))
     assert getattr(server.stats(), ended) == 1

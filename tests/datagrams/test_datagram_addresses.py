@@ -15,7 +15,7 @@ import pytest
 
 import asyncserver
 from asyncserver import Datagram
-from tests.kit.checks import errors_in, is_balanced_for_datagrams
+from tests.kit.checks import errors_in, is_balanced_for_datagrams, is_idle
 from tests.kit.datagrams import Place
 from tests.kit.handlers import upper_datagram
 from tests.kit.waiting import PATIENCE, until
@@ -96,7 +96,7 @@ async def test_full_queue_of_a_unix_peer_is_waited_for(unix: Place) -> None:
         for _ in range(3):
             client.send(b"one")  # its answer is returned: the queue is full for that too
         answers = [await client.receive() for _ in range(count + 4)]
-        await until(lambda: server.stats().active == 0)
+        await until(lambda: is_idle(server))
         assert server.stats().datagrams_sent == count + 4
         assert is_balanced_for_datagrams(server)
     assert sorted(answers) == sorted([b"%d" % number for number in range(count)] + [b"last"] * 4)
@@ -114,7 +114,7 @@ async def test_unix_peer_that_leaves_a_full_queue_behind_is_no_error(
             await asyncio.sleep(0)
         await until(lambda: server.stats().active > 0 or server.stats().completed > server.stats().datagrams_sent)
         client.sock.close()
-        await until(lambda: server.stats().active == 0)
+        await until(lambda: is_idle(server))
         async with asyncio.timeout(PATIENCE / 2):
             report = await server.close(PATIENCE)
         assert report.cancelled == report.aborted == 0
@@ -156,7 +156,7 @@ async def test_full_udp_socket_is_waited_for(udp: Place, number: int) -> None:
             client.send(word)
         assert {await client.receive() for _ in words} == {word.upper() for word in words}
         assert not full.errors
-        await until(lambda: server.stats().active == 0)
+        await until(lambda: is_idle(server))
         assert server.stats().datagrams_answered == server.stats().datagrams_sent == 4
         assert is_balanced_for_datagrams(server)
 

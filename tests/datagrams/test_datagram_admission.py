@@ -10,7 +10,7 @@ import pytest
 
 import asyncserver
 from asyncserver import Datagram
-from tests.kit.checks import is_balanced_for_datagrams
+from tests.kit.checks import is_balanced_for_datagrams, is_idle
 from tests.kit.datagrams import Place
 from tests.kit.handlers import Hung, upper_datagram
 from tests.kit.waiting import until
@@ -62,7 +62,7 @@ async def test_max_pending_leaves_the_rest_to_the_kernel(place: Place) -> None:
         assert not server._endpoints[0]._watching  # type: ignore[attr-defined] # or the loop would spin
         hung.release.set()
         assert {await client.receive() for _ in range(10)} == {b"%d" % number for number in range(10)}
-        await until(lambda: server.stats().active == 0)
+        await until(lambda: is_idle(server))
         assert server.stats().datagrams_received == 10
         assert is_balanced_for_datagrams(server)
     assert hung.most == 3

@@ -11,7 +11,7 @@ import pytest
 
 import asyncserver
 from asyncserver import Datagram
-from tests.kit.checks import is_balanced_for_datagrams
+from tests.kit.checks import is_balanced_for_datagrams, is_idle
 from tests.kit.clients import Client
 from tests.kit.faults import figure
 from tests.kit.waiting import until
@@ -54,7 +54,7 @@ async def test_no_buffers_is_no_busy_loop(way: str) -> None:
             await asyncio.sleep(0.5)  # a while in which it may try, but not without end
             attempts, full.full = full.attempts, False
             assert await client.receive() == b"HELLO"
-            await until(lambda: not server.stats().active and server.stats().datagrams_answered == 1)
+            await until(lambda: is_idle(server) and server.stats().datagrams_answered == 1)
         assert is_balanced_for_datagrams(server)
     figure(f"ENOBUFS for half a second ({way})", None, f"{attempts} attempts, then answered", "100 attempts")
     assert 2 <= attempts < 100

@@ -18,7 +18,7 @@ import asyncserver.servers.server
 from asyncserver import Datagram, Stream
 from asyncserver.net.binding import BoundSocket
 from asyncserver.net.listener import Listener
-from tests.kit.checks import is_balanced
+from tests.kit.checks import is_balanced, is_idle
 from tests.kit.clients import Client
 from tests.kit.faults import figure
 from tests.kit.handlers import RaiseOrEcho
@@ -84,7 +84,7 @@ async def test_error_of_a_handler(tcp: Transport, kind: str, log: Any, capsys: p
         client = await tcp.connect(server)
         assert await client.ask(b"served") == b"SERVED"
         client.close()
-        await until(lambda: server.stats().active == 0)
+        await until(lambda: is_idle(server))
         assert is_balanced(server)
     figure(f"10 failing handlers ({kind}), {type(log).__name__} log", None, f"{server.stats().failed} counted", "10")
     assert server.stats().failed == log.asked == len(told) == 10

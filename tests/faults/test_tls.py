@@ -18,6 +18,7 @@ import trustme
 
 import asyncserver
 from asyncserver import Server, Stream
+from tests.kit.checks import is_idle
 from tests.kit.clients import Client
 from tests.kit.faults import ServerProcess, figure
 from tests.kit.handlers import upper
@@ -192,13 +193,13 @@ async def test_truncated_message_is_not_taken_for_whole_by_a_protocol(tls: Trans
     async with tls.serve(asyncserver.from_protocol(lambda: Whole(ends))) as server:
         for kept in (0, 1, 5, 20, len(record) + 22):
             sent = await truncated(tls, server, record, kept)
-            await until(lambda: not server.stats().active and ends)
+            await until(lambda: is_idle(server) and ends)
             assert ends == [(sent, "broken")], kept
             ends.clear()
         peer = await tls.connect(server)
         await peer.send(record)
         await peer.send_eof()
-        await until(lambda: not server.stats().active)
+        await until(lambda: is_idle(server))
         peer.close()
     assert ends == [(record, "whole"), (record, "lost")]
     assert server.stats().failed == 0
@@ -221,7 +222,7 @@ async def test_truncated_message_is_not_taken_for_whole_by_a_callback(
 
     async with tls.serve(asyncserver.from_callback(callback)) as server:
         await truncated(tls, server, b"amount 1000000", 5)
-        await until(lambda: not server.stats().active and ends)
+        await until(lambda: is_idle(server) and ends)
         peer = await tls.connect(server)
         await peer.send(b"all of it")
         await peer.send_eof()

@@ -19,6 +19,7 @@ from asyncserver.kernel import features, groups, packet_info
 from asyncserver.net import addresses, socket_info
 from asyncserver.net.binding import Binding
 from asyncserver.streams.proxy_protocol import TrustedProxies
+from tests.kit.checks import is_idle
 from tests.kit.datagrams import Place
 from tests.kit.handlers import Hung, upper, upper_datagram
 from tests.kit.waiting import PATIENCE, until
@@ -225,5 +226,5 @@ async def test_peers_on_vsock_are_served(tmp_path: Path, limit: int | None, capl
             assert await reader.readexactly(8) == b"QUESTION"
             writer.close()
             await writer.wait_closed()
-            await until(lambda: server.stats().active == 0)
+            await until(lambda: is_idle(server))
     assert sum("3:1234: connection completed" in one.getMessage() for one in caplog.records) == 2

@@ -16,6 +16,12 @@ def is_balanced(server: asyncserver.Server) -> bool:
     return now.accepted == now.entering + now.active + now.refused + ended
 
 
+def is_idle(server: asyncserver.Server) -> bool:
+    """Whether no handler runs, and no connection is in its handshake or header."""
+    now = server.stats()
+    return not (now.active or now.entering)
+
+
 def is_balanced_for_datagrams(server: asyncserver.Server) -> bool:
     """Whether each datagram is in exactly one of the counters, and each completed one too."""
     now = server.stats()

@@ -19,7 +19,7 @@ import compat
 from asyncserver import Server
 from asyncserver.monitoring.metrics import METRICS, Row, exposition, families, summed
 from asyncserver.servers.stats import add, retired
-from tests.kit.checks import errors_in
+from tests.kit.checks import errors_in, is_idle
 from tests.kit.clients import Client
 from tests.kit.handlers import upper
 from tests.kit.monitoring import values
@@ -68,7 +68,7 @@ async def test_datagrams_are_told_as_the_client_counts_them() -> None:
         )
         for data in [b"echo"] * 5 + [b"silent"] * 2 + [b"fail"]:
             transport.sendto(data)
-        await until(lambda: server.stats().datagrams_received == 8 and not server.stats().active)
+        await until(lambda: server.stats().datagrams_received == 8 and is_idle(server))
         found = collected(server)
         transport.close()
     assert found["datagrams_received_total"] == 8
@@ -100,7 +100,7 @@ async def test_durations_cover_every_handler_that_ran_however_it_ended() -> None
             await clients[-1].send(b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\n" + word)
         clients.append(await Client.connect(server.addresses[0]))
         await clients[-1].send(b"no header\r\n")
-        await until(lambda: not server.stats().active)
+        await until(lambda: is_idle(server))
         found = collected(server)
         for client in clients:
             client.close()

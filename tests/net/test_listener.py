@@ -18,7 +18,7 @@ import pytest
 import asyncserver
 from asyncserver.net.binding import BoundSocket
 from asyncserver.net.listener import _BACKOFF, Listener
-from tests.kit.checks import is_balanced
+from tests.kit.checks import is_balanced, is_idle
 from tests.kit.clients import Client
 from tests.kit.handlers import upper
 from tests.kit.programs import LOOPS, run_script
@@ -103,7 +103,7 @@ async def test_connection_that_is_broken_before_it_is_accepted(
                 gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         async with tcp.connect(server) as client:
             assert await client.ask(b"here") == b"HERE"
-        await until(lambda: server.stats().active == 0)
+        await until(lambda: is_idle(server))
         assert server.stats().failed == 0
         assert is_balanced(server)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

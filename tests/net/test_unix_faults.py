@@ -22,7 +22,7 @@ from asyncserver.datagrams import datagram
 from asyncserver.net import unix_path as _socket_file
 from asyncserver.net.binding import Binding
 from compat import hosting
-from tests.kit.checks import errors_in
+from tests.kit.checks import errors_in, is_idle
 from tests.kit.compat import UpperDatagram
 from tests.kit.handlers import upper
 from tests.kit.programs import run_script
@@ -268,7 +268,7 @@ async def test_a_peer_that_does_not_read_is_given_up(
                 await until(lambda: server.stats().datagrams_received == sent)  # noqa: B023
             honest.sendto(b"question", str(path))
             assert await within(asyncio.get_running_loop().sock_recv(honest, 100)) == b"QUESTION"
-            await until(lambda: not server.stats().active)
+            await until(lambda: is_idle(server))
         stats = server.stats()
     print(f"{sent} questions and one, {stats.datagrams_sent} answers sent")
     assert QUEUE < stats.datagrams_sent < sent

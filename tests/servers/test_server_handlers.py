@@ -13,7 +13,7 @@ import pytest
 
 import asyncserver
 from asyncserver import Stream
-from tests.kit.checks import errors_in, is_balanced
+from tests.kit.checks import errors_in, is_balanced, is_idle
 from tests.kit.handlers import Misbehaving, upper
 from tests.kit.programs import LOOPS, run_script
 from tests.kit.transports import Transport
@@ -84,7 +84,7 @@ async def test_on_error_may_itself_raise(tcp: Transport, caplog: pytest.LogCaptu
         async with tcp.connect(server) as client:
             await client.send(b"do not")
             assert await client.rest() == b"fine"
-        await until(lambda: server.stats().active == 0)
+        await until(lambda: is_idle(server))
         assert (server.stats().failed, server.stats().completed) == (1, 1)
     handler_record, on_error_record = errors_in(caplog)
     assert isinstance(handler_record.exc_info[1], ValueError)
@@ -111,7 +111,7 @@ async def test_exception_group_is_an_error_unless_only_the_peer_has_left(
         for word in (b"raise", b"leave"):
             async with tcp.connect(server) as client:
                 await client.send(word)
-        await until(lambda: server.stats().active == 0 and server.stats().accepted == 2)
+        await until(lambda: is_idle(server) and server.stats().accepted == 2)
         assert (server.stats().failed, server.stats().completed) == (1, 1)
     (exc,) = told
     assert isinstance(exc, ExceptionGroup)
@@ -161,7 +161,7 @@ async def test_reset_is_not_an_error(transport: Transport, act: str, caplog: pyt
         await begun.wait()
         client.reset()
         leave.set()
-        await until(lambda: server.stats().active == 0)
+        await until(lambda: is_idle(server))
         assert (server.stats().completed, server.stats().failed) == (1, 0)
         client.close()
     assert told == []

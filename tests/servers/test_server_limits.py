@@ -11,7 +11,7 @@ import pytest
 
 import asyncserver
 from asyncserver import Stream
-from tests.kit.checks import errors_in, is_balanced
+from tests.kit.checks import errors_in, is_balanced, is_idle
 from tests.kit.clients import Client
 from tests.kit.handlers import upper
 from tests.kit.transports import Transport
@@ -46,7 +46,7 @@ async def test_max_connections_leaves_the_rest_to_the_kernel_and_serves_it_later
             client = await task
             assert await client.ask(b"at last") == b"AT LAST"
             client.close()
-        await until(lambda: server.stats().active == 0)
+        await until(lambda: is_idle(server))
         assert server.stats().completed == server.stats().accepted == 5
     assert most == 2
 
@@ -115,7 +115,7 @@ async def test_nonsense_instead_of_tls_is_refused_without_an_error(
             await client.rest()
         async with transport.connect(server) as client:
             assert await client.ask(b"fine") == b"FINE"
-        await until(lambda: server.stats().active == 0)
+        await until(lambda: is_idle(server))
         assert (server.stats().refused, server.stats().completed) == (1, 1)
     assert not errors_in(caplog)
 
@@ -200,7 +200,7 @@ async def test_busy_connection_is_not_timed_out(transport: Transport) -> None:
                 await speaking.send(b".")
             assert await speaking.rest() == b"ok"
             assert await listening.rest() == b"." * pings
-        await until(lambda: server.stats().active == 0)
+        await until(lambda: is_idle(server))
         assert server.stats().completed == 2
 
 
@@ -216,7 +216,7 @@ async def test_idle_timeout_ends_a_send_that_nobody_takes(
     async with transport.serve(flood, idle_timeout=0.15) as server, transport.connect(server):
         await until(lambda: server.stats().timed_out == 1)
         assert is_balanced(server)
-        await until(lambda: server.stats().active == 0)
+        await until(lambda: is_idle(server))
     assert not errors_in(caplog)
 
 

@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from asyncserver import Stream
+from tests.kit.checks import is_idle
 from tests.kit.handlers import upper
 from tests.kit.streams import RECEIVES, call, rest
 from tests.kit.transports import Transport
@@ -230,5 +231,5 @@ async def test_many_resets_leave_nothing(transport: Transport) -> None:
             client = await transport.connect(server)
             await client.send(b"hello")
             client.reset()
-        await until(lambda: not server.stats().active and server.stats().accepted == 100)
+        await until(lambda: is_idle(server) and server.stats().accepted == 100)
         await until(lambda: len(os.listdir("/proc/self/fd")) <= before)

@@ -14,6 +14,7 @@ from anyio.streams.tls import TLSAttribute
 
 import asyncserver
 from asyncserver import Stream
+from tests.kit.checks import is_idle
 from tests.kit.clients import Client, TLSClient, open_socket
 from tests.kit.handlers import upper
 from tests.kit.transports import Transport
@@ -73,7 +74,7 @@ async def test_garbage_instead_of_a_client_hello(
         with contextlib.suppress(ConnectionResetError):
             await client.receive_all()
         client.close()
-        await until(lambda: not server.stats().active)
+        await until(lambda: is_idle(server))
     assert not called
     assert not [record for record in caplog.records if record.name == "asyncserver"]
 
