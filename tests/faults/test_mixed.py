@@ -139,7 +139,7 @@ class Load:
                 assert now["datagrams_received"] == now["completed"] + now["failed"]
             else:
                 endings = sum(now[one] for one in ("refused", "completed", "failed", "cancelled", "timed_out"))
-                assert now["accepted"] == count == now["active"] + endings
+                assert now["accepted"] == count == now["entering"] + now["active"] + endings
         assert told["log"].get("ERROR", 0) == self.raised, told["messages"]
         # Who babbles instead of a PROXY header is told once in a minute.
         assert set(told["log"]) <= {"ERROR", "WARNING"}

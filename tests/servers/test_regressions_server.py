@@ -148,7 +148,7 @@ async def test_client_silent_in_its_handshake_does_not_hold_the_drain(
         handler(), drain_timeout=30, max_connections=1, **options
     ) as server:
         clients = [Client(await open_socket(server.addresses[0])) for _ in range(2)]
-        await until(lambda: server.stats().active == 1)
+        await until(lambda: server.stats().entering == 1)
         closing = asyncio.create_task(server.close())
         for client in clients:
             assert await client.receive_all() == b""
@@ -176,7 +176,7 @@ async def test_hello_that_comes_at_once_is_answered(tls: Transport, monkeypatch:
     monkeypatch.setattr("asyncserver.net.socket_info._FIRST_WORDS", 2)
     async with tls.serve(upper, drain_timeout=30) as server:
         sock = await open_socket(server.addresses[0])
-        await until(lambda: server.stats().active == 1)
+        await until(lambda: server.stats().entering == 1)
         client = TLSClient(sock, tls.client_context)
         with contextlib.suppress(Exception):
             client.tls.do_handshake()

@@ -86,7 +86,7 @@ async def test_client_leaves_during_the_handshake(tls: Transport, end: str, hell
     async with tls.serve(upper) as server:
         client = Client(await open_socket(server.addresses[0]))
         await client.send(hello)
-        await until(lambda: server.stats().active == 1)
+        await until(lambda: server.stats().entering == 1)
         if end == "eof":
             await client.send_eof()
         elif end == "close":
@@ -208,7 +208,7 @@ async def test_handshake_during_the_drain(tls: Transport) -> None:
     """A client that was in the middle of its handshake when the drain began gets its one answer, then the end."""
     async with tls.serve(upper, drain_timeout=10) as server:
         sock = await open_socket(server.addresses[0])
-        await until(lambda: server.stats().active == 1)
+        await until(lambda: server.stats().entering == 1)
         closing = asyncio.create_task(server.close())
         client = TLSClient(sock, tls.client_context)
         await client.handshake()
