@@ -185,6 +185,20 @@ def test_without_fionread_a_look_tells_what_is_unread(monkeypatch: pytest.Monkey
         assert socket_info.unread(one.fileno()) == 0
 
 
+def test_without_numbers_of_what_is_under_way_nothing_counts_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not sent, or not acknowledged: then it is as without these looks."""
+    monkeypatch.setattr(termios, "TIOCOUTQ", UNKNOWN)
+    monkeypatch.setattr(socket_info, "_SIOCOUTQNSD", UNKNOWN)
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
+        client.setblocking(False)
+        while True:
+            try:
+                client.send(bytes(1 << 16))
+            except BlockingIOError:
+                break
+        assert socket_info.unsent(client.fileno()) == socket_info.unacknowledged(client) == 0
+
+
 def test_addresses_of_virtual_machines_are_numbers() -> None:
     """vsock(7)."""
     assert addresses.format_address((3, 1234)) == "3:1234"
