@@ -36,7 +36,6 @@ _WRITTEN = "what has been written counts as sent, so nothing seems to move"
 _MARK = "the idle timeout's mark survives the handshake"
 _SILENT = "who comes through its handshake owes a question, to the deadline"
 _GONE = "uvloop's transport refuses to write once the peer has gone, which counts as the handler's error"
-_CALLER = "a handler in close() keeps its place, for which the drain waits"
 
 KNOWN = (
     Known("drain_before_a_reader_asks_again", _CUT_OFF, (*ADAPTERS, "stream"), ("tcp",)),
@@ -55,7 +54,6 @@ KNOWN = (
     Known("idle_in_the_handshake", _MARK, ("stream",), _TLS),
     Known("drain_in_the_handshake_of_one_who_says_nothing", _SILENT, ("stream", "hosted"), _TLS),
     Known("peer_resets_before_the_answer", _GONE, ("callback",), ("tcp",), ("uvloop",)),
-    Known("close_in_a_handler_when_full", _CALLER, ("stream", "callback", "coroutine")),
 )
 
 

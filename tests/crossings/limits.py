@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
+import resource
 from typing import TYPE_CHECKING
 
 from asyncserver import DrainReport
 from tests.crossings.happenings import happening
-from tests.crossings.ways import CLEAN, comes_to, tally
+from tests.crossings.ways import CLEAN, SOON, comes_to, tally
+from tests.support import within
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.crossings.ways import Crossing
+    from tests.support import Client
 
 
 @happening("Server.pause", "Take nothing new; the kernel queues connections")
@@ -74,3 +82,43 @@ async def too_many_from_one_host(x: Crossing) -> None:
         await comes_to(server, completed=1, refused=1)
         another = await x.connect(server)
         assert await another.ask(b"say c\n") == b"SAY C\n"
+
+
+@happening("README.md", "Running out of descriptors hurts nobody for long")
+async def drain_without_descriptors(x: Crossing) -> None:
+    """There are two for five clients."""
+    async with x.serve() as server:
+        server.pause()
+        clients = [await x.dial(server) for _ in range(5)]
+        with descriptors_left(2):
+            for client in clients:
+                x.begin(client, b"bye\n")
+            closing = await x.drain(server)
+            heard = await asyncio.gather(*(_answer(x, client) for client in clients))
+            assert await within(closing, SOON) == DrainReport(completed=5)
+        assert heard == [(b"BYE\n", CLEAN)] * 5
+        assert tally(server) == {"completed": 5}
+
+
+async def _answer(x: Crossing, client: Client) -> tuple[bytes, str]:
+    await x.go_on(client, b"bye\n")
+    return await x.hear_out(client)
+
+
+@contextlib.contextmanager
+def descriptors_left(number: int) -> Iterator[None]:
+    """Let this process have so many more descriptors."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + number, limits[1]))
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        for _ in range(number):
+            os.close(taken.pop())
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for descriptor in taken:
+            os.close(descriptor)
