@@ -193,6 +193,17 @@ async def drain_to_the_deadline(x: Crossing) -> None:
         assert tally(server) == {"cancelled": 1}
 
 
+@happening("Server.close", "Handlers that still run after `drain_timeout` seconds are cancelled")
+async def drain_to_the_deadline_with_one_who_does_not_read(x: Crossing) -> None:
+    async with x.serve() as server:
+        client = await x.connect(server)
+        await client.send(b"big\n")
+        assert await client.receive_exactly(1000) == b"x" * 1000
+        assert await within(server.close(0), 5) == DrainReport(cancelled=1)
+        assert tally(server) == {"cancelled": 1}
+        await x.hear_plainly(client)
+
+
 @happening("DrainReport", "handlers that had not ended a second after that", styles=("hosted",))
 async def drain_to_the_deadline_of_a_thread(x: Crossing) -> None:
     async with x.serve() as server:

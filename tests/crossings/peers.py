@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+from asyncserver import DrainReport
 from tests.crossings.conversation import BIG, BIG_ONE
 from tests.crossings.happenings import happening
-from tests.crossings.ways import ADAPTERS, CLEAN, comes_to, tally
-from tests.support import eventually
+from tests.crossings.ways import ADAPTERS, CLEAN, SOON, comes_to, tally
+from tests.support import eventually, within
 
 if TYPE_CHECKING:
     from asyncserver import Server
@@ -123,6 +124,48 @@ async def peer_resets_in_the_answer(x: Crossing) -> None:
         assert await other.ask(b"say b\n") == b"SAY B\n"
         other.close()
         assert not x.errors
+
+
+@happening("README.md", "A peer that leaves is no error")
+async def peer_leaves_in_the_question(x: Crossing) -> None:
+    """Under TLS without close_notify: what came may not be all, but that is no error either."""
+    async with x.serve() as server:
+        client = await x.connect(server)
+        await client.send(b"say a\nsay ")
+        assert await client.receive_exactly(6) == b"SAY A\n"
+        client.close()
+        await comes_to(server, completed=1)
+        assert not x.errors
+
+
+@happening("Server.close", "Stop, politely: no new work, then wait for the handlers, then insist.")
+async def peer_resets_in_a_drain(x: Crossing) -> None:
+    """Nobody is left to wait for."""
+    async with x.serve() as server:
+        client = await x.connect(server)
+        assert await client.ask(b"say a\n") == b"SAY A\n"
+        await client.send(b"say ")
+        await x.received(server, 10)
+        closing = await x.drain(server)
+        await x.turns()
+        assert not closing.done()
+        client.reset()
+        assert await within(closing, SOON) == DrainReport(completed=1)
+        assert tally(server) == {"completed": 1}
+        assert not x.errors
+
+
+@happening("ServerStats", "payload bytes sent over connections", styles=ON_LOOP)
+async def bytes_are_counted(x: Crossing) -> None:
+    """Neither headers nor TLS count."""
+    async with x.serve() as server:
+        client = await x.connect(server)
+        assert await client.ask(b"say a\n") == b"SAY A\n"
+        await client.send(b"flood\n")
+        assert await x.hear_out(client) == (BIG_ONE, CLEAN)
+        await comes_to(server, completed=1)
+        stats = server.stats()
+        assert (stats.bytes_received, stats.bytes_sent) == (12, 6 + len(BIG))
 
 
 @happening(
