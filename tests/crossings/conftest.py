@@ -6,6 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit.workers import start
+from tests.servers.conftest import short_grace
+
+__all__ = ["short_grace", "start"]  # fixtures
+
 pytest.register_assert_rewrite(
     *(f"tests.crossings.{path.stem}" for path in Path(__file__).parent.glob("*.py") if path.stem != "conftest")
 )

@@ -9,15 +9,12 @@ import re
 import socketserver
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from collections.abc import Callable
+from typing import Any, TypeAlias, cast
 
 import asyncserver
 import compat
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from asyncserver import Stream
+from asyncserver import Stream
 
 #: More than what the kernel keeps of a connection, several times over; and what is shown of it, see `brief`.
 BIG = b"x" * (1 << 22) + b"\n"

@@ -7,24 +7,20 @@ import contextlib
 import functools
 import itertools
 import socketserver
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import asyncserver
 import compat
-from asyncserver import DrainReport
+from asyncserver import Datagram, DrainReport, Server
 from tests.crossings.conversation import Gate
 from tests.crossings.happenings import Cell, Happening
 from tests.crossings.ways import SOON
-from tests.datagramkit import FAMILIES, Client, Place
-from tests.serverkit import PATIENCE, is_balanced_for_datagrams
-from tests.support import eventually, within
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
-
-    from asyncserver import Datagram, Server
+from tests.kit.checks import is_balanced_for_datagrams
+from tests.kit.datagrams import FAMILIES, DatagramClient, Place
+from tests.kit.waiting import PATIENCE, until, within
 
 STYLES = ("coroutine", "protocol", "hosted")
 #: Those whose handlers may wait: a DatagramProtocol has none that could.
@@ -71,7 +67,7 @@ class DatagramCrossing:
     sent: int = 0
 
     @contextlib.asynccontextmanager
-    async def serve(self, **options: Any) -> AsyncIterator[tuple[Server, Client]]:
+    async def serve(self, **options: Any) -> AsyncIterator[tuple[Server, DatagramClient]]:
         """Serve; what the client has sent has to be accounted for in the end."""
         place = Place(self.way.wire, self.folder)
         options = {"drain_timeout": PATIENCE, "on_error": lambda exc, _: self.errors.append(exc), **options}
@@ -105,13 +101,13 @@ class DatagramCrossing:
             await self.server.close()
         return datagram.data.upper()
 
-    def ask(self, client: Client, *questions: bytes) -> None:
+    def ask(self, client: DatagramClient, *questions: bytes) -> None:
         for question in questions:
             client.send(question)
             self.sent += 1
 
     async def waiting(self) -> None:
-        await eventually(lambda: self.gate.waiting == 1)
+        await until(lambda: self.gate.waiting == 1)
 
 
 class Words(asyncio.DatagramProtocol):
@@ -149,7 +145,7 @@ class HostedWords(socketserver.BaseRequestHandler):
         sock.sendto(data.upper(), self.client_address)
 
 
-async def answers(client: Client, number: int) -> list[bytes]:
+async def answers(client: DatagramClient, number: int) -> list[bytes]:
     async with asyncio.timeout(SOON):
         return sorted([await client.receive() for _ in range(number)])
 
@@ -159,7 +155,7 @@ async def drain_of_none(x: DatagramCrossing) -> None:
     async with x.serve() as (server, client):
         x.ask(client, b"say a")
         assert await client.receive() == b"SAY A"
-        await eventually(lambda: server.stats().completed == 1)  # a thread's answer is faster
+        await until(lambda: server.stats().completed == 1)  # a thread's answer is faster
         assert await within(server.close(), SOON) == DrainReport()
 
 
@@ -202,7 +198,7 @@ async def drain_before_the_answer(x: DatagramCrossing) -> None:
         x.ask(client, b"hold a")
         await x.waiting()
         closing = asyncio.create_task(server.close())
-        await eventually(lambda: not server.sockets)
+        await until(lambda: not server.sockets)
         assert not closing.done()
         x.gate.open()
         assert await within(closing, SOON) == DrainReport(completed=1)
@@ -233,7 +229,7 @@ async def drain_when_full(x: DatagramCrossing) -> None:
         await x.waiting()
         x.ask(client, b"say b", b"say c")
         closing = asyncio.create_task(server.close())
-        await eventually(lambda: not server.sockets)
+        await until(lambda: not server.sockets)
         x.gate.open()
         assert await within(closing, SOON) == DrainReport(completed=3)
         assert await answers(client, 3) == [b"HOLD A", b"SAY B", b"SAY C"]
@@ -257,7 +253,7 @@ async def drain_that_is_cancelled(x: DatagramCrossing) -> None:
         x.ask(client, b"hold a")
         await x.waiting()
         closing = asyncio.create_task(server.close())
-        await eventually(lambda: not server.sockets)
+        await until(lambda: not server.sockets)
         closing.cancel()
         await asyncio.wait([closing], timeout=SOON)
         assert closing.cancelled()
@@ -269,7 +265,7 @@ async def handler_fails(x: DatagramCrossing) -> None:
     async with x.serve() as (server, client):
         x.ask(client, b"raise", b"say b")
         assert await client.receive() == b"SAY B"
-        await eventually(lambda: server.stats().failed == 1)
+        await until(lambda: server.stats().failed == 1)
         assert [type(exc) for exc in x.errors] == [ValueError]
 
 
@@ -298,17 +294,17 @@ async def drain_with_a_slow_reader(x: DatagramCrossing) -> None:
     async with x.serve() as (server, client):
         limit = len(questions)
         for question in questions:
-            await eventually(functools.partial(_sent, client, question), SOON)
+            await until(functools.partial(_sent, client, question), SOON)
         x.sent = limit
-        await eventually(lambda: server.stats().datagrams_received == limit, SOON)
+        await until(lambda: server.stats().datagrams_received == limit, SOON)
         closing = asyncio.create_task(server.close())
-        await eventually(lambda: not server.sockets)
+        await until(lambda: not server.sockets)
         assert await answers(client, limit) == [question.upper() for question in questions]
         await within(closing, SOON)
         assert server.stats().datagrams_answered == limit
 
 
-def _sent(client: Client, data: bytes) -> bool:
+def _sent(client: DatagramClient, data: bytes) -> bool:
     try:
         client.send(data)
     except BlockingIOError:  # the server's queue is full, too

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
 
 from asyncserver import DrainReport
 from tests.crossings.conversation import BIG_ONE
 from tests.crossings.happenings import happening
-from tests.crossings.ways import ADAPTERS, CLEAN, tally
-from tests.support import within
-
-if TYPE_CHECKING:
-    from tests.crossings.ways import Crossing
+from tests.crossings.ways import ADAPTERS, CLEAN, Crossing, short_silence, tally
+from tests.kit.waiting import within
 
 ON_LOOP = ("stream", *ADAPTERS)
 
@@ -46,7 +42,8 @@ async def drain_between_messages_of_a_thread(x: Crossing) -> None:
 async def drain_of_a_newcomer_who_says_nothing(x: Crossing) -> None:
     async with x.serve() as server:
         client = await x.connect(server)
-        report, heard = await x.ends(await x.drain(server), client)
+        with short_silence():
+            report, heard = await x.ends(await x.drain(server), client)
         assert (report, heard) == (DrainReport(completed=1), [(b"", CLEAN)])
         assert tally(server) == {"completed": 1}
 

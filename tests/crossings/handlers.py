@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 from asyncserver import DrainReport
 from tests.crossings.happenings import happening
-from tests.crossings.ways import CLEAN, SOON, comes_to, tally
-from tests.support import within
-
-if TYPE_CHECKING:
-    from tests.crossings.ways import Crossing
+from tests.crossings.ways import CLEAN, SOON, Crossing, comes_to, tally
+from tests.kit.waiting import within
 
 
 @happening("README.md", "What a handler raises closes its own connection and no other")

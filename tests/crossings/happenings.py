@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import asyncserver
 import compat
 from tests.crossings.ways import STYLES, WIRES, Way, ways
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
 
 Cell: TypeAlias = "Callable[[Any], Awaitable[None]]"
 

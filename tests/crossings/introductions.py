@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from asyncserver import DrainReport
 from tests.crossings.happenings import happening
-from tests.crossings.ways import CLEAN, SOON, comes_to, tally
-from tests.support import eventually, within
-
-if TYPE_CHECKING:
-    from tests.crossings.ways import Crossing, Way
+from tests.crossings.ways import CLEAN, SOON, Crossing, Way, comes_to, short_silence, tally
+from tests.kit.waiting import until, within
 
 
 def _introduced(way: Way) -> bool:
@@ -21,10 +16,11 @@ def _introduced(way: Way) -> bool:
 async def drain_before_the_introduction(x: Crossing) -> None:
     async with x.serve() as server:
         client = await x.dial(server)
-        await eventually(lambda: server.stats().accepted == 1)
-        closing = await x.drain(server)
-        await x.hear_plainly(client)
-        assert await within(closing, SOON) == DrainReport()
+        await until(lambda: server.stats().accepted == 1)
+        with short_silence():
+            closing = await x.drain(server)
+            await x.hear_plainly(client)
+            assert await within(closing, SOON) == DrainReport()
         assert tally(server) == {"refused": 1}
 
 
@@ -33,7 +29,7 @@ async def drain_in_the_introduction(x: Crossing) -> None:
     async with x.serve() as server:
         client = await x.dial(server)
         x.begin(client, b"bye a\n", half=True)
-        await eventually(lambda: server.stats().accepted == 1)
+        await until(lambda: server.stats().accepted == 1)
         await x.turns()
         closing = await x.drain(server)
         await x.go_on(client, b"bye a\n")
@@ -47,7 +43,7 @@ async def drain_in_the_handshake_of_one_who_says_nothing(x: Crossing) -> None:
     async with x.serve() as server:
         client = await x.dial(server)
         x.begin(client)
-        await eventually(lambda: server.stats().accepted == 1)
+        await until(lambda: server.stats().accepted == 1)
         await x.turns()
         closing = await x.drain(server)
         await x.go_on(client)

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from tests.crossings.ways import ADAPTERS, STYLES, WIRES
-from tests.datagramkit import FAMILIES
-
-if TYPE_CHECKING:
-    from tests.crossings.datagrams import DatagramWay
-    from tests.crossings.ways import Way
+from tests.crossings.datagrams import DatagramWay
+from tests.crossings.ways import ADAPTERS, STYLES, WIRES, Way
+from tests.kit.datagrams import FAMILIES
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,13 @@ import asyncio
 import contextlib
 import os
 import resource
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 from asyncserver import DrainReport
 from tests.crossings.happenings import happening
-from tests.crossings.ways import CLEAN, SOON, comes_to, tally
-from tests.support import within
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.crossings.ways import Crossing
-    from tests.support import Client
+from tests.crossings.ways import CLEAN, SOON, Crossing, comes_to, tally
+from tests.kit.clients import Client
+from tests.kit.waiting import within
 
 
 @happening("Server.pause", "Take nothing new; the kernel queues connections")

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
 
-from asyncserver import DrainReport
+from asyncserver import DrainReport, Server
 from tests.crossings.conversation import BIG, BIG_ONE
 from tests.crossings.happenings import happening
-from tests.crossings.ways import ADAPTERS, CLEAN, SOON, comes_to, tally
-from tests.support import eventually, within
-
-if TYPE_CHECKING:
-    from asyncserver import Server
-    from tests.crossings.ways import Crossing, Way
+from tests.crossings.ways import ADAPTERS, CLEAN, SOON, Crossing, Way, comes_to, tally
+from tests.kit.waiting import until, within
 
 ON_LOOP = ("stream", *ADAPTERS)
 #: Longer than any test takes; what happens then is made to happen by `lapse`.
@@ -61,7 +56,7 @@ async def end_with_a_reader_who_asks_again_then(x: Crossing) -> None:
     async with x.serve() as server:
         client = await x.connect(server)
         await client.send(b"all\n")
-        await eventually(lambda: x.conversation.ending == 1)
+        await until(lambda: x.conversation.ending == 1)
         await x.turns()
         with contextlib.suppress(OSError):  # as it should be where the kernel tells of the end at once
             await client.send(b"say b\n")
@@ -228,6 +223,7 @@ async def idle_in_a_thread(x: Crossing) -> None:
     "serve",
     "seconds without a byte in either direction after which the pending or next `receive()`",
     styles=("hosted",),
+    wires=("tcp", "tls"),  # a Unix socket of a thread is one of TCP
 )
 async def idle_but_for_a_steady_reader_of_a_thread(x: Crossing) -> None:
     async with x.serve(idle_timeout=2) as server:
@@ -243,7 +239,7 @@ async def idle_in_the_handshake(x: Crossing) -> None:
     async with x.serve(idle_timeout=_HOUR) as server:
         client = await x.dial(server)
         x.begin(client)
-        await eventually(lambda: server.stats().accepted == 1)
+        await until(lambda: server.stats().accepted == 1)
         await x.turns()
         lapse(server)
         lapse(server)
@@ -251,5 +247,5 @@ async def idle_in_the_handshake(x: Crossing) -> None:
         await x.turns()
         assert await client.ask(b"say a\n") == b"SAY A\n"
         client.close()
-        await eventually(lambda: not server.connections)
+        await until(lambda: not server.connections)
         assert "timed_out" not in tally(server)

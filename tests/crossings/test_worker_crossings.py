@@ -6,20 +6,15 @@ import itertools
 import re
 import signal
 import socket
-from typing import TYPE_CHECKING
+import ssl
+from pathlib import Path
 
 import pytest
 
 from tests.crossings.happenings import text_of
 from tests.crossings.ways import STYLES, WIRES
-from tests.serverkit import PATIENCE
-from tests.workerkit import Program, Start, start
-
-if TYPE_CHECKING:
-    import ssl
-    from pathlib import Path
-
-__all__ = ["start"]  # a fixture
+from tests.kit.waiting import PATIENCE
+from tests.kit.workers import Start, WorkerProgram
 
 PROMISE = "A client that keeps its connection sees it end between two answers when its worker drains, never within one."
 
@@ -74,7 +69,7 @@ def hear_out(sock: socket.socket) -> bytes:
 class House:
     """A program with all handlers on all wires, and clients of each."""
 
-    def __init__(self, program: Program, context: ssl.SSLContext) -> None:
+    def __init__(self, program: WorkerProgram, context: ssl.SSLContext) -> None:
         self.program = program
         self.context = context
         self.serving()
@@ -119,4 +114,4 @@ def test_workers_drain_before_the_answer(house: House, number: int, told: str) -
             assert hear_out(client) == b"BYE B\n"
         house.program.tell(signal.SIGTERM)
     assert house.program.process.wait(PATIENCE) == 0
-    assert not [line for line in house.program.log if re.match("ERROR|WARNING", line)]
+    assert not re.search("(?m)^(ERROR|WARNING)", house.program.errors)

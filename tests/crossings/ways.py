@@ -7,19 +7,19 @@ import contextlib
 import itertools
 import socket
 import ssl
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 import asyncserver
+from asyncserver import DrainReport, Server
 from tests.crossings.conversation import Conversation, brief
-from tests.headerkit import LINE
-from tests.support import PATIENCE, Client, TLSClient, eventually, within
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
-
-    from asyncserver import DrainReport, Server
+from tests.kit.clients import Client, TLSClient
+from tests.kit.proxy_headers import LINE
+from tests.kit.waiting import PATIENCE, until, within
 
 STYLES = ("stream", "protocol", "buffered", "callback", "hosted")
 ADAPTERS = ("protocol", "buffered", "callback")
@@ -137,13 +137,13 @@ class Crossing:
         client = await self.dial(server)
         self.begin(client)
         await self.go_on(client)
-        await eventually(lambda: self.conversation.begun == number)
+        await until(lambda: self.conversation.begun == number)
         return client
 
     async def received(self, server: Server, nbytes: int) -> None:
         """Wait until the handlers have so much; of those in threads nobody knows, and nothing depends on it."""
         if self.way.style != "hosted":
-            await eventually(lambda: server.stats().bytes_received == nbytes)
+            await until(lambda: server.stats().bytes_received == nbytes)
 
     @staticmethod
     async def turns() -> None:
@@ -156,12 +156,12 @@ class Crossing:
     async def drain(self, server: Server) -> asyncio.Task[DrainReport]:
         """Begin to close; returns when all have been told."""
         closing = asyncio.create_task(server.close())
-        await eventually(lambda: not server.sockets)
+        await until(lambda: not server.sockets)
         return closing
 
     async def waiting(self, number: int = 1) -> None:
         """Wait until so many handlers wait for the gate."""
-        await eventually(lambda: self.conversation.gate.waiting == number)
+        await until(lambda: self.conversation.gate.waiting == number)
 
     @staticmethod
     async def hear_out(client: Client, pause: float = 0.0, piece: int = 65536) -> tuple[bytes, str]:
@@ -199,6 +199,14 @@ class Crossing:
         return await within(closing, SOON), await hearing
 
 
+@contextlib.contextmanager
+def short_silence() -> Iterator[None]:
+    """Wait for the first words of a newcomer for less than half a second, where none will come."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("asyncserver.net.socket_info._FIRST_WORDS", 0.1)
+        yield
+
+
 def tally(server: Server) -> dict[str, int]:
     """What has become of the connections, as far as it is not nothing; fails when that does not account for all."""
     stats = server.stats()
@@ -210,5 +218,5 @@ def tally(server: Server) -> dict[str, int]:
 async def comes_to(server: Server, **counts: int) -> None:
     """Wait until that has become of the connections."""
     with contextlib.suppress(TimeoutError):
-        await eventually(lambda: all(getattr(server.stats(), name) == counts.get(name, 0) for name in _OUTCOMES), SOON)
+        await until(lambda: all(getattr(server.stats(), name) == counts.get(name, 0) for name in _OUTCOMES), SOON)
     assert tally(server) == counts
