@@ -88,13 +88,13 @@ class DatagramServer(HandlerServer["Datagram"]):
             self._full = True
             self._apply_pause()
 
-    def _admit(self) -> None:
+    def _take_waiting(self) -> None:
         if self._full and self._places_left() > 0:
             self._full = False
             self._apply_pause()
 
     def _release(self, source: Datagram) -> None:
-        self._admit()
+        self._take_waiting()
         self._tell_change()
 
     # -- settling

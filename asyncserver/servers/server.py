@@ -196,7 +196,7 @@ class Server(Account, ABC):
             self._hasten(deadline)
         caller = self._handler_of(asyncio.current_task())
         self._callers.add(caller)
-        self._admit()
+        self._take_waiting()
         self._tell_change()
         try:
             return await join(self._drainer, self._hurry)
@@ -230,7 +230,7 @@ class Server(Account, ABC):
         """Take what the kernel holds already, then nothing more."""
 
     @abstractmethod
-    def _admit(self) -> None:
+    def _take_waiting(self) -> None:
         """Take what waits, if there are places again."""
 
     @abstractmethod
@@ -283,7 +283,7 @@ class Server(Account, ABC):
             self._stop()
             self._closing.set()
             self._begin_drains()
-            self._admit()  # in the place of the handler that has called close()
+            self._take_waiting()  # in the place of the handler that has called close()
             await self._until(lambda: not self._unfinished(), lambda: self._deadline)
             cancelled, aborted = await self._insist()
             return DrainReport(max(0, self._handlers_ended() - before - cancelled - aborted), cancelled, aborted)

@@ -322,10 +322,10 @@ class StreamServer(HandlerServer[Connected]):
             self._leave_host(source.peer_address)
         for listener in self._listeners:
             listener.retry()
-        self._admit()
+        self._take_waiting()
         self._tell_change()
 
-    def _admit(self) -> None:
+    def _take_waiting(self) -> None:
         if self._full and self._occupied() < (self._max_connections or 0):
             self._full = False
             while self._waiting and not self._full:

@@ -201,6 +201,24 @@ async def drain_to_the_deadline_with_one_who_does_not_read(x: Crossing) -> None:
         await x.hear_plainly(client)
 
 
+@happening(
+    "DrainReport",
+    "and those whose peers had not taken all that was sent by the deadline",
+    styles=ON_LOOP,
+    wires=("tcp", "tls"),  # what a Unix socket's kernel has, the peer has
+)
+async def drain_to_the_deadline_with_an_answer_not_taken(x: Crossing) -> None:
+    """The kernel has it, and its peer does not read."""
+    async with x.serve() as server:
+        client = await x.connect(server)
+        await client.send(b"much\n")
+        assert await client.receive_exactly(1000) == b"x" * 1000
+        await x.turns()
+        assert await within(server.close(0.1), 5) == DrainReport(aborted=1)
+        assert server.stats().undelivered == 1
+        await x.hear_plainly(client)
+
+
 @happening("DrainReport", "handlers that had not ended a second after that", styles=("hosted",))
 async def drain_to_the_deadline_of_a_thread(x: Crossing) -> None:
     async with x.serve() as server:

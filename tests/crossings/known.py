@@ -24,6 +24,7 @@ _PROTOCOLS = ("protocol", "buffered")
 _PLAIN, _TLS = ("tcp", "unix"), ("tls",)
 
 _CUT_OFF = "what the kernel has not delivered yet is reset when the peer's next bytes meet the closed socket"
+_COMPLETED = "nobody has a look at what the kernel has not delivered yet, and it counts as completed"
 _UNREAD = "asyncio's transport closes on top of unread bytes, and the kernel resets what is not delivered yet"
 _TWO_WRITES = "eof_received() of an ordinary protocol, and of callbacks under TLS, closes between two writes"
 _HELD_BY_TLS = "what the loop's TLS has read of a paused protocol's is not seen in the kernel"
@@ -34,10 +35,10 @@ _SILENT = "who comes through its handshake owes a question, to the deadline"
 _GONE = "uvloop's transport refuses to write once the peer has gone, which counts as the handler's error"
 
 KNOWN = (
-    Known("drain_before_a_reader_asks_again", _CUT_OFF, (*ADAPTERS, "stream"), ("tcp",)),
-    Known("drain_before_a_reader_asks_again", _CUT_OFF, ("stream",), _TLS),
-    Known("end_with_a_reader_who_asks_again_then", _CUT_OFF, STYLES, ("tcp",)),
-    Known("end_with_a_reader_who_asks_again_then", _CUT_OFF, ("stream", "hosted"), _TLS),
+    Known("drain_before_a_reader_asks_again", _CUT_OFF, ADAPTERS, ("tcp",)),
+    Known("drain_to_the_deadline_with_an_answer_not_taken", _COMPLETED, ADAPTERS, ("tcp", "tls")),
+    Known("end_with_a_reader_who_asks_again_then", _CUT_OFF, (*ADAPTERS, "hosted"), ("tcp",)),
+    Known("end_with_a_reader_who_asks_again_then", _CUT_OFF, ("hosted",), _TLS),
     Known("drain_with_a_slow_reader_who_asks_again", _UNREAD, _PROTOCOLS, _PLAIN),
     Known("drain_with_a_slow_reader_who_asks_again", _UNREAD, ADAPTERS, _TLS, ("asyncio",)),
     Known("end_with_a_reader_who_has_asked_again", _UNREAD, (*_PROTOCOLS, "hosted"), _PLAIN),

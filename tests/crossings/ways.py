@@ -30,7 +30,7 @@ SOON = PATIENCE / 4
 _ROOM = 1 << 17
 
 CLEAN, RESET, CUT = "clean", "reset", "cut off"
-_OUTCOMES = ("active", "refused", "completed", "failed", "cancelled", "timed_out")
+_OUTCOMES = ("entering", "active", "refused", "completed", "failed", "cancelled", "timed_out")
 
 
 @dataclass(frozen=True)
