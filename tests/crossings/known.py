@@ -30,7 +30,6 @@ _TWO_WRITES = "eof_received() of an ordinary protocol, and of callbacks under TL
 _HELD_BY_TLS = "what the loop's TLS has read of a paused protocol's is not seen in the kernel"
 _FLUSH = "2 s for the end of TLS are 2 s for what is not sent yet, too"
 _WRITTEN = "what has been written counts as sent, so nothing seems to move"
-_MARK = "the idle timeout's mark survives the handshake"
 _SILENT = "who comes through its handshake owes a question, to the deadline"
 _GONE = "uvloop's transport refuses to write once the peer has gone, which counts as the handler's error"
 
@@ -48,7 +47,6 @@ KNOWN = (
     Known("drain_with_a_question_behind_another", _HELD_BY_TLS, _PROTOCOLS, _TLS),
     Known("end_with_a_slow_reader", _FLUSH, ADAPTERS, _TLS),
     Known("idle_but_for_a_steady_reader", _WRITTEN, ADAPTERS),
-    Known("idle_in_the_handshake", _MARK, ("stream",), _TLS),
     Known("drain_in_the_handshake_of_one_who_says_nothing", _SILENT, ("stream", "hosted"), _TLS),
     Known("peer_resets_before_the_answer", _GONE, ("callback",), ("tcp",), ("uvloop",)),
 )
