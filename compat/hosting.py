@@ -43,6 +43,8 @@ _SEND_PATIENCE = 5.0
 # Seconds between its attempts, the first and the longest. For a Unix peer's queue poll(2) is no help: it looks at our
 # own socket only, and Python's waiting for it would spin.
 _SEND_RETRY = (0.001, 0.05)
+# Bytes that a slow reader has to take in its idle timeout: a TLS record, which goes as a whole (RFC 8446, 5.1).
+_PIECE = 16384
 
 
 class HostedServer:
@@ -161,6 +163,11 @@ class HostedHandler:
         timed = idle_timeout is not None or getattr(self._handler_class, "timeout", None) is not None
         if timed and type(request) is socket.socket:
             request = _TimedSocket(request.family, request.type, request.proto, fileno=request.detach())
+        elif timed and isinstance(request, ssl.SSLSocket):
+            kind: Any = type(request)
+            request.__class__ = _timed_tls(kind)
+        if isinstance(request, _Timed):
+            request.idle_timeout = idle_timeout
         request.settimeout(idle_timeout)  # None: blocking, as handlers expect it
         try:
             call = self.pool.submit(self._handle_stream, request, stream.peer_address, facade)
@@ -177,8 +184,9 @@ class HostedHandler:
                 raise
             with contextlib.suppress(OSError):  # wakes a blocked recv; the thread closes the socket
                 socket.socket.shutdown(request, socket.SHUT_RDWR)
+            # What it says about a socket that we have shut is no news; nobody may be left to hear it, either.
+            ended.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
             await asyncio.wait([ended])
-            ended.exception()  # what it says about a socket that we have shut is no news
             raise
 
     def _handle_stream(self, request: socket.socket, client_address: Any, facade: HostedServer) -> None:
@@ -272,8 +280,33 @@ class _AnsweringSocket(socket.socket):
         return super().sendmsg([data], asked.control, flags, asked.peer_address)
 
 
-class _TimedSocket(socket.socket):
+class _Timed:
+    """What a request has under `idle_timeout`.
+
+    Attributes:
+        idle_timeout: the server's, for as long as the handler gives the socket none of its own.
+    """
+
+    idle_timeout: float | None = None
+
+    def sendall(self: Any, data: Any, flags: int = 0) -> None:
+        """Send all; who takes some of it is not idle. A socket's own timeout bounds the whole, see its `sendall()`."""
+        if self.idle_timeout is None or self.gettimeout() != self.idle_timeout:
+            super().sendall(data, flags)  # type: ignore[misc] # a socket's
+            return
+        sent, view = 0, memoryview(data)
+        while sent < view.nbytes:
+            sent += self.send(view.cast("B")[sent : sent + _PIECE], flags)
+
+
+class _TimedSocket(_Timed, socket.socket):
     """A request whose receiving and sending show in tracebacks, which tells its timeouts from those of others."""
+
+
+@functools.cache
+def _timed_tls(kind: type[ssl.SSLSocket]) -> type[ssl.SSLSocket]:
+    """The same for a context's kind of socket; its methods show already."""
+    return type(kind.__name__, (_Timed, kind), {})
 
 
 def _in_python(name: str) -> Callable[..., Any]:
@@ -286,7 +319,7 @@ def _in_python(name: str) -> Callable[..., Any]:
     return method
 
 
-_IN_PYTHON = ("recv", "recv_into", "recvfrom", "recvfrom_into", "recvmsg", "recvmsg_into", "send", "sendall", "sendmsg")
+_IN_PYTHON = ("recv", "recv_into", "recvfrom", "recvfrom_into", "recvmsg", "recvmsg_into", "send", "sendmsg")
 for _name in _IN_PYTHON:
     setattr(_TimedSocket, _name, _in_python(_name))
 
@@ -327,9 +360,10 @@ def hosted(
 
     Handlers run unchanged, each in a thread: `self.request` is a blocking socket (an `ssl.SSLSocket` under TLS), or
     (bytes, socket) for datagrams; `self.client_address` is the peer's, `self.server` a `HostedServer`. The server's
-    limits hold; with `idle_timeout` each receive and send of the socket raises TimeoutError after it, and a handler
-    that does not catch it ends as timed out. When the server drains, handlers run on until its deadline; then the
-    socket is shut down, which wakes a blocked `recv`. Bytes that threads receive and send are not in the statistics.
+    limits hold; with `idle_timeout` each receive and send of the socket raises TimeoutError after it (`sendall` when
+    none of its data has left for so long), and a handler that does not catch it ends as timed out. When the server
+    drains, handlers run on until its deadline; then the socket is shut down, which wakes a blocked `recv`. Bytes that
+    threads receive and send are not in the statistics.
 
     Args:
         handler_class: called with (request, client_address, server), as socketserver calls it.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import contextlib
 import errno
+import select
 import socket
 import struct
 from typing import TYPE_CHECKING
@@ -70,6 +71,9 @@ class Listener:
         bound: a listening socket. The listener closes it.
         accepted: called with each new socket and its peer's address; may call `pause()`.
         failed: called each time that accept fails.
+
+    Attributes:
+        closed: whether it has been closed.
     """
 
     def __init__(
@@ -92,6 +96,9 @@ class Listener:
         self._watching = False
         self._retry: asyncio.TimerHandle | None = None
         self._warned = -_WARN_EVERY
+        self._closing = False
+        self._left = _LONGEST_QUEUE  # to accept at most once it closes
+        self.closed: bool = False
 
     def resume(self) -> None:
         """Start to accept connections, or go on."""
@@ -109,19 +116,35 @@ class Listener:
     def retry(self) -> None:
         """Accept again at once if accepting waits for free descriptors or memory."""
         if self._cancel_retry():
-            self.resume()
+            if self._closing:
+                self._empty()
+            else:
+                self.resume()
 
     def close(self) -> None:
         """Accept the connections in the kernel's queue, then close; closing alone would reset them.
 
-        If another process keeps the socket open, the queue is left to it.
+        Without descriptors or memory for all of them it goes on in the background, until `closed` or `abandon()`. If
+        another process keeps the socket open, the queue is left to it.
         """
         self.pause()
-        if not self._bound.handed_over:
-            if not self._bound.given:
-                _ignore_newcomers(self.sock)
-            self._accept(_LONGEST_QUEUE)
+        self._closing = True
+        if self._bound.handed_over:
+            self.abandon()
+            return
+        if not self._bound.given:
+            _ignore_newcomers(self.sock)
+        self._empty()
+
+    def _empty(self) -> None:
+        self._left -= self._accept(self._left)
+        if self._retry is None or not _is_readable(self.sock):  # accept(2) wants a descriptor even for nothing
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Close now; the kernel resets the connections in its queue."""
         self._cancel_retry()
+        self.closed = True
         self._bound.close()
 
     def _cancel_retry(self) -> bool:
@@ -170,6 +193,13 @@ class Listener:
                 _BACKOFF,
                 extra={"server": url_of(self._bound)},
             )
+
+
+def _is_readable(sock: socket.socket) -> bool:
+    """Whether anybody is queued, without a descriptor for epoll."""
+    queue = select.poll()
+    queue.register(sock, select.POLLIN)
+    return bool(queue.poll(0))
 
 
 def _ignore_newcomers(sock: socket.socket) -> None:

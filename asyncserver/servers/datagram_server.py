@@ -76,7 +76,8 @@ class DatagramServer(HandlerServer["Datagram"]):
 
     def _places_left(self) -> int:
         """See Handling."""
-        return self._max_pending - len(self._live) - len(self._closing_sources)
+        occupied = self._occupied() if self._callers else len(self._live) + len(self._closing_sources)
+        return self._max_pending - occupied
 
     def _keep(self, task: asyncio.Task[object], source: Datagram) -> None:
         super()._keep(task, source)
@@ -87,10 +88,13 @@ class DatagramServer(HandlerServer["Datagram"]):
             self._full = True
             self._apply_pause()
 
-    def _release(self, source: Datagram) -> None:
+    def _take_waiting(self) -> None:
         if self._full and self._places_left() > 0:
             self._full = False
             self._apply_pause()
+
+    def _release(self, source: Datagram) -> None:
+        self._take_waiting()
         self._tell_change()
 
     # -- settling

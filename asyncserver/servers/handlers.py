@@ -211,9 +211,13 @@ class HandlerServer(Server, Generic[AnySource]):
     def _busy(self) -> bool:
         return bool(self._live or self._closing_sources)
 
+    def _occupied(self) -> int:
+        """How many places for handlers are taken; one that waits in `close()` has given up its own."""
+        occupied = len(self._live) + len(self._closing_sources)
+        return occupied - sum(task in self._live for task in self._callers) if self._callers else occupied
+
     def _unfinished(self) -> bool:
-        callers = sum(task in self._live for task in self._callers)
-        return len(self._live) > callers or bool(self._closing_sources)
+        return self._occupied() > 0
 
     def _begin_drains(self) -> None:
         self._undelivered_before = self._count["undelivered"]

@@ -10,7 +10,8 @@ and each may be cancelled. So nothing happens in the caller:
 * The first call starts `_drain`, a task that nobody cancels; all callers wait for it (`join`).
   It ends when all handlers have, or when those left after the deadline were cancelled and aborted.
 * A caller that is a handler would wait for itself. `_callers` holds such tasks: the drain neither
-  waits for them nor cancels them, and `close()` returns to them while they still run.
+  waits for them nor cancels them, and `close()` returns to them while they still run. Nor do they
+  count as running where there is a limit: those who wait in the kernel would wait for ever.
 * `_clean`, a second task, starts as the drain ends. It gives those callers until the deadline, and
   a second at least, then cancels them too, and releases the sockets. Then the server is closed.
 * To be cancelled in `close()` makes the deadline now (`_hurry`); so does a shorter timeout of a
@@ -176,8 +177,9 @@ class Server(Account, ABC):
 
         Called again, it waits for the same end, sooner if the new timeout says so. Called from inside a handler it
         does not wait for that handler, which has until the deadline, and at least a second, to end (but in a task that
-        the handler waits for, it does). If the caller is cancelled while it waits, the deadline is now: close() ends
-        within about a second, then CancelledError is raised.
+        the handler waits for, it does); its place goes to one that waits for the others to make room. If the caller is
+        cancelled while it waits, the deadline is now: close() ends within about a second, then CancelledError is
+        raised.
 
         Args:
             drain_timeout: seconds; None for the server's own.
@@ -194,6 +196,7 @@ class Server(Account, ABC):
             self._hasten(deadline)
         caller = self._handler_of(asyncio.current_task())
         self._callers.add(caller)
+        self._take_waiting()
         self._tell_change()
         try:
             return await join(self._drainer, self._hurry)
@@ -225,6 +228,10 @@ class Server(Account, ABC):
     @abstractmethod
     def _stop(self) -> None:
         """Take what the kernel holds already, then nothing more."""
+
+    @abstractmethod
+    def _take_waiting(self) -> None:
+        """Take what waits, if there are places again."""
 
     @abstractmethod
     def _begin_drains(self) -> None:
@@ -276,6 +283,7 @@ class Server(Account, ABC):
             self._stop()
             self._closing.set()
             self._begin_drains()
+            self._take_waiting()  # in the place of the handler that has called close()
             await self._until(lambda: not self._unfinished(), lambda: self._deadline)
             cancelled, aborted = await self._insist()
             return DrainReport(max(0, self._handlers_ended() - before - cancelled - aborted), cancelled, aborted)

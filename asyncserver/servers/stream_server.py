@@ -178,7 +178,7 @@ class StreamServer(HandlerServer[Connected]):
             connection._bar()
         self._start(self._run, connection, task_name(address))
         if self._max_connections is not None:
-            self._full = len(self._live) + len(self._closing_sources) >= self._max_connections
+            self._full = self._occupied() >= self._max_connections
             if self._full:
                 self._apply_pause()
 
@@ -273,9 +273,8 @@ class StreamServer(HandlerServer[Connected]):
     # -- pausing and stopping
 
     def _stop(self) -> None:
-        listeners, self._listeners = self._listeners, []
-        self._intakes = self._listeners
-        for listener in listeners:
+        self._intakes = ()
+        for listener in self._listeners:
             listener.close()
 
     def _handler_of(self, task: asyncio.Task[Any] | None) -> asyncio.Task[Any] | None:
@@ -289,9 +288,11 @@ class StreamServer(HandlerServer[Connected]):
         self._poller.close()
 
     def _unfinished(self) -> bool:
-        return bool(self._waiting) or super()._unfinished()
+        return bool(self._waiting) or not all(one.closed for one in self._listeners) or super()._unfinished()
 
     def _drop_waiting(self) -> None:
+        for listener in self._listeners:
+            listener.abandon()
         while self._waiting:
             sock, address = self._waiting.popleft()
             sock.close()
@@ -321,16 +322,15 @@ class StreamServer(HandlerServer[Connected]):
             self._leave_host(source.peer_address)
         for listener in self._listeners:
             listener.retry()
-        if self._full:
-            self._full = len(self._live) + len(self._closing_sources) >= (self._max_connections or 0)
-            if not self._full:
-                self._take_waiting()
+        self._take_waiting()
         self._tell_change()
 
     def _take_waiting(self) -> None:
-        while self._waiting and not self._full:
-            self._serve(*self._waiting.popleft())
-        self._apply_pause()
+        if self._full and self._occupied() < (self._max_connections or 0):
+            self._full = False
+            while self._waiting and not self._full:
+                self._serve(*self._waiting.popleft())
+            self._apply_pause()
 
     def _leave_host(self, address: Address) -> None:
         if self._max_per_host is not None:
