@@ -17,7 +17,6 @@ from ..net.addresses import format_address, parse_address
 from ..net.systemd import named_sockets, systemd_sockets
 from ..running import give_up, run_program
 from ..serving import Serving, serve, serve_datagrams
-from ..tls.certificate import read_certificate
 from ..tls.contexts import TLSContext, tls_context
 from .loading import adapted, load
 from .options import address, make_parser, read, unknown_variables
@@ -162,10 +161,8 @@ def _check(options: argparse.Namespace, servings: list[Serving]) -> None:
     """Bind, and tell what was found; nothing is served."""
     try:
         print("handler ", options.handler or "upper-casing echo")
-        for file in options.certfile:
-            certificate = read_certificate(file)
-            names = ", ".join(certificate.names) or "no DNS name"
-            print("TLS     ", f"{file}: {names}; until {certificate.expires:%Y-%m-%d %H:%M} UTC")
+        for file, certificate in () if (context := _tls(options)) is None else context.certificates:
+            print("TLS     ", f"{file}: {certificate or 'no client can have it by the defaults of OpenSSL'}")
         with contextlib.ExitStack() as stack:  # all of them at once: two may want the same address
             if options.metrics is not None:
                 monitoring = Monitor().serving(options.metrics)  # which warns where prometheus-client is missing
