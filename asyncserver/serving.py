@@ -10,7 +10,7 @@ from collections.abc import Coroutine
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from .adapters.checks import check_handler, check_kind
+from .adapters.checks import check_handler, check_kind, check_on_error
 from .adapters.protocols import ProtocolHandler
 from .net.binding import Binding
 from .servers.datagram_server import DatagramServer
@@ -226,7 +226,7 @@ def serve(
             seconds that a client may be silent at first.
         drain_timeout: seconds that handlers have to end when the server closes; then they are cancelled.
         on_error: called as `on_error(exception, stream)` besides the log line when a handler has raised; what it
-            raises itself is logged. Not called for what is the peer's doing: it left, sent too long a line or plain
+            raises itself is logged. It may be async: the drain waits for it as for a handler. Not called for what is the peer's doing: it left, sent too long a line or plain
             bytes behind STARTTLS, or let a deadline of the handler's (`asyncio.timeout()`) pass. Of those the log has
             a line without traceback, at WARNING once a minute, else at DEBUG.
 
@@ -242,6 +242,8 @@ def serve(
     check_seconds("proxy_timeout", proxy_timeout)
     check_seconds("idle_timeout", idle_timeout, none=True)
     check_seconds("drain_timeout", drain_timeout, zero=True)
+    if on_error is not None:
+        check_on_error(on_error)
     _check_context(ssl)
     proxies = _trusted_proxies(trusted_proxies, proxy_protocol)
     one_queue = max_connections is not None  # a full worker must not keep a queue of its own
@@ -302,7 +304,8 @@ def serve_datagrams(
             `truncated`. UDP's can have 65,507 bytes, those of Unix sockets more.
         max_pending: when so many handlers run, reading pauses and the kernel's buffer takes the burst.
         drain_timeout: seconds that handlers have to end when the server closes; then they are cancelled.
-        on_error: called as `on_error(exception, datagram)` besides the log line when a handler has raised.
+        on_error: called as `on_error(exception, datagram)` besides the log line when a handler has raised; see
+            `serve()`.
 
     Raises:
         TypeError, ValueError: at once, for wrong arguments.
@@ -312,6 +315,8 @@ def serve_datagrams(
     _check_count("max_datagram_size", max_datagram_size)
     _check_count("max_pending", max_pending)
     check_seconds("drain_timeout", drain_timeout, zero=True)
+    if on_error is not None:
+        check_on_error(on_error)
     binding = Binding(host, port, path, path_mode, sock, fd, 0, reuse_port)
 
     def start(bound: list[BoundSocket]) -> Server:

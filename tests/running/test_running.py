@@ -173,7 +173,7 @@ def test_server_that_cannot_start_closes_the_others(listening: socket.socket, po
 class Closing:
     """A handler that answers once and closes its server."""
 
-    def for_server(self, server: asyncserver.Server) -> Closing:
+    def __asyncserver_handler__(self, server: asyncserver.Server) -> Closing:
         self.server = server
         return self
 
