@@ -120,10 +120,13 @@ def _servings(options: argparse.Namespace, *, places_only: bool = False) -> list
         "trusted_proxies": [name for names in options.trusted_proxies for name in names.split(",")],
     }
     datagrams = {"max_pending": options.max_pending, "max_datagram_size": options.max_datagram_size}
-    common = {"reuse_port": options.reuse_port, "drain_timeout": options.drain_timeout, "on_error": on_error}
+    common = {"drain_timeout": options.drain_timeout, "on_error": on_error}
     for place in (*options.unix, *options.unix_datagram):
         if "path" in place:  # else one of systemd's, whose unit says SocketMode=
             place["path_mode"] = options.unix_mode
+    for place in (*options.tcp, *options.udp):
+        if "host" in place:
+            place["reuse_port"] = options.reuse_port
     servings: list[Serving] = []
     try:
         servings.extend(serve(handler, **place, **streams, **common) for place in (*options.tcp, *options.unix))
@@ -138,8 +141,6 @@ def _servings(options: argparse.Namespace, *, places_only: bool = False) -> list
 
 def _tls(options: argparse.Namespace) -> TLSContext | None:
     if not options.certfile:
-        if options.keyfile or options.client_ca or options.tls_groups:
-            raise ValueError("TLS needs --certfile")
         return None
     if len(options.keyfile) not in {0, len(options.certfile)}:
         raise ValueError(

@@ -98,6 +98,8 @@ class Binding:
             raise TypeError(f"path_mode={mode:#o} is for a Unix socket: it needs path")
         if mode is not None and str(path).startswith("\0"):
             raise ValueError(f"path_mode={mode:#o} cannot protect {path!r}: an abstract name has no file; give a path")
+        if self.reuse_port and self.port is None:
+            raise ValueError("reuse_port=True has an effect on host and port only: set SO_REUSEPORT before you bind")
         if sock is not None and not isinstance(sock, socket.socket):
             raise TypeError(f"sock must be a socket.socket, got {sock!r}")
         if fd is not None and (isinstance(fd, bool) or not isinstance(fd, int)):

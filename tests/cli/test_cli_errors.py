@@ -113,8 +113,8 @@ WRONG: list[tuple[list[str], str]] = [
     (["app:handler", "--tcp", ":0", "--idle-timeout", "-1"], "expected a number of seconds, more than 0; got '-1'"),
     (["app:handler", "--tcp", ":0", "--certfile", "missing.pem"], "No such file or directory: 'missing.pem'"),
     (["app:handler", "--tcp", ":0", "--certfile", "app.py"], "no usable certificate and key in app.py"),
-    (["app:handler", "--tcp", ":0", "--keyfile", "app.py"], "TLS needs --certfile"),
-    (["app:handler", "--tcp", ":0", "--tls-groups", "X25519"], "TLS needs --certfile"),
+    (["app:handler", "--tcp", ":0", "--keyfile", "app.py"], "has no effect without --certfile"),
+    (["app:handler", "--tcp", ":0", "--tls-groups", "X25519"], "has no effect without --certfile"),
     (
         ["app:handler", "--tcp", ":0", "--certfile", "a", "--certfile", "b", "--keyfile", "a"],
         "give as many --keyfile as --certfile, or none: got 1 for 2",
