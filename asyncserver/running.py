@@ -10,7 +10,9 @@ import threading
 from typing import TYPE_CHECKING, Literal
 
 from ._logger import logger as _logger
+from .leaving import watch_end
 from .monitoring.notify import NotifySocket
+from .net.executor import CallExecutor
 from .servers.logs import about
 from .serving import Serving, check_seconds
 from .workers.stopping import Stage, Stopping
@@ -56,6 +58,10 @@ def run(
 
     Under systemd (NOTIFY_SOCKET, WATCHDOG_USEC) it tells when it is ready, reloads and stops, and that it lives.
 
+    Calls of `asyncio.to_thread()` that run when the servers have closed may go on until the drain's deadline and two
+    seconds longer; then the log names them, and they are left behind. Threads that the program has started by
+    itself, and those of `anyio.to_thread`, are waited for by Python at its end; if that takes long, the log says so.
+
     Call it in the main thread, before the program starts threads: fork does not take them along. What follows
     `run()`, and `atexit`, is for this process only.
 
@@ -82,6 +88,7 @@ def run(
     run_program(
         servings, lambda: servings, loop, workers, metrics=metrics, drain_delay=drain_delay, stuck_timeout=stuck_timeout
     )
+    watch_end()
 
 
 def run_program(
@@ -204,7 +211,8 @@ async def _run(
     drain_delay: float,
     notify: NotifySocket,
 ) -> None:
-    signals = _Signals(monitor, notify, drain_delay)
+    calls = CallExecutor(asyncio.get_running_loop())
+    signals = _Signals(monitor, notify, drain_delay, max(serving.drain_timeout for serving in servings), calls)
     try:
         with signals.handled():
             async with contextlib.AsyncExitStack() as stack:
@@ -220,6 +228,7 @@ async def _run(
                     _logger.info("%r", server, extra=about(server))
                 with _telling(notify, servers):
                     await asyncio.wait([asyncio.ensure_future(server.wait_closed()) for server in servers])
+            await calls.finish(lambda: signals.deadline)
     except asyncio.CancelledError:
         if not signals.given_up:
             raise
@@ -252,10 +261,16 @@ class _Signals:
 
     Attributes:
         given_up: whether one has ended the start.
+        deadline: the loop's time until which what runs may go on; 0 before the drain.
     """
 
-    def __init__(self, monitor: Monitor, notify: NotifySocket, drain_delay: float) -> None:
+    def __init__(
+        self, monitor: Monitor, notify: NotifySocket, drain_delay: float, drain_timeout: float, calls: CallExecutor
+    ) -> None:
         self.given_up = False
+        self.deadline = 0.0
+        self._drain_timeout = drain_timeout
+        self._calls = calls
         self._monitor = monitor
         self._notify = notify
         self._stopping = Stopping(drain_delay)
@@ -308,6 +323,8 @@ class _Signals:
             self._delay = self._loop.call_later(self._stopping.drain_delay, self._advance, "the delay is over")
         else:
             timeout = None if stage is Stage.DRAINING else 0.0
+            self.deadline = self._loop.time() + (self._drain_timeout if timeout is None else timeout)
+            self._calls.hurry()
             self._closing.extend([self._loop.create_task(server.close(timeout)) for server in self._servers])
 
     def _reload(self) -> None:

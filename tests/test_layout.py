@@ -26,7 +26,7 @@ LAYERS = (
     {"_types", "adapters"},
     {"servers"},
     {"serving"},
-    {"monitoring"},
+    {"monitoring", "leaving"},
     {"workers"},
     {"running", "live"},
     {"cli", "__init__"},
@@ -36,6 +36,8 @@ LAYERS = (
 FRIENDS = {
     "_asyncio_future_blocking": "asyncio asks for it by this name",
     "_get_running_loop": "asyncio's own, for when no loop runs",
+    "_exit": "os's, to leave without what Python waits for",
+    "_current_frames": "sys's, of threads",
     "_ActionsContainer": "argparse's, for a type",
     "_buffer": "asyncio.StreamReader's: nothing else says how much waits in it",
     "_end": "serve() ends the server that it has made; users call close()",

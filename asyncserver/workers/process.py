@@ -27,6 +27,7 @@ import zlib
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .._logger import logger
+from ..net.executor import CallExecutor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -100,6 +101,7 @@ async def _serve(
     report_every: float,
 ) -> None:
     """Serve as the supervisor says."""
+    calls = CallExecutor(asyncio.get_running_loop())
     async with contextlib.AsyncExitStack() as stack:
         servers = [await stack.enter_async_context(serving) for serving in servings]
         if measure:
@@ -110,19 +112,35 @@ async def _serve(
                 if server.can_reload_tls:
                     server.reload_tls()
         every_socket = [bound for group in sockets for bound in group]
-        control = _Control(servers, every_socket, channel, report_every)
+        drain_timeout = max(serving.drain_timeout for serving in servings)
+        control = _Control(servers, every_socket, channel, drain_timeout, calls, report_every=report_every)
         _send(channel, READY)
         await asyncio.wait([asyncio.ensure_future(server.wait_closed()) for server in servers])
+    await calls.finish(lambda: control.deadline)
     control.report()
 
 
 class _Control:
-    """In a worker: obeys the supervisor, and reports to it."""
+    """In a worker: obeys the supervisor, and reports to it.
+
+    Attributes:
+        deadline: the loop's time until which what runs may go on; 0 before the drain.
+    """
 
     def __init__(
-        self, servers: list[Server], bound: list[BoundSocket], channel: socket.socket, report_every: float
+        self,
+        servers: list[Server],
+        bound: list[BoundSocket],
+        channel: socket.socket,
+        drain_timeout: float,
+        calls: CallExecutor,
+        *,
+        report_every: float,
     ) -> None:
+        self.deadline = 0.0
         self._servers = servers
+        self._drain_timeout = drain_timeout
+        self._calls = calls
         self._bound = bound
         self._channel = channel
         self._report_every = report_every
@@ -160,6 +178,8 @@ class _Control:
             self._close(None)
 
     def _close(self, timeout: float | None) -> None:
+        self.deadline = self._loop.time() + (self._drain_timeout if timeout is None else timeout)
+        self._calls.hurry()
         self._closing += [self._loop.create_task(server.close(timeout)) for server in self._servers]
 
 
