@@ -140,12 +140,12 @@ class CallExecutor(concurrent.futures.ThreadPoolExecutor):
 
     def hurry(self) -> None:
         """Say that the deadline of `finish()` has moved."""
-        self._progress.tell()
+        self._progress.notify()
 
     def _tell(self, _: object) -> None:
         """In the thread of a call that has ended."""
         with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
-            self._loop.call_soon_threadsafe(self._progress.tell)
+            self._loop.call_soon_threadsafe(self._progress.notify)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls, and wait for those that there are: for GRACE at most, then they are left behind."""
