@@ -130,6 +130,11 @@ class Serving(Coroutine[Any, Any, None]):
         self._used = False
 
     async def _open(self) -> Server:
+        if asyncio._get_running_loop() is None:
+            raise RuntimeError(
+                f"{self._name}() needs a running loop of asyncio's or uvloop's: trio has none; with anyio.run() "
+                'give backend="asyncio"'
+            )
         bound = self._bound if self._bound is not None else await self._binding.open(self._kind)
         try:
             return self._start(bound)

@@ -148,14 +148,21 @@ def _tls(options: argparse.Namespace) -> TLSContext | None:
             "a certificate's file may be given as its key's too"
         )
     first, *others = zip(options.certfile, options.keyfile or [None] * len(options.certfile), strict=True)
-    return tls_context(
-        *first,
-        more_certificates=others,
-        client_ca=options.client_ca,
-        client_cert=options.client_cert,
-        minimum_version=ssl.TLSVersion.TLSv1_3 if options.tls_min == "1.3" else ssl.TLSVersion.TLSv1_2,
-        groups=options.tls_groups,
-    )
+    try:
+        return tls_context(
+            *first,
+            more_certificates=others,
+            client_ca=options.client_ca,
+            client_cert=options.client_cert,
+            minimum_version=ssl.TLSVersion.TLSv1_3 if options.tls_min == "1.3" else ssl.TLSVersion.TLSv1_2,
+            groups=options.tls_groups,
+        )
+    except OSError as exc:
+        given = {"--certfile": options.certfile, "--keyfile": options.keyfile, "--client-ca": [options.client_ca]}
+        flag = next((flag for flag, files in given.items() if exc.filename in files), None)
+        if exc.filename is None or flag is None:
+            raise
+        raise ValueError(f"{flag} {exc.filename}: {exc.strerror}") from exc
 
 
 def _check(options: argparse.Namespace, servings: list[Serving]) -> None:
