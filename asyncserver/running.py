@@ -306,6 +306,8 @@ class _Signals:
 
     def _stop(self, number: signal.Signals) -> None:
         """Close the servers, perhaps after a delay; a second time at once."""
+        if self._stopping.is_echo(number):
+            return
         self._notify.stopping()
         if self._starting is None:
             self._advance(number.name)

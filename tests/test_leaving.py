@@ -102,7 +102,7 @@ def test_second_signal_ends_the_wait_for_calls(folder: Path, workers: int) -> No
     """Those that no handler waits for have as long as handlers, unless it is said again."""
     with Program(["app.py", str(workers), "asyncio", "1000", "0"], folder) as program:
         call(program, "background", workers=workers)
-        program.process.send_signal(signal.SIGTERM)
+        program.process.send_signal(signal.SIGINT)
         assert program.wait() == 5
     assert "calls in threads are left behind, 1: " in program.errors
 
