@@ -10,7 +10,7 @@ import threading
 from typing import TYPE_CHECKING, Literal
 
 from ._logger import logger as _logger
-from .leaving import watch_end
+from .leaving import Exits, watch_end
 from .monitoring.notify import NotifySocket
 from .net.executor import CallExecutor
 from .servers.logs import about
@@ -57,6 +57,9 @@ def run(
     * If this process is killed, the workers drain and leave.
 
     Under systemd (NOTIFY_SOCKET, WATCHDOG_USEC) it tells when it is ready, reloads and stops, and that it lives.
+
+    SystemExit that is raised in a handler, or anywhere else in the loop, drains as a signal does, and then ends the
+    program with its status. In a worker it ends that worker, which is replaced.
 
     Calls of `asyncio.to_thread()` that run when the servers have closed may go on until the drain's deadline and two
     seconds longer; then the log names them, and they are left behind. Threads that the program has started by
@@ -145,15 +148,18 @@ def run_program(
             if asyncio._get_running_loop() is not None:
                 raise RuntimeError("run() makes a loop of its own, and here one runs already: write `await serve(...)`")
             with asyncio.Runner(loop_factory=factory) as runner:
-                runner.run(
+                exits = Exits()
+                exits.run(
+                    runner,
                     _run(
                         servings,
                         started,
+                        exits,
                         monitor=monitor,
                         monitoring=monitoring,
                         drain_delay=drain_delay,
                         notify=notify,
-                    )
+                    ),
                 )
     finally:
         give_up((*servings, monitoring))
@@ -205,6 +211,7 @@ def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
 async def _run(
     servings: Sequence[Serving],
     started: Callable[[], object],
+    exits: Exits,
     *,
     monitor: Monitor,
     monitoring: Serving | None,
@@ -222,6 +229,7 @@ async def _run(
                     log_urls((await stack.enter_async_context(monitoring)).addresses)
                 servers = [await stack.enter_async_context(serving) for serving in servings]
                 signals.concern(servers)
+                exits.leave = signals.leave
                 monitor.watch(servers, measure=monitoring is not None)
                 started()
                 for server in servers:
@@ -315,6 +323,11 @@ class _Signals:
         _logger.info("%s: not all servers had started; those that had are closed", number.name)
         self.given_up = True
         self._starting.cancel()
+
+    def leave(self, exc: SystemExit) -> None:
+        """Drain, since a handler has ended the program."""
+        if not self._stopping.stopping:
+            self._advance(f"SystemExit({exc.code!r})")
 
     def _advance(self, cause: str) -> None:
         if self._delay is not None:

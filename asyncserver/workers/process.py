@@ -27,6 +27,7 @@ import zlib
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .._logger import logger
+from ..leaving import Exits
 from ..net.executor import CallExecutor
 
 if TYPE_CHECKING:
@@ -80,8 +81,8 @@ def run_worker(
         for serving, bound in zip(servings, sockets, strict=True):
             serving.take(bound)
         with asyncio.Runner(loop_factory=loop_factory) as runner:
-            how = {"reload_tls": reload_tls, "measure": measure}
-            runner.run(_serve(servings, sockets, channel, report_every=report_every, **how))
+            exits, how = Exits(), {"reload_tls": reload_tls, "measure": measure}
+            exits.run(runner, _serve(servings, sockets, channel, exits, report_every=report_every, **how))
         status = 0
     except SystemExit as exc:  # argparse's, for instance, after its error message
         status = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
@@ -95,6 +96,7 @@ async def _serve(
     servings: Sequence[Serving],
     sockets: list[list[BoundSocket]],
     channel: socket.socket,
+    exits: Exits,
     *,
     reload_tls: bool,
     measure: bool,
@@ -115,6 +117,7 @@ async def _serve(
         drain_timeout = max(serving.drain_timeout for serving in servings)
         control = _Control(servers, every_socket, channel, drain_timeout, calls, report_every=report_every)
         _send(channel, READY)
+        exits.leave = lambda _: _send(channel, LEAVE)
         await asyncio.wait([asyncio.ensure_future(server.wait_closed()) for server in servers])
     await calls.finish(lambda: control.deadline)
     control.report()
