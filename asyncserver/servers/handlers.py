@@ -22,10 +22,12 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
 from .._logger import logger as _logger
+from ..adapters.protocols import ProtocolHandler
 from ..net.tasks import start_task
 from .error_handler import ErrorCalls
 from .logs import about
 from .server import Server
+from .slow_steps import reporting_slow_steps
 from .stats import Durations, fault_of_peer, outcome_of
 
 if TYPE_CHECKING:
@@ -105,10 +107,13 @@ class HandlerServer(Server, Generic[AnySource]):
         If it runs in threads it also has `pool_stats()`, which counts them by "threads", "waiting" and
         "starved". Any other handler is called only: its attributes are the program's own, or a mock's.
         """
-        if not hasattr(type(handler), "__asyncserver_handler__"):
-            return handler
-        self._pool_stats = getattr(handler, "pool_stats", None)
-        return handler.__asyncserver_handler__(self)
+        function = handler
+        if hasattr(type(handler), "__asyncserver_handler__"):
+            self._pool_stats = getattr(handler, "pool_stats", None)
+            function = handler.__asyncserver_handler__(self)
+        if self._loop.get_debug() and not isinstance(handler, ProtocolHandler):
+            return reporting_slow_steps(function, self)
+        return function
 
     # -- the life of a handler
 
