@@ -3,7 +3,7 @@
 import sys
 
 from .cli.main import main
-from .leaving import watch_end
+from .leaving.threads import watch_end
 
 watch_end(status := main())
 sys.exit(status)

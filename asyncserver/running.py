@@ -10,9 +10,10 @@ import threading
 from typing import TYPE_CHECKING, Literal
 
 from ._logger import logger as _logger
-from .leaving import Exits, watch_end
+from .leaving.executor import CallExecutor
+from .leaving.exits import Exits
+from .leaving.threads import watch_end
 from .monitoring.notify import NotifySocket
-from .net.executor import CallExecutor
 from .servers.logs import about
 from .serving import Serving, check_seconds
 from .workers.stopping import Stage, Stopping

@@ -258,6 +258,8 @@ def serve(
         check_on_error(on_error)
     _check_context(ssl)
     proxies = _trusted_proxies(trusted_proxies, proxy_protocol)
+    if proxies is None and proxy_timeout != _PROXY_TIMEOUT:
+        raise ValueError(f"proxy_timeout={proxy_timeout!r} is for the PROXY protocol: add proxy_protocol=True")
     one_queue = max_connections is not None  # a full worker must not keep a queue of its own
     binding = Binding(host, port, path, path_mode, sock, fd, backlog, reuse_port, one_queue=one_queue)
 

@@ -10,11 +10,12 @@ if TYPE_CHECKING:
 _STREAMS, _DATAGRAMS = ("tcp", "unix"), ("udp", "unix_datagram")
 _PORTS, _FILES = ("tcp", "udp"), ("unix", "unix_datagram")
 
+_OF_PROXIES = ("trusted_proxies", "proxy_timeout")
 _OF_CERTIFICATES = ("keyfile", "client_ca", "client_cert", "tls_min", "tls_groups", "ssl_handshake_timeout")
 
 # Places, one of which is needed.
 _PLACES: dict[str, Sequence[str]] = {
-    **dict.fromkeys(["proxy_protocol", "trusted_proxies", "certfile", *_OF_CERTIFICATES, "log_connections"], _STREAMS),
+    **dict.fromkeys(["proxy_protocol", *_OF_PROXIES, "certfile", *_OF_CERTIFICATES, "log_connections"], _STREAMS),
     **dict.fromkeys(["backlog", "max_connections", "max_connections_per_host", "idle_timeout"], _STREAMS),
     **dict.fromkeys(["max_pending", "max_datagram_size"], _DATAGRAMS),
     "reuse_port": _PORTS,
@@ -26,7 +27,7 @@ _FORMS = {"reuse_port": ("host", "HOST:PORT"), "unix_mode": ("path", "a path")}
 _OTHERS = {
     **dict.fromkeys(_OF_CERTIFICATES, "certfile"),
     "client_cert": "client_ca",
-    "trusted_proxies": "proxy_protocol",
+    **dict.fromkeys(_OF_PROXIES, "proxy_protocol"),
 }
 
 

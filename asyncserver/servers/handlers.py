@@ -22,12 +22,13 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
 from .._logger import logger as _logger
+from ..adapters.error_handler import ErrorCalls
 from ..adapters.protocols import ProtocolHandler
+from ..adapters.slow_steps import with_timed_steps
+from ..net.addresses import format_address
 from ..net.tasks import start_task
-from .error_handler import ErrorCalls
 from .logs import about
 from .server import Server
-from .slow_steps import reporting_slow_steps
 from .stats import Durations, fault_of_peer, outcome_of
 
 if TYPE_CHECKING:
@@ -112,8 +113,16 @@ class HandlerServer(Server, Generic[AnySource]):
             self._pool_stats = getattr(handler, "pool_stats", None)
             function = handler.__asyncserver_handler__(self)
         if self._loop.get_debug() and not isinstance(handler, ProtocolHandler):
-            return reporting_slow_steps(function, self)
+            return with_timed_steps(function, self._report_step)
         return function
+
+    def _report_step(self, name: str, source: AnySource, seconds: float) -> None:
+        """In debug mode, say which handler has kept the loop from everything else; asyncio would name a callback."""
+        loop: Any = self._loop  # AbstractEventLoop does not promise the attribute; all loops have it
+        if seconds > loop.slow_callback_duration:
+            message = "handler %s of %s kept the event loop busy for %.3f s, and all others waiting"
+            peer = format_address(source.peer_address)
+            _logger.warning(message, name, peer, seconds, extra=about(self, source, duration=seconds))
 
     # -- the life of a handler
 

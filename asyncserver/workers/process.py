@@ -27,8 +27,8 @@ import zlib
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .._logger import logger
-from ..leaving import Exits
-from ..net.executor import CallExecutor
+from ..leaving.executor import CallExecutor
+from ..leaving.exits import Exits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -67,6 +67,7 @@ NEEDS = {
     **dict.fromkeys(("KEYFILE", "CLIENT_CA", "TLS_MIN", "TLS_GROUPS", "SSL_HANDSHAKE_TIMEOUT"), CERTFILE),
     "CLIENT_CERT": {**CERTFILE, "CLIENT_CA": "ca.pem"},
     "TRUSTED_PROXIES": {"PROXY_PROTOCOL": "1"},
+    "PROXY_TIMEOUT": {"PROXY_PROTOCOL": "1"},
 }
 
 

@@ -11,7 +11,10 @@ from unittest.mock import AsyncMock, MagicMock
 import pytest
 
 import asyncserver
-from tests.serverkit import PATIENCE, Client, errors_in, until, upper
+from tests.kit.checks import errors_in
+from tests.kit.clients import Client
+from tests.kit.handlers import upper
+from tests.kit.waiting import PATIENCE, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -222,9 +225,9 @@ async def test_mock_as_a_handler() -> None:
     """It answers to any attribute, and is served."""
     handler = AsyncMock(side_effect=upper)
     async with served(handler) as server:
-        client = Client(*await asyncio.open_connection(*server.addresses[0][:2]))
+        client = await Client.connect(server.addresses[0])
         assert await client.ask(b"hello") == b"HELLO"
-        await client.aclose()
+        client.close()
         assert server.reading()["completed"] == 0
     assert handler.await_count == 1
 
@@ -246,7 +249,7 @@ async def test_handler_with_methods_of_its_own() -> None:
             return self.for_server
 
     async with served(Handler()) as server:
-        client = Client(*await asyncio.open_connection(*server.addresses[0][:2]))
+        client = await Client.connect(server.addresses[0])
         assert await client.ask(b"hello") == b"HELLO"
-        await client.aclose()
+        client.close()
         server.reading()

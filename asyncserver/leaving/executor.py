@@ -18,7 +18,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .._logger import logger as _logger
-from .tasks import Progress
+from ..net.tasks import Progress
 
 if TYPE_CHECKING:
     import asyncio

@@ -11,9 +11,8 @@ import anyio
 import pytest
 
 import asyncserver
-from tests.serverkit import ROOT, Wire, wire
-
-__all__ = ["wire"]  # a fixture
+from tests.kit.programs import ROOT
+from tests.kit.transports import Transport
 
 MISTAKES: list[tuple[str, tuple[Any, ...], str]] = [
     ("send", ("text",), r"send\(\) takes bytes; got 'text': encode it, \.encode\(\)"),
@@ -27,7 +26,7 @@ MISTAKES: list[tuple[str, tuple[Any, ...], str]] = [
 
 
 @pytest.mark.parametrize(("call", "arguments", "message"), MISTAKES)
-async def test_text_instead_of_bytes(wire: Wire, call: str, arguments: tuple[Any, ...], message: str) -> None:
+async def test_text_instead_of_bytes(transport: Transport, call: str, arguments: tuple[Any, ...], message: str) -> None:
     """It names the call and what it got; the stream goes on."""
     told: list[str] = []
 
@@ -38,7 +37,7 @@ async def test_text_instead_of_bytes(wire: Wire, call: str, arguments: tuple[Any
         async for data in stream:
             await stream.send(data.upper())
 
-    async with wire.serve(handler) as server, wire.connect(server) as client:
+    async with transport.serve(handler) as server, transport.connect(server) as client:
         assert await client.ask(b"hello") == b"HELLO"
     assert len(told) == 1
 

@@ -12,8 +12,6 @@ from ..net.tasks import start_task
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from .._types import ErrorHandler
-
 
 class ErrorCalls:
     """Calls `on_error`. What it raises is logged, and does no harm.
@@ -28,7 +26,10 @@ class ErrorCalls:
     """
 
     def __init__(
-        self, function: ErrorHandler | None, loop: asyncio.AbstractEventLoop, changed: Callable[[], object]
+        self,
+        function: Callable[[BaseException, Any], object] | None,
+        loop: asyncio.AbstractEventLoop,
+        changed: Callable[[], object],
     ) -> None:
         self.running: set[asyncio.Task[object]] = set()
         self._function = function

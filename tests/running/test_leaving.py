@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from asyncserver.net import executor as module
-from asyncserver.net.executor import CallExecutor
-from tests.serverkit import PATIENCE, Program
+from asyncserver.leaving import executor as module
+from asyncserver.leaving.executor import CallExecutor
+from tests.kit.programs import Program
+from tests.kit.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import asyncserver
-from tests.serverkit import PATIENCE, Wire, wire
+from tests.kit.transports import Transport
+from tests.kit.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
-
-__all__ = ["wire"]  # a fixture
 
 
 def blocked(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -55,11 +54,11 @@ class SlowHandler:
 
 @pytest.mark.parametrize("handler", [slow_stream, SlowHandler()], ids=["function", "object"])
 async def test_slow_step_names_the_handler_and_the_peer(
-    wire: Wire, handler: Any, caplog: pytest.LogCaptureFixture
+    transport: Transport, handler: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Once for each, with the fields of other records."""
     debugging(0.02)
-    async with wire.serve(handler) as server, wire.connect(server) as client:
+    async with transport.serve(handler) as server, transport.connect(server) as client:
         for _ in range(2):
             assert await client.ask(b"x") == b"x"
     name = "<SlowHandler>" if handler is not slow_stream else "slow_stream"
