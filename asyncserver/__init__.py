@@ -11,6 +11,7 @@ Whatever is public is exported here; CONTRIBUTING shows the folders, and what ca
 
 from __future__ import annotations
 
+from . import _linux as _linux
 from ._types import DatagramHandler, ErrorHandler, StreamHandler
 from .adapters.protocols import ProtocolHandler, from_callback, from_protocol
 from .datagrams.datagram import Datagram

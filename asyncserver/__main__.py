@@ -3,5 +3,7 @@
 import sys
 
 from .cli.main import main
+from .leaving.threads import watch_end
 
-sys.exit(main())
+watch_end(status := main())
+sys.exit(status)

@@ -10,6 +10,9 @@ import threading
 from typing import TYPE_CHECKING, Literal
 
 from ._logger import logger as _logger
+from .leaving.executor import CallExecutor
+from .leaving.exits import Exits
+from .leaving.threads import watch_end
 from .monitoring.notify import NotifySocket
 from .servers.logs import about
 from .serving import Serving, check_seconds
@@ -56,6 +59,13 @@ def run(
 
     Under systemd (NOTIFY_SOCKET, WATCHDOG_USEC) it tells when it is ready, reloads and stops, and that it lives.
 
+    SystemExit that is raised in a handler, or anywhere else in the loop, drains as a signal does, and then ends the
+    program with its status. In a worker it ends that worker, which is replaced.
+
+    Calls of `asyncio.to_thread()` that run when the servers have closed may go on until the drain's deadline and two
+    seconds longer; then the log names them, and they are left behind. Threads that the program has started by
+    itself, and those of `anyio.to_thread`, are waited for by Python at its end; if that takes long, the log says so.
+
     Call it in the main thread, before the program starts threads: fork does not take them along. What follows
     `run()`, and `atexit`, is for this process only.
 
@@ -82,6 +92,7 @@ def run(
     run_program(
         servings, lambda: servings, loop, workers, metrics=metrics, drain_delay=drain_delay, stuck_timeout=stuck_timeout
     )
+    watch_end()
 
 
 def run_program(
@@ -138,15 +149,18 @@ def run_program(
             if asyncio._get_running_loop() is not None:
                 raise RuntimeError("run() makes a loop of its own, and here one runs already: write `await serve(...)`")
             with asyncio.Runner(loop_factory=factory) as runner:
-                runner.run(
+                exits = Exits()
+                exits.run(
+                    runner,
                     _run(
                         servings,
                         started,
+                        exits,
                         monitor=monitor,
                         monitoring=monitoring,
                         drain_delay=drain_delay,
                         notify=notify,
-                    )
+                    ),
                 )
     finally:
         give_up((*servings, monitoring))
@@ -198,13 +212,15 @@ def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
 async def _run(
     servings: Sequence[Serving],
     started: Callable[[], object],
+    exits: Exits,
     *,
     monitor: Monitor,
     monitoring: Serving | None,
     drain_delay: float,
     notify: NotifySocket,
 ) -> None:
-    signals = _Signals(monitor, notify, drain_delay)
+    calls = CallExecutor(asyncio.get_running_loop())
+    signals = _Signals(monitor, notify, drain_delay, max(serving.drain_timeout for serving in servings), calls)
     try:
         with signals.handled():
             async with contextlib.AsyncExitStack() as stack:
@@ -214,12 +230,14 @@ async def _run(
                     log_urls((await stack.enter_async_context(monitoring)).addresses)
                 servers = [await stack.enter_async_context(serving) for serving in servings]
                 signals.concern(servers)
+                exits.leave = signals.leave
                 monitor.watch(servers, measure=monitoring is not None)
                 started()
                 for server in servers:
                     _logger.info("%r", server, extra=about(server))
                 with _telling(notify, servers):
                     await asyncio.wait([asyncio.ensure_future(server.wait_closed()) for server in servers])
+            await calls.finish(lambda: signals.deadline)
     except asyncio.CancelledError:
         if not signals.given_up:
             raise
@@ -252,10 +270,16 @@ class _Signals:
 
     Attributes:
         given_up: whether one has ended the start.
+        deadline: the loop's time until which what runs may go on; 0 before the drain.
     """
 
-    def __init__(self, monitor: Monitor, notify: NotifySocket, drain_delay: float) -> None:
+    def __init__(
+        self, monitor: Monitor, notify: NotifySocket, drain_delay: float, drain_timeout: float, calls: CallExecutor
+    ) -> None:
         self.given_up = False
+        self.deadline = 0.0
+        self._drain_timeout = drain_timeout
+        self._calls = calls
         self._monitor = monitor
         self._notify = notify
         self._stopping = Stopping(drain_delay)
@@ -291,6 +315,8 @@ class _Signals:
 
     def _stop(self, number: signal.Signals) -> None:
         """Close the servers, perhaps after a delay; a second time at once."""
+        if self._stopping.is_echo(number):
+            return
         self._notify.stopping()
         if self._starting is None:
             self._advance(number.name)
@@ -298,6 +324,11 @@ class _Signals:
         _logger.info("%s: not all servers had started; those that had are closed", number.name)
         self.given_up = True
         self._starting.cancel()
+
+    def leave(self, exc: SystemExit) -> None:
+        """Drain, since a handler has ended the program."""
+        if not self._stopping.stopping:
+            self._advance(f"SystemExit({exc.code!r})")
 
     def _advance(self, cause: str) -> None:
         if self._delay is not None:
@@ -308,6 +339,8 @@ class _Signals:
             self._delay = self._loop.call_later(self._stopping.drain_delay, self._advance, "the delay is over")
         else:
             timeout = None if stage is Stage.DRAINING else 0.0
+            self.deadline = self._loop.time() + (self._drain_timeout if timeout is None else timeout)
+            self._calls.hurry()
             self._closing.extend([self._loop.create_task(server.close(timeout)) for server in self._servers])
 
     def _reload(self) -> None:

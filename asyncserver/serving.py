@@ -10,7 +10,7 @@ from collections.abc import Coroutine
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from .adapters.checks import check_handler, check_kind
+from .adapters.checks import check_handler, check_kind, check_on_error
 from .adapters.protocols import ProtocolHandler
 from .net.binding import Binding
 from .servers.datagram_server import DatagramServer
@@ -32,6 +32,9 @@ __all__ = ["Serving", "serve", "serve_datagrams"]
 _HANDSHAKE_TIMEOUT = 30.0
 # The same for a PROXY header: the specification asks for 3 at least, a retransmission's time, and for few.
 _PROXY_TIMEOUT = 5.0
+
+# Datagrams handled at once: a burst's worth, each of which takes a few kilobytes while it waits.
+_MAX_PENDING = 1024
 
 # The module that the command line is importing for its handler. It is to be served by the command line, not by itself;
 # what the module does in threads of its own is its own business.
@@ -127,6 +130,11 @@ class Serving(Coroutine[Any, Any, None]):
         self._used = False
 
     async def _open(self) -> Server:
+        if asyncio._get_running_loop() is None:
+            raise RuntimeError(
+                f"{self._name}() needs a running loop of asyncio's or uvloop's: trio has none; with anyio.run() "
+                'give backend="asyncio"'
+            )
         bound = self._bound if self._bound is not None else await self._binding.open(self._kind)
         try:
             return self._start(bound)
@@ -204,7 +212,8 @@ def serve(
         sock: a bound stream socket instead; the server closes it.
         fd: the same as a descriptor.
         backlog: connections that the kernel queues while we do not accept; it grants net.core.somaxconn at most.
-        reuse_port: let other processes of this user listen on the same port, balanced by the kernel (socket(7)).
+        reuse_port: with host and port, let other processes of this user listen on the same port, balanced by the
+            kernel (socket(7)).
         ssl: a context for the server side, such as `tls_context()` makes; None serves without TLS.
         ssl_handshake_timeout: seconds for the handshake; who takes longer is closed and counted as refused.
         max_connections: when so many are open, accepting pauses and the kernel's queue holds the rest. Workers count
@@ -226,9 +235,10 @@ def serve(
             seconds that a client may be silent at first.
         drain_timeout: seconds that handlers have to end when the server closes; then they are cancelled.
         on_error: called as `on_error(exception, stream)` besides the log line when a handler has raised; what it
-            raises itself is logged. Not called for what is the peer's doing: it left, sent too long a line or plain
-            bytes behind STARTTLS, or let a deadline of the handler's (`asyncio.timeout()`) pass. Of those the log has
-            a line without traceback, at WARNING once a minute, else at DEBUG.
+            raises itself is logged. It may be async: the drain waits for it as for a handler. Not called for what is
+            the peer's doing: it left, sent too long a line or plain bytes behind STARTTLS, or let a deadline of the
+            handler's (`asyncio.timeout()`) pass. Of those the log has a line without traceback, at WARNING once a
+            minute, else at DEBUG.
 
     Raises:
         TypeError, ValueError: at once, for wrong arguments.
@@ -240,10 +250,16 @@ def serve(
     _check_count("max_connections_per_host", max_connections_per_host, none=True)
     check_seconds("ssl_handshake_timeout", ssl_handshake_timeout)
     check_seconds("proxy_timeout", proxy_timeout)
+    if ssl is None and ssl_handshake_timeout != _HANDSHAKE_TIMEOUT:
+        raise ValueError(f"ssl_handshake_timeout={ssl_handshake_timeout!r} has no effect without ssl: leave it out")
     check_seconds("idle_timeout", idle_timeout, none=True)
     check_seconds("drain_timeout", drain_timeout, zero=True)
+    if on_error is not None:
+        check_on_error(on_error)
     _check_context(ssl)
     proxies = _trusted_proxies(trusted_proxies, proxy_protocol)
+    if proxies is None and proxy_timeout != _PROXY_TIMEOUT:
+        raise ValueError(f"proxy_timeout={proxy_timeout!r} is for the PROXY protocol: add proxy_protocol=True")
     one_queue = max_connections is not None  # a full worker must not keep a queue of its own
     binding = Binding(host, port, path, path_mode, sock, fd, backlog, reuse_port, one_queue=one_queue)
 
@@ -279,7 +295,7 @@ def serve_datagrams(
     reuse_port: bool = False,
     # limits
     max_datagram_size: int = 65535,
-    max_pending: int = 1024,
+    max_pending: int = _MAX_PENDING,
     # the end
     drain_timeout: float = 30.0,
     on_error: ErrorHandler | None = None,
@@ -297,12 +313,15 @@ def serve_datagrams(
         path_mode: permissions of that file.
         sock: a bound datagram socket instead; the server closes it.
         fd: the same as a descriptor.
-        reuse_port: let other processes of this user receive on the same port, balanced by the kernel.
+        reuse_port: with host and port, let other processes of this user receive on the same port, balanced by the
+            kernel.
         max_datagram_size: bytes of a datagram that are kept; of a longer one the beginning, and it is marked
             `truncated`. UDP's can have 65,507 bytes, those of Unix sockets more.
-        max_pending: when so many handlers run, reading pauses and the kernel's buffer takes the burst.
+        max_pending: when so many handlers run, reading pauses and the kernel's buffer takes the burst. Not for a
+            protocol, which takes each datagram at once.
         drain_timeout: seconds that handlers have to end when the server closes; then they are cancelled.
-        on_error: called as `on_error(exception, datagram)` besides the log line when a handler has raised.
+        on_error: called as `on_error(exception, datagram)` besides the log line when a handler has raised; see
+            `serve()`.
 
     Raises:
         TypeError, ValueError: at once, for wrong arguments.
@@ -311,7 +330,13 @@ def serve_datagrams(
     _check_handler(handler, "serve_datagrams", "datagram")
     _check_count("max_datagram_size", max_datagram_size)
     _check_count("max_pending", max_pending)
+    if isinstance(handler, ProtocolHandler) and max_pending != _MAX_PENDING:
+        raise ValueError(
+            f"max_pending={max_pending} has no effect with from_protocol(): a protocol takes each datagram at once"
+        )
     check_seconds("drain_timeout", drain_timeout, zero=True)
+    if on_error is not None:
+        check_on_error(on_error)
     binding = Binding(host, port, path, path_mode, sock, fd, 0, reuse_port)
 
     def start(bound: list[BoundSocket]) -> Server:

@@ -12,6 +12,7 @@ from socketserver import BaseRequestHandler, DatagramRequestHandler, StreamReque
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from compat import linux as _linux  # noqa: F401 - raises where we cannot run
 from compat.forking import (
     ForkingMixIn,
     ForkingTCPServer,

@@ -131,7 +131,7 @@ class HostedHandler:
         return f"hosted({self._handler_class!r})"
 
     async def __call__(self, source: Stream | Datagram) -> None:
-        """Never called by a server, which asks `for_server()`; tells the types."""
+        """Never called by a server, which asks `__asyncserver_handler__()`; tells the types."""
         raise TypeError(f"{self!r} is a handler for asyncserver.serve() and serve_datagrams()")
 
     def pool_stats(self) -> dict[str, int]:
@@ -139,7 +139,7 @@ class HostedHandler:
         pool = self.pool
         return {"threads": pool.alive, "waiting": pool.waiting, "starved": int(pool.starved)}
 
-    def for_server(self, server: Server) -> Callable[[Any], Coroutine[Any, Any, None]]:
+    def __asyncserver_handler__(self, server: Server) -> Callable[[Any], Coroutine[Any, Any, None]]:
         """The handler for one server, called by it when it starts."""
         facade = HostedServer(server, self._handler_class, self._attributes)
         self.pool.on_starved = functools.partial(facade._look_soon, self.pool)

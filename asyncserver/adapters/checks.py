@@ -78,6 +78,24 @@ def check_callback(callback: object) -> None:
         )
 
 
+def check_on_error(function: object) -> None:
+    """Raise TypeError for what cannot be called with an exception and what its handler handled."""
+    shape = "on_error(exception, source)"
+    if not callable(function):
+        raise TypeError(f"on_error must be a function, `{shape}`, async or not; got {function!r}")
+    if not _takes(function, 2):
+        raise TypeError(f"on_error is called as {shape}; got {_shown(function)}{_signature(function)}")
+
+
+def check_close_callback(function: object) -> None:
+    """Raise TypeError for what `add_close_callback()` cannot call: without arguments, and not awaited."""
+    if not callable(function) or not _takes(function, 0):
+        signature = _signature(function) if callable(function) else ""
+        raise TypeError(f"a close callback is a function without arguments; got {_shown(function)}{signature}")
+    if inspect.iscoroutinefunction(function):
+        raise TypeError(f"a close callback is not awaited: it must not be `async def`; got {_shown(function)}")
+
+
 def _refuse(given: object, name: str) -> None:
     if isinstance(given, type) and (advice := _wrapping(given, "{}")) is not None:
         raise TypeError(f"{name}() got {_shown(given)}, {advice}")

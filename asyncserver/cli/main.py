@@ -17,7 +17,6 @@ from ..net.addresses import format_address, parse_address
 from ..net.systemd import named_sockets, systemd_sockets
 from ..running import give_up, run_program
 from ..serving import Serving, serve, serve_datagrams
-from ..tls.certificate import read_certificate
 from ..tls.contexts import TLSContext, tls_context
 from .loading import adapted, load
 from .options import address, make_parser, read, unknown_variables
@@ -121,10 +120,13 @@ def _servings(options: argparse.Namespace, *, places_only: bool = False) -> list
         "trusted_proxies": [name for names in options.trusted_proxies for name in names.split(",")],
     }
     datagrams = {"max_pending": options.max_pending, "max_datagram_size": options.max_datagram_size}
-    common = {"reuse_port": options.reuse_port, "drain_timeout": options.drain_timeout, "on_error": on_error}
+    common = {"drain_timeout": options.drain_timeout, "on_error": on_error}
     for place in (*options.unix, *options.unix_datagram):
         if "path" in place:  # else one of systemd's, whose unit says SocketMode=
             place["path_mode"] = options.unix_mode
+    for place in (*options.tcp, *options.udp):
+        if "host" in place:
+            place["reuse_port"] = options.reuse_port
     servings: list[Serving] = []
     try:
         servings.extend(serve(handler, **place, **streams, **common) for place in (*options.tcp, *options.unix))
@@ -139,8 +141,6 @@ def _servings(options: argparse.Namespace, *, places_only: bool = False) -> list
 
 def _tls(options: argparse.Namespace) -> TLSContext | None:
     if not options.certfile:
-        if options.keyfile or options.client_ca or options.tls_groups:
-            raise ValueError("TLS needs --certfile")
         return None
     if len(options.keyfile) not in {0, len(options.certfile)}:
         raise ValueError(
@@ -148,24 +148,29 @@ def _tls(options: argparse.Namespace) -> TLSContext | None:
             "a certificate's file may be given as its key's too"
         )
     first, *others = zip(options.certfile, options.keyfile or [None] * len(options.certfile), strict=True)
-    return tls_context(
-        *first,
-        more_certificates=others,
-        client_ca=options.client_ca,
-        client_cert=options.client_cert,
-        minimum_version=ssl.TLSVersion.TLSv1_3 if options.tls_min == "1.3" else ssl.TLSVersion.TLSv1_2,
-        groups=options.tls_groups,
-    )
+    try:
+        return tls_context(
+            *first,
+            more_certificates=others,
+            client_ca=options.client_ca,
+            client_cert=options.client_cert,
+            minimum_version=ssl.TLSVersion.TLSv1_3 if options.tls_min == "1.3" else ssl.TLSVersion.TLSv1_2,
+            groups=options.tls_groups,
+        )
+    except OSError as exc:
+        given = {"--certfile": options.certfile, "--keyfile": options.keyfile, "--client-ca": [options.client_ca]}
+        flag = next((flag for flag, files in given.items() if exc.filename in files), None)
+        if exc.filename is None or flag is None:
+            raise
+        raise ValueError(f"{flag} {exc.filename}: {exc.strerror}") from exc
 
 
 def _check(options: argparse.Namespace, servings: list[Serving]) -> None:
     """Bind, and tell what was found; nothing is served."""
     try:
         print("handler ", options.handler or "upper-casing echo")
-        for file in options.certfile:
-            certificate = read_certificate(file)
-            names = ", ".join(certificate.names) or "no DNS name"
-            print("TLS     ", f"{file}: {names}; until {certificate.expires:%Y-%m-%d %H:%M} UTC")
+        for file, certificate in () if (context := _tls(options)) is None else context.certificates:
+            print("TLS     ", f"{file}: {certificate or 'no client can have it by the defaults of OpenSSL'}")
         with contextlib.ExitStack() as stack:  # all of them at once: two may want the same address
             if options.metrics is not None:
                 monitoring = Monitor().serving(options.metrics)  # which warns where prometheus-client is missing

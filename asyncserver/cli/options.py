@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..net.addresses import parse_address
+from .effects import lacking
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 _DESCRIPTION = """\
 Serve TCP, UDP and Unix sockets until Ctrl-C or SIGTERM, then let what runs come to its end.
@@ -273,17 +274,6 @@ OPTIONS: tuple[Option, ...] = (
 )  # fmt: skip
 
 
-_STREAMS, _DATAGRAMS, _FILES = ("tcp", "unix"), ("udp", "unix_datagram"), ("unix", "unix_datagram")
-
-# Which options have an effect only on some places; without one of these it is likely that something else was meant.
-_PLACES: dict[str, Sequence[str]] = {
-    **dict.fromkeys([option.name for option in OPTIONS if option.group in {_PROXY, _TLS}], _STREAMS),
-    **dict.fromkeys(["backlog", "max_connections", "max_connections_per_host", "idle_timeout"], _STREAMS),
-    **dict.fromkeys(["max_pending", "max_datagram_size"], _DATAGRAMS),
-    "unix_mode": _FILES,
-}
-
-
 def make_parser(version: str) -> argparse.ArgumentParser:
     """Make the parser, which leaves out what was not typed. `version` is what --version tells."""
     parser = argparse.ArgumentParser(
@@ -348,21 +338,10 @@ def read(
             except argparse.ArgumentTypeError as exc:
                 parser.error(f"environment variable {option.variable}: {exc}")
     values |= typed
-    _check_effects(parser, values, given)
-    return argparse.Namespace(**values)
-
-
-def _check_effects(parser: argparse.ArgumentParser, values: Mapping[str, Any], given: Collection[str]) -> None:
-    """Refuse what was given and would do nothing."""
-    served = [name for name in (*_STREAMS, *_DATAGRAMS) if values[name]] or ["tcp", "udp"]  # the default address
     for option in OPTIONS:
-        wanted = _PLACES.get(option.name)
-        switched_off = values[option.name] is False
-        if option.name in given and wanted is not None and not switched_off and not {*wanted} & {*served}:
-            flags = [f"--{name.replace('_', '-')}" for name in wanted]
-            parser.error(f"{option.flag} ({option.variable}) has no effect without {' or '.join(flags)}: leave it out")
-    if "stuck_timeout" in given and values["stuck_timeout"] and values["workers"] == 1:
-        parser.error("--stuck-timeout (ASYNCSERVER_STUCK_TIMEOUT) has no effect without --workers: leave it out")
+        if option.name in given and values[option.name] is not False and (more := lacking(option.name, values)):
+            parser.error(f"{option.flag} ({option.variable}) has no effect without {more}: leave it out")
+    return argparse.Namespace(**values)
 
 
 def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from .._logger import logger as _logger
 from ..net.addresses import url_of
+from ..net.readers import add_reader
 from .datagram import Datagram, Endpoint, NotForUs
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class BatchReader(Endpoint, ABC):
     def resume(self) -> None:
         """Receive datagrams."""
         if not self._watching and self._remaining != 0:
-            self._loop.add_reader(self._fd, self._on_readable)
+            add_reader(self._loop, self._fd, self._on_readable)
             self._watching = True
             if self._remaining is not None:  # there may be none at all, which no event would tell
                 self._loop.call_soon(self._on_readable)

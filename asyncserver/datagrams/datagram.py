@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import reprlib
 import socket
 import struct
 from typing import TYPE_CHECKING, TypeAlias
@@ -100,11 +101,16 @@ class Datagram:
             data: any bytes-like object.
 
         Raises:
+            TypeError: not bytes.
             OSError: the system refuses; with errno EMSGSIZE the data is too large for one datagram.
+            anyio.ClosedResourceError: the server has been closed.
             anyio.BrokenResourceError: the sender has no address, or (a Unix socket) is gone or has read nothing for
                 5 seconds.
         """
-        await self.endpoint.send(data, self.address, self.control)
+        try:
+            await self.endpoint.send(data, self.address, self.control)
+        except TypeError:
+            raise TypeError(f"reply() takes bytes; got {reprlib.repr(data)}") from None
         self.replied = True
 
     # -- for the server
@@ -223,6 +229,8 @@ class Endpoint:
             nowhere = OSError(errno.EDESTADDRREQ, os.strerror(errno.EDESTADDRREQ))
             raise anyio.BrokenResourceError("the sender has no address: it cannot be answered") from nowhere
         except OSError as exc:
+            if self.sock.fileno() < 0:
+                raise anyio.ClosedResourceError("no answer can be sent: the server has been closed") from exc
             if isinstance(address, tuple) and not address[1]:  # anybody can forge port 0: no error of the handler's
                 raise anyio.BrokenResourceError(f"the sender {address!r} has no port: it cannot be answered") from exc
             if exc.errno == errno.ENOBUFS:  # the interface's queue is full: udp(7)

@@ -24,7 +24,6 @@ from ..kernel.twins import may_have_twins
 from . import unix_path
 from .addresses import format_address
 from .systemd import is_kept
-from .unix_path import identity
 
 if TYPE_CHECKING:
     from .addresses import Address
@@ -98,6 +97,8 @@ class Binding:
             raise TypeError(f"path_mode={mode:#o} is for a Unix socket: it needs path")
         if mode is not None and str(path).startswith("\0"):
             raise ValueError(f"path_mode={mode:#o} cannot protect {path!r}: an abstract name has no file; give a path")
+        if self.reuse_port and self.port is None:
+            raise ValueError("reuse_port=True has an effect on host and port only: set SO_REUSEPORT before you bind")
         if sock is not None and not isinstance(sock, socket.socket):
             raise TypeError(f"sock must be a socket.socket, got {sock!r}")
         if fd is not None and (isinstance(fd, bool) or not isinstance(fd, int)):
@@ -263,14 +264,14 @@ class Binding:
                     sock.bind(path)
                     return self._configure(kind, sock)
                 unix_path.bind(sock, path, self.path_mode)
-                ours = identity(path)
+                ours = unix_path.identity(path)
                 try:
                     bound = self._configure(kind, sock, path)
                 except BaseException:
                     os.unlink(path)
                     raise
                 # Before listen() another server that starts there sees ours as dead.
-                if identity(path) != ours:
+                if unix_path.identity(path) != ours:
                     raise BindError(errno.EADDRINUSE, f"{path!r} was taken by another server just now: stop one")
                 return bound
 
@@ -332,7 +333,7 @@ class BoundSocket:
         self.contended: bool = False
         self.sock: socket.socket = sock
         self._path = path
-        self._identity = identity(path) if path is not None else None
+        self._identity = unix_path.identity(path) if path is not None else None
         self._kept = kept  # by systemd, which starts us again for what is in the queue
         self.shared: bool = kept
         self.handed_over: bool = kept
@@ -344,7 +345,7 @@ class BoundSocket:
 
     def close(self) -> None:
         """Close the socket; remove its file unless another server has replaced it. Idempotent."""
-        if self._path is not None and identity(self._path) == self._identity:
+        if self._path is not None and unix_path.identity(self._path) == self._identity:
             # The folder may have become read-only; a file that stays does no harm.
             with contextlib.suppress(OSError):
                 os.unlink(self._path)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from .._logger import logger as _logger
 from .addresses import url_of
+from .readers import add_reader
 
 if TYPE_CHECKING:
     import asyncio
@@ -103,7 +104,7 @@ class Listener:
     def resume(self) -> None:
         """Start to accept connections, or go on."""
         if not self._watching and self._retry is None:
-            self._loop.add_reader(self.sock.fileno(), self._on_readable)
+            add_reader(self._loop, self.sock.fileno(), self._on_readable)
             self._watching = True
 
     def pause(self) -> None:

@@ -12,6 +12,8 @@ import contextlib
 import select
 from typing import TYPE_CHECKING, Protocol
 
+from .readers import add_reader
+
 if TYPE_CHECKING:
     import asyncio
 
@@ -46,7 +48,7 @@ class Poller:
         self.loop: asyncio.AbstractEventLoop = loop
         self._epoll = select.epoll()
         self._connections: dict[int, Watched] = {}
-        loop.add_reader(self._epoll.fileno(), self._on_ready)
+        add_reader(loop, self._epoll.fileno(), self._on_ready)
 
     def watch(self, connection: Watched, fd: int, before: int, events: int) -> None:
         """Change what a descriptor is watched for: READ, WRITE, both, or (0) nothing."""

@@ -22,6 +22,10 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
 from .._logger import logger as _logger
+from ..adapters.error_handler import ErrorCalls
+from ..adapters.protocols import ProtocolHandler
+from ..adapters.slow_steps import with_timed_steps
+from ..net.addresses import format_address
 from ..net.tasks import start_task
 from .logs import about
 from .server import Server
@@ -67,7 +71,7 @@ class HandlerServer(Server, Generic[AnySource]):
         on_error: ErrorHandler | None,
     ) -> None:
         super().__init__(loop, bound, drain_timeout)
-        self._on_error = on_error
+        self._error_calls = ErrorCalls(on_error, loop, self._tell_change)
         self._starting: AnySource | None = None
         self._live: dict[asyncio.Task[object], AnySource] = {}
         self._closing_sources: dict[asyncio.Task[object], AnySource] = {}
@@ -97,13 +101,28 @@ class HandlerServer(Server, Generic[AnySource]):
         return {"active": len(self._live) + (self._starting is not None)}
 
     def _for_this_server(self, handler: Any) -> Any:
-        """The function to call: a handler that needs to know its server has a method `for_server(server)`.
+        """The function to call.
 
-        One that runs in threads may have `pool_stats()`, which counts them by "threads", "waiting" and "starved".
+        The class of a handler that must know its server has a method `__asyncserver_handler__(server)`.
+
+        If it runs in threads it also has `pool_stats()`, which counts them by "threads", "waiting" and
+        "starved". Any other handler is called only: its attributes are the program's own, or a mock's.
         """
-        self._pool_stats = getattr(handler, "pool_stats", None)
-        make = getattr(handler, "for_server", None)
-        return handler if make is None else make(self)
+        function = handler
+        if hasattr(type(handler), "__asyncserver_handler__"):
+            self._pool_stats = getattr(handler, "pool_stats", None)
+            function = handler.__asyncserver_handler__(self)
+        if self._loop.get_debug() and not isinstance(handler, ProtocolHandler):
+            return with_timed_steps(function, self._report_step)
+        return function
+
+    def _report_step(self, name: str, source: AnySource, seconds: float) -> None:
+        """In debug mode, say which handler has kept the loop from everything else; asyncio would name a callback."""
+        loop: Any = self._loop  # AbstractEventLoop does not promise the attribute; all loops have it
+        if seconds > loop.slow_callback_duration:
+            message = "handler %s of %s kept the event loop busy for %.3f s, and all others waiting"
+            peer = format_address(source.peer_address)
+            _logger.warning(message, name, peer, seconds, extra=about(self, source, duration=seconds))
 
     # -- the life of a handler
 
@@ -195,11 +214,7 @@ class HandlerServer(Server, Generic[AnySource]):
         _logger.error(
             "handler of %r failed", source.peer_address, exc_info=exc, extra=about(self, source, outcome="failed")
         )
-        if self._on_error is not None:
-            try:
-                self._on_error(exc, source)  # type: ignore[arg-type]  # a Stream or a Datagram, or stands for a Stream
-            except (Exception, asyncio.CancelledError):  # the latter of a future that it looked at: nobody cancels it
-                _logger.exception("on_error failed", extra=about(self, source))
+        self._error_calls.call(exc, source, about(self, source))
 
     # -- closing
 
@@ -209,7 +224,7 @@ class HandlerServer(Server, Generic[AnySource]):
         return ended - len(self._closing_sources)
 
     def _busy(self) -> bool:
-        return bool(self._live or self._closing_sources)
+        return bool(self._live or self._closing_sources or self._error_calls.running)
 
     def _occupied(self) -> int:
         """How many places for handlers are taken; one that waits in `close()` has given up its own."""
@@ -217,7 +232,7 @@ class HandlerServer(Server, Generic[AnySource]):
         return occupied - sum(task in self._live for task in self._callers) if self._callers else occupied
 
     def _unfinished(self) -> bool:
-        return self._occupied() > 0
+        return self._occupied() > 0 or bool(self._error_calls.running - self._callers)
 
     def _begin_drains(self) -> None:
         self._undelivered_before = self._count["undelivered"]
@@ -226,7 +241,8 @@ class HandlerServer(Server, Generic[AnySource]):
 
     async def _insist(self) -> tuple[int, int]:
         left = {task: source for task, source in self._live.items() if task not in self._callers}
-        for task in left:
+        telling = self._error_calls.running - self._callers
+        for task in (*left, *telling):
             task.cancel()
         # What the peers of handlers that had ended before did not take.
         cut_off = self._count["undelivered"] - self._undelivered_before
@@ -237,7 +253,7 @@ class HandlerServer(Server, Generic[AnySource]):
         def ended() -> bool:  # looks at each task about once, however many there are
             while ending and ending[-1] not in self._live:
                 ending.pop()
-            return not (ending or self._closing_sources)
+            return not (ending or self._closing_sources or telling & self._error_calls.running)
 
         await self._until(ended, lambda: end)
         given_up = {task: source for task, source in left.items() if task in self._live}

@@ -25,6 +25,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .._logger import logger as _logger
+from ..adapters.checks import check_close_callback
 from ..net.addresses import label_of
 from ..net.tasks import Progress, join
 from .logs import about
@@ -97,7 +98,12 @@ class Server(Account, ABC):
     # -- for the caller
 
     def add_close_callback(self, callback: Callable[[], object]) -> None:
-        """Call `callback()` when the last handler has ended and the sockets are being closed; its errors are logged."""
+        """Call `callback()` when the last handler has ended and the sockets are being closed; its errors are logged.
+
+        Raises:
+            TypeError: it cannot be called so, or is async.
+        """
+        check_close_callback(callback)
         self._close_callbacks.append(callback)
 
     @property

@@ -30,6 +30,7 @@ from ..net.waiter import Waiter
 from ..tls.typed_attributes import socket_attributes
 from .connection import CHUNK
 from .lingering import Lingering
+from .octets import check_delimiter, octets
 from .states import NOT_SENDING, at_end, refuse_after_eof, refuse_busy, refuse_closed, refuse_torn, refuse_undelivered
 from .tls_connection import TLSConnection
 
@@ -124,8 +125,7 @@ class Stream(TLSConnection, ByteStream):
             anyio.IncompleteRead: the stream ended before the delimiter. What had arrived stays to be received.
             Exception: as `receive()`, except EndOfStream.
         """
-        if not delimiter:
-            raise ValueError("receive_until() needs a delimiter of at least one byte")
+        check_delimiter(delimiter)
         await self._take_turns()
         searched = 0
         while (index := (buffer := self._buffered()).find(delimiter, searched, max_bytes)) < 0:
@@ -246,7 +246,7 @@ class Stream(TLSConnection, ByteStream):
             IdleTimeout: the peer took nothing, and sent nothing, for the server's `idle_timeout`.
         """
         if type(item) is not bytes:
-            item = _octets(item)
+            item = octets(item, "send")
         try:
             sent = self._send(item)
         except (BlockingIOError, ssl.SSLWantWriteError):
@@ -387,9 +387,3 @@ class Stream(TLSConnection, ByteStream):
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
         """Anyio's typed attributes, for `extra()`: SocketAttribute, and under TLS TLSAttribute."""
         return socket_attributes(self._sock, self.peer_address)
-
-
-def _octets(item: Any) -> Any:
-    """A bytes-like object whose length is its size in bytes."""
-    view = memoryview(item)
-    return view.cast("B") if view.nbytes else b""

@@ -1,68 +1,103 @@
-"""What a certificate's file says: the names that it is for, and until when. OpenSSL has accepted it before.
+"""A certificate as clients get it: the names that it is for, of which kind its key is, and until when it is valid.
 
-Python's ssl tells that of a peer's certificate only, and after it was verified.
+Which of a file's certificates that is, OpenSSL alone decides (`sent_certificate`). Python's ssl tells what is in a
+peer's certificate only, and after it was verified.
 """
 
 from __future__ import annotations
 
-import binascii
-import re
+import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import os
-
-_PEM = re.compile(rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----(.*?)-----END", re.DOTALL)  # as OpenSSL reads them
 
 # Tags of X.690 (8.1.2) and RFC 5280 (4.1, 4.2.1.6).
-_SEQUENCE, _UTC_TIME, _EXTENSIONS, _DNS_NAME = 0x30, 0x17, 0xA3, 0x82
+_SEQUENCE, _UTC_TIME, _EXTENSIONS, _DNS_NAME, _IP_ADDRESS = 0x30, 0x17, 0xA3, 0x82, 0x87
 _SUBJECT_ALT_NAME = (0x06, b"\x55\x1d\x11")  # the object identifier 2.5.29.17
+
+# Turns after which a handshake is over: TLS 1.3 needs two each, TLS 1.2 and a HelloRetryRequest one more.
+_TURNS = 4
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """The first certificate of a file.
+    """What a certificate says.
 
     Attributes:
         names: DNS names, in lower case, perhaps with a `*` for their first label. The subject's common name is no
             host's name any more (RFC 9525).
+        addresses: IP addresses, packed.
+        key: its key's algorithm, an object identifier (RFC 5280, 4.1.2.7). A context has room for one of each.
         expires: when its validity ends.
     """
 
     names: tuple[str, ...]
+    addresses: tuple[bytes, ...]
+    key: bytes
     expires: datetime
 
+    def __str__(self) -> str:
+        """Tell for which names, and until when."""
+        return f"{', '.join(self.names) or 'no DNS name'}; until {self.expires:%Y-%m-%d %H:%M} UTC"
 
-def read_certificate(path: str | os.PathLike[str]) -> Certificate:
-    """Read a PEM file's first certificate.
+
+def sent_certificate(context: ssl.SSLContext) -> bytes:
+    """Return the certificate, DER, that a server with this context sends: asked as a client, in memory.
+
+    OpenSSL chooses it among what a file holds by rules that nothing tells (comments, indented lines,
+    Bag Attributes, a byte order mark, lines of more than 254 bytes), and Python's ssl cannot be asked.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: there is no certificate in it.
+        ssl.SSLError: no client of this OpenSSL can have it, unless told to allow more than by default.
     """
-    with open(path, "rb") as file:
-        found = _PEM.search(file.read())
+    asking = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    asking.check_hostname = False
+    asking.verify_mode = ssl.CERT_NONE
+    asking.set_ciphers("ALL:@SECLEVEL=0")
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = asking.wrap_bio(to_client, to_server)
+    server = context.wrap_bio(to_server, to_client, server_side=True)
+    for _ in range(_TURNS):
+        for side in (client, server):
+            try:
+                side.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+    certificate = client.getpeercert(binary_form=True)
+    assert certificate is not None
+    return certificate
+
+
+def read_certificate(der: bytes) -> Certificate:
+    """Read a certificate that OpenSSL has accepted.
+
+    Raises:
+        ValueError: it is none.
+    """
     try:
-        (_, certificate), *_ = _elements(binascii.a2b_base64(found[1] if found else b""))
+        (_, certificate), *_ = _elements(der)
         signed = _elements(_elements(certificate)[0][1])
-        validity = [content for tag, content in signed if tag == _SEQUENCE][2]  # behind the algorithm and the issuer
+        # Sequences in it: the algorithm, the issuer, the validity, the subject, its key.
+        _, _, validity, _, key = [content for tag, content in signed if tag == _SEQUENCE]
         extensions = [content for tag, content in signed if tag == _EXTENSIONS]
-        return Certificate(_names(extensions), _time(*_elements(validity)[1]))
-    except (IndexError, ValueError) as exc:  # it has been replaced since OpenSSL read it
-        raise ValueError(f"there is no certificate in {path}") from exc
+        names = _alternative_names(extensions)
+        return Certificate(
+            tuple(name.decode("latin-1").lower() for tag, name in names if tag == _DNS_NAME),
+            tuple(name for tag, name in names if tag == _IP_ADDRESS),
+            _elements(_elements(key)[0][1])[0][1],
+            _time(*_elements(validity)[1]),
+        )
+    except (IndexError, ValueError) as exc:
+        raise ValueError(f"no certificate: {der[:20]!r}...") from exc
 
 
-def _names(extensions: list[bytes]) -> tuple[str, ...]:
-    names: list[str] = []
+def _alternative_names(extensions: list[bytes]) -> list[tuple[int, bytes]]:
+    names: list[tuple[int, bytes]] = []
     for one in extensions:
         for _, extension in _elements(_elements(one)[0][1]):
             identifier, *_, (_, value) = _elements(extension)
             if identifier == _SUBJECT_ALT_NAME:
-                general = _elements(_elements(value)[0][1])
-                names += [name.decode("latin-1").lower() for tag, name in general if tag == _DNS_NAME]
-    return tuple(names)
+                names += _elements(_elements(value)[0][1])
+    return names
 
 
 def _time(tag: int, content: bytes) -> datetime:

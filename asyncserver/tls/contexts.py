@@ -6,12 +6,13 @@ import contextlib
 import os
 import ssl
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from anyio import TypedAttributeSet, typed_attribute
 
-from .certificate import read_certificate
+from . import pem
+from .certificate import Certificate, read_certificate, sent_certificate
+from .offers import Offer, offers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -47,11 +48,16 @@ class TLSContext(ssl.SSLContext):
     """An `ssl.SSLContext` that remembers what it was made from.
 
     Its sockets (`ssl.SSLSocket`, `ssl.SSLObject`) have an attribute `server_name`, the name that the client asked for.
+
+    Attributes:
+        certificates: what clients get, each with its file: names, key, when it expires; None for one that no
+            client can have by the defaults of OpenSSL (an unusual curve).
     """
 
     sslsocket_class: type[ssl.SSLSocket] = _Socket
     sslobject_class: type[ssl.SSLObject] = _Object
     _arguments: dict[str, Any]
+    certificates: tuple[tuple[str, Certificate | None], ...]
 
     def reload(self) -> TLSContext:
         """Make another from the same files, as they are now. Raises as `tls_context()`."""
@@ -76,11 +82,12 @@ def tls_context(
         certfile: the certificate chain, PEM, the server's own first; it may hold the key as well.
         keyfile: the private key, PEM.
         more_certificates: further pairs of such files. A client gets the first certificate that is for the name it
-            asks for (SNI), else one for a wildcard (`*.example.org`) that covers it, else that of `certfile`.
+            asks for (SNI), else one for a wildcard (`*.example.org`) that covers it, else that of `certfile`. Of
+            several for one name, with keys of different kinds (RSA, ECDSA), it gets the one that it understands.
         password: that of the keys.
         client_ca: certificates of the authorities, PEM, one of which must have signed the client's certificate
             (mutual TLS); None asks clients for none.
-        client_cert: "optional" lets in clients without a certificate too; a handler finds out by
+        client_cert: with `client_ca`, "optional" lets in clients without a certificate too; a handler finds out by
             `stream.extra(TLSAttribute.peer_certificate)`.
         alpn: application protocols to offer, the preferred first (RFC 7301).
         minimum_version: TLS 1.2 unless told otherwise (RFC 8996 retired what came before).
@@ -90,11 +97,14 @@ def tls_context(
 
     Raises:
         OSError: a file cannot be read; as ssl.SSLError it does not hold what it should. The message names the file.
-        ValueError: one of `more_certificates` is for no name; a key is encrypted and there is no
-            password; OpenSSL does not know one of `groups`, or Python is too old for them.
+        ValueError: one of `more_certificates` would never be sent, or `client_cert` is given without
+            `client_ca`; a key is encrypted and there is no password; OpenSSL does not know one of `groups`,
+            or Python is too old for them.
     """
     if client_cert not in {"required", "optional"}:
         raise ValueError(f'client_cert must be "required" or "optional", got {client_cert!r}')
+    if client_cert == "optional" and client_ca is None:
+        raise ValueError('client_cert="optional" has no effect without client_ca: no client is asked for a certificate')
     common: dict[str, Any] = {
         "password": password,
         "client_ca": client_ca,
@@ -109,22 +119,22 @@ def tls_context(
             raise TypeError(
                 f"more_certificates expects pairs, [(certfile, keyfile or None), ...]; got {pair!r} for one"
             )
-    context = _make(certfile, keyfile, **common)
+    pairs: list[tuple[_Path, _Path | None]] = [(certfile, keyfile), *others]
+    made = [_make([pair], **common) for pair in pairs]
+    certificates = [found for one in made for found in one.certificates]
+    default, by_name = offers(certificates)
+    contexts: dict[Offer, TLSContext] = {(number,): one for number, one in enumerate(made)}
+    for offer in {default, *by_name.values()} - {*contexts}:
+        contexts[offer] = _make([pairs[number] for number in offer], **common)
+    context = contexts[default]
+    context.certificates = tuple(certificates)
     context._arguments = {"certfile": certfile, "keyfile": keyfile, "more_certificates": others, **common}
-    choices: dict[str, ssl.SSLContext | None] = dict.fromkeys(read_certificate(certfile).names)
-    for file, key in others:
-        other = _make(file, key, **common)
-        names = read_certificate(file).names
-        if not names:
-            raise ValueError(f"no client can ask for the certificate in {file}: it is for no DNS name; give it first")
-        choices = dict.fromkeys(names, other) | choices
-    context.sni_callback = _chooser(choices)
+    context.sni_callback = _chooser({name: contexts[offer] for name, offer in by_name.items()})
     return context
 
 
 def _make(
-    certfile: _Path,
-    keyfile: _Path | None,
+    pairs: Sequence[tuple[_Path, _Path | None]],
     *,
     password: str | None,
     client_ca: _Path | None,
@@ -133,27 +143,50 @@ def _make(
     minimum_version: ssl.TLSVersion,
     groups: Sequence[str] | None,
 ) -> TLSContext:
+    """Make a context with these certificates, no two of them with keys of one kind."""
     context = TLSContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = minimum_version
+    context.options |= ssl.OP_NO_RENEGOTIATION  # costs the server more than the client, and TLS 1.3 has it no more
+    _load(context, *pairs[0], password)
+    context.certificates = ((str(pairs[0][0]), _sent(context)),)  # before anything else has a say in handshakes
+    for pair in pairs[1:]:
+        _load(context, *pair, password)
     if groups is not None:
         newer: Any = context  # Python 3.15's, see _checked_groups()
         newer.set_groups(":".join(groups))
-    context.options |= ssl.OP_NO_RENEGOTIATION  # costs the server more than the client, and TLS 1.3 has it no more
+    if client_ca is not None:
+        with _explained("certificates", client_ca):
+            try:
+                context.load_verify_locations(client_ca)
+            except ssl.SSLError as exc:
+                raise _explanation(exc, pem.explain_authorities(client_ca)) from exc
+        context.verify_mode = ssl.CERT_REQUIRED if client_cert == "required" else ssl.CERT_OPTIONAL
+    if alpn:
+        context.set_alpn_protocols(alpn)
+    return context
+
+
+def _load(context: TLSContext, certfile: _Path, keyfile: _Path | None, password: str | None) -> None:
     with _explained("certificate and key", certfile, keyfile):
         try:
             # Without a password OpenSSL would ask for one on the terminal, and the server would hang there.
             context.load_cert_chain(certfile, keyfile, password if password is not None else _no_password)
         except ssl.SSLError as exc:
-            if (missing := _missing(certfile, keyfile)) is None:
-                raise
-            raise ssl.SSLError(exc.errno, missing) from exc
-    if client_ca is not None:
-        with _explained("certificates", client_ca):
-            context.load_verify_locations(client_ca)
-        context.verify_mode = ssl.CERT_REQUIRED if client_cert == "required" else ssl.CERT_OPTIONAL
-    if alpn:
-        context.set_alpn_protocols(alpn)
-    return context
+            mismatch = exc.reason in {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"}
+            explain = pem.explain_mismatch if mismatch else pem.explain
+            raise _explanation(exc, explain(certfile, keyfile)) from exc
+
+
+def _explanation(error: ssl.SSLError, sentence: str | None) -> ssl.SSLError:
+    return error if sentence is None else ssl.SSLError(error.errno, sentence)
+
+
+def _sent(context: TLSContext) -> Certificate | None:
+    """Tell what clients get; None if those with the defaults of this OpenSSL can get nothing (a strange curve)."""
+    try:
+        return read_certificate(sent_certificate(context))
+    except ssl.SSLError:
+        return None
 
 
 def _checked_groups(groups: Sequence[str]) -> tuple[str, ...]:
@@ -189,30 +222,15 @@ def _explained(what: str, *files: _Path | None) -> Iterator[None]:
         raise ssl.SSLError(exc.errno, f"no usable {what} in {', '.join(names)}: {exc.strerror or exc}") from exc
 
 
-def _missing(certfile: _Path, keyfile: _Path | None) -> str | None:
-    """Tell what is missing or in the other file, where that can be seen: OpenSSL says "PEM lib" to it all."""
-    certificates, key = Path(certfile).read_bytes(), Path(keyfile or certfile).read_bytes()
-    if b"CERTIFICATE-----" in certificates and b"PRIVATE KEY-----" not in key:
-        return f"no private key in {keyfile or certfile}: " + (
-            "is it another file?" if keyfile else "give keyfile (--keyfile)"
-        )
-    if b"PRIVATE KEY-----" in certificates and b"CERTIFICATE-----" not in certificates:
-        swapped = keyfile is not None and b"CERTIFICATE-----" in key
-        return f"no certificate in {certfile}, but a key: " + (
-            f"exchange it with {keyfile}" if swapped else "give it as keyfile (--keyfile), the certificate as certfile"
-        )
-    return None
+def _chooser(choices: dict[str, TLSContext]) -> Callable[[Any, str | None, ssl.SSLContext], None]:
+    """Let the name that a client asks for choose the context."""
 
-
-def _chooser(choices: dict[str, ssl.SSLContext | None]) -> Callable[[Any, str | None, ssl.SSLContext], None]:
-    """Let the name that a client asks for choose the context; None is the one that it has."""
-
-    def choose(sock: _Socket | _Object, name: str | None, _: ssl.SSLContext) -> None:
+    def choose(sock: _Socket | _Object, name: str | None, context: ssl.SSLContext) -> None:
         if name is None:
             return
         sock.server_name = name = name.lower()
         chosen = choices[name] if name in choices else choices.get("*." + name.partition(".")[2])
-        if chosen is not None:
+        if chosen is not None and chosen is not context:
             sock.context = chosen
 
     return choose

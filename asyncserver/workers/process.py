@@ -27,6 +27,8 @@ import zlib
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .._logger import logger
+from ..leaving.executor import CallExecutor
+from ..leaving.exits import Exits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -79,8 +81,8 @@ def run_worker(
         for serving, bound in zip(servings, sockets, strict=True):
             serving.take(bound)
         with asyncio.Runner(loop_factory=loop_factory) as runner:
-            how = {"reload_tls": reload_tls, "measure": measure}
-            runner.run(_serve(servings, sockets, channel, report_every=report_every, **how))
+            exits, how = Exits(), {"reload_tls": reload_tls, "measure": measure}
+            exits.run(runner, _serve(servings, sockets, channel, exits, report_every=report_every, **how))
         status = 0
     except SystemExit as exc:  # argparse's, for instance, after its error message
         status = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
@@ -94,12 +96,14 @@ async def _serve(
     servings: Sequence[Serving],
     sockets: list[list[BoundSocket]],
     channel: socket.socket,
+    exits: Exits,
     *,
     reload_tls: bool,
     measure: bool,
     report_every: float,
 ) -> None:
     """Serve as the supervisor says."""
+    calls = CallExecutor(asyncio.get_running_loop())
     async with contextlib.AsyncExitStack() as stack:
         servers = [await stack.enter_async_context(serving) for serving in servings]
         if measure:
@@ -110,19 +114,36 @@ async def _serve(
                 if server.can_reload_tls:
                     server.reload_tls()
         every_socket = [bound for group in sockets for bound in group]
-        control = _Control(servers, every_socket, channel, report_every)
+        drain_timeout = max(serving.drain_timeout for serving in servings)
+        control = _Control(servers, every_socket, channel, drain_timeout, calls, report_every=report_every)
         _send(channel, READY)
+        exits.leave = lambda _: _send(channel, LEAVE)
         await asyncio.wait([asyncio.ensure_future(server.wait_closed()) for server in servers])
+    await calls.finish(lambda: control.deadline)
     control.report()
 
 
 class _Control:
-    """In a worker: obeys the supervisor, and reports to it."""
+    """In a worker: obeys the supervisor, and reports to it.
+
+    Attributes:
+        deadline: the loop's time until which what runs may go on; 0 before the drain.
+    """
 
     def __init__(
-        self, servers: list[Server], bound: list[BoundSocket], channel: socket.socket, report_every: float
+        self,
+        servers: list[Server],
+        bound: list[BoundSocket],
+        channel: socket.socket,
+        drain_timeout: float,
+        calls: CallExecutor,
+        *,
+        report_every: float,
     ) -> None:
+        self.deadline = 0.0
         self._servers = servers
+        self._drain_timeout = drain_timeout
+        self._calls = calls
         self._bound = bound
         self._channel = channel
         self._report_every = report_every
@@ -160,6 +181,8 @@ class _Control:
             self._close(None)
 
     def _close(self, timeout: float | None) -> None:
+        self.deadline = self._loop.time() + (self._drain_timeout if timeout is None else timeout)
+        self._calls.hurry()
         self._closing += [self._loop.create_task(server.close(timeout)) for server in self._servers]
 
 

@@ -9,8 +9,13 @@ end counts as a signal. The callers, running.py and supervisor.py, do what a sta
 from __future__ import annotations
 
 import enum
+import time
 
 from .._logger import logger as _logger
+
+# Seconds in which the same signal again is the same: `timeout` of GNU coreutils sends it to the program, then to its
+# whole process group, where the program gets it a second time.
+_ECHO = 0.1
 
 
 class Stage(enum.IntEnum):
@@ -35,6 +40,7 @@ class Stopping:
         self.drain_delay = drain_delay
         self.stage: Stage = Stage.STARTING
         self.started: bool = False
+        self._last_signal = (0, 0.0)
 
     @property
     def stopping(self) -> bool:
@@ -54,6 +60,15 @@ class Stopping:
     def fail(self) -> None:
         """The start has failed: drain what has started."""
         self.stage = max(self.stage, Stage.DRAINING)
+
+    def is_echo(self, number: int) -> bool:
+        """Whether a signal to stop is the one before, which was only sent twice. Called once for each."""
+        now = time.monotonic()
+        before, since = self._last_signal
+        if number == before and now - since < _ECHO:
+            return True
+        self._last_signal = (number, now)
+        return False
 
     def advance(self, cause: str) -> Stage:
         """Advance one stage, and log what that means.

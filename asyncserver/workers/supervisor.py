@@ -184,6 +184,8 @@ class Supervisor:
 
     def _on_signals(self) -> None:
         for number in self._wakeup[0].recv(4096):
+            if number in _STOP_SIGNALS and self._stopping.is_echo(number):
+                continue
             if number in _STOP_SIGNALS:
                 self._on_stop(signal.Signals(number).name)
             elif number == signal.SIGHUP and open_terminals() != self._terminals:

@@ -5,11 +5,15 @@ import os
 import signal
 import sys
 import threading
+import time
 from types import FrameType
 from typing import Any
 
 from compat.intake.loop import beginning, live
 from compat.threads import ThreadingMixIn
+
+# Seconds in which the signal again is the same: `timeout` of GNU coreutils sends it to the program, then to its group.
+_ECHO = 0.1
 
 
 class Drain:
@@ -29,6 +33,7 @@ class Drain:
     def __init__(self, graceful_timeout: float) -> None:
         self.graceful_timeout = graceful_timeout
         self.servers: list[Any] = []
+        self._told = 0.0  # when the first signal came
         self._forked = False  # and has not served since
         if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, self._on_signal)
@@ -50,8 +55,11 @@ class Drain:
         # Not those of the parent, of which a daemon has copies. A copy first, in one step: other threads begin and
         # end serving meanwhile.
         loops = [serving for serving in list(live) if serving.pid == os.getpid()]
+        if self.servers and time.monotonic() - self._told < _ECHO:
+            return
         if self.servers or not loops:
             _die()
+        self._told = time.monotonic()
         for serving in loops:
             server: Any = serving.server
             if isinstance(server, ThreadingMixIn) and server.graceful_timeout is None:

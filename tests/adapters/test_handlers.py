@@ -158,3 +158,18 @@ def test_adapter_of_what_cannot_be_called_says_so(adapter: Callable[[Any], objec
     """An instance instead of a class, most likely."""
     with pytest.raises(TypeError, match=rf"{adapter.__name__}\(\) expects .*got 7"):
         adapter(7)
+
+
+# -- options that would do nothing
+
+
+def test_option_without_effect_is_refused() -> None:
+    """Whoever gave it expects something that would not happen."""
+    with pytest.raises(ValueError, match=r"ssl_handshake_timeout=5 has no effect without ssl: leave it out"):
+        asyncserver.serve(upper, "127.0.0.1", 0, ssl_handshake_timeout=5)
+    with pytest.raises(ValueError, match=r"proxy_timeout=9 is for the PROXY protocol: add proxy_protocol=True"):
+        asyncserver.serve(upper, "127.0.0.1", 0, proxy_timeout=9)
+    handler = asyncserver.from_protocol(asyncio.DatagramProtocol)
+    with pytest.raises(ValueError, match=r"max_pending=5 has no effect with from_protocol\(\): a protocol takes each"):
+        asyncserver.serve_datagrams(handler, "127.0.0.1", 0, max_pending=5)
+    asyncserver.serve_datagrams(handler, "127.0.0.1", 0, max_pending=1024).close()

@@ -47,6 +47,9 @@ def test_check_tells_what_would_be_served(folder: Path) -> None:
         (["app:handler", "--unix", "app.py"], 1, "exists and is not a socket"),
         (["broken:handler", "--tcp", ":0"], 1, "no_such_module_at_all"),
         (["app:missing", "--tcp", ":0", "--workers", "2"], 2, "module 'app' has no 'missing'"),
+        (["app:handler", "--tcp", ":0", "--certfile", "no.pem"], 2, "--certfile no.pem: No such file or directory"),
+        (["--certfile", "app.py", "--keyfile", "no.pem"], 2, "--keyfile no.pem: No such file or directory"),
+        (["--certfile", "app.py", "--keyfile", "/"], 2, "--keyfile /: Is a directory"),
         (["app:handler", "--tcp", ":0", "--certfile", "app.py"], 2, "no usable certificate and key in app.py"),
     ],
 )
@@ -111,10 +114,10 @@ WRONG: list[tuple[list[str], str]] = [
     ),
     (["app:handler", "--tcp", ":0", "--max-connections", "x"], "expected a whole number, at least 1; got 'x'"),
     (["app:handler", "--tcp", ":0", "--idle-timeout", "-1"], "expected a number of seconds, more than 0; got '-1'"),
-    (["app:handler", "--tcp", ":0", "--certfile", "missing.pem"], "No such file or directory: 'missing.pem'"),
+    (["app:handler", "--tcp", ":0", "--certfile", "missing.pem"], "--certfile missing.pem: No such file or directory"),
     (["app:handler", "--tcp", ":0", "--certfile", "app.py"], "no usable certificate and key in app.py"),
-    (["app:handler", "--tcp", ":0", "--keyfile", "app.py"], "TLS needs --certfile"),
-    (["app:handler", "--tcp", ":0", "--tls-groups", "X25519"], "TLS needs --certfile"),
+    (["app:handler", "--tcp", ":0", "--keyfile", "app.py"], "has no effect without --certfile"),
+    (["app:handler", "--tcp", ":0", "--tls-groups", "X25519"], "has no effect without --certfile"),
     (
         ["app:handler", "--tcp", ":0", "--certfile", "a", "--certfile", "b", "--keyfile", "a"],
         "give as many --keyfile as --certfile, or none: got 1 for 2",

@@ -61,11 +61,28 @@ SAMPLES: dict[str, tuple[str, str, str | None]] = {
 }
 
 
+# What else must be given with an option.
+CERTFILE = {"CERTFILE": "c.pem"}
+NEEDS = {
+    **dict.fromkeys(("KEYFILE", "CLIENT_CA", "TLS_MIN", "TLS_GROUPS", "SSL_HANDSHAKE_TIMEOUT"), CERTFILE),
+    "CLIENT_CERT": {**CERTFILE, "CLIENT_CA": "ca.pem"},
+    "TRUSTED_PROXIES": {"PROXY_PROTOCOL": "1"},
+    "PROXY_TIMEOUT": {"PROXY_PROTOCOL": "1"},
+}
+
+
+def flag(name: str) -> str:
+    return "--" + name.lower().replace("_", "-")
+
+
 def parsed(*arguments: str, **environment: str) -> dict[str, Any]:
     if environment.get("ASYNCSERVER_UNIX_MODE") or any(word.startswith("--unix-mode") for word in arguments):
         environment = {"ASYNCSERVER_UNIX": "a.sock", **environment}  # it is for files
     if environment.get("ASYNCSERVER_STUCK_TIMEOUT") or any(word.startswith("--stuck") for word in arguments):
         environment = {"ASYNCSERVER_WORKERS": "2", **environment}  # which somebody has to watch
+    for name, needed in NEEDS.items():
+        if environment.get(f"ASYNCSERVER_{name}") or any(word.startswith(flag(name)) for word in arguments):
+            environment = {f"ASYNCSERVER_{one}": value for one, value in needed.items()} | environment
     return vars(read(make_parser("7"), arguments, environment))
 
 
@@ -153,6 +170,22 @@ def test_wrong_value_says_where_it_is(option: Option, capsys: pytest.CaptureFixt
         ),
         (["--tcp", ":0", "--udp", ":0", "--unix-mode", "660"], {}, "no effect without --unix or --unix-datagram"),
         (["--no-proxy-protocol", "--unix-mode", "660"], {}, "--unix-mode (ASYNCSERVER_UNIX_MODE) has no effect"),
+        (["--unix", "systemd:app", "--unix-mode", "660"], {}, "without --unix or --unix-datagram a path: leave it out"),
+        (["--unix", "a", "--reuse-port"], {}, "--reuse-port (ASYNCSERVER_REUSE_PORT) has no effect without --tcp"),
+        (["--tcp", "fd:3", "--udp", "systemd:x", "--reuse-port"], {}, "without --tcp or --udp HOST:PORT: leave it out"),
+        (["--udp", ":0", "--log-connections"], {}, "--log-connections (ASYNCSERVER_LOG_CONNECTIONS) has no effect"),
+        (["--keyfile", "key.pem"], {}, "--keyfile (ASYNCSERVER_KEYFILE) has no effect without --certfile"),
+        (["--client-ca", "ca.pem"], {}, "--client-ca (ASYNCSERVER_CLIENT_CA) has no effect without --certfile"),
+        (["--tls-min", "1.3"], {}, "--tls-min (ASYNCSERVER_TLS_MIN) has no effect without --certfile"),
+        (
+            [],
+            {"ASYNCSERVER_TLS_GROUPS": "X25519"},
+            "--tls-groups (ASYNCSERVER_TLS_GROUPS) has no effect without --cert",
+        ),
+        (["--ssl-handshake-timeout", "3"], {}, "has no effect without --certfile"),
+        (["--certfile", "a.pem", "--client-cert", "optional"], {}, "has no effect without --client-ca"),
+        (["--trusted-proxies", "unix"], {}, "has no effect without --proxy-protocol"),
+        (["--trusted-proxies", "unix", "--no-proxy-protocol"], {}, "has no effect without --proxy-protocol"),
     ],
 )
 def test_option_without_effect_is_refused(
@@ -169,6 +202,8 @@ def test_option_that_is_switched_off_needs_no_effect() -> None:
     """It asks for what is the case; and the default address is of both kinds."""
     parsed("--udp", ":0", "--no-proxy-protocol", ASYNCSERVER_PROXY_PROTOCOL="0")
     parsed("--max-pending", "5", "--max-connections", "5")
+    parsed("--reuse-port", "--tcp", "fd:3", "--udp", ":0")
+    parsed("--no-reuse-port", "--unix", "a.sock")
 
 
 def test_unknown_variables() -> None:

@@ -95,7 +95,7 @@ async def serve_hosted():
     else:
         serving = asyncserver.serve(
             handler, "127.0.0.1", 0, idle_timeout=options.get("timeout"), on_error=note,
-            ssl=tls_context() if "tls" in options else None, ssl_handshake_timeout=options.get("timeout", 30),
+            **({"ssl": tls_context(), "ssl_handshake_timeout": options.get("timeout", 30)} if "tls" in options else {}),
         )
     async with serving as server:
         def stats():

@@ -160,6 +160,9 @@ async def test_pool_that_cannot_tell_costs_only_its_own_numbers(caplog: pytest.L
     """What `pool_stats()` raises is logged, and the rest is told."""
 
     class Handler:
+        def __asyncserver_handler__(self, server: object) -> Handler:
+            return self
+
         def pool_stats(self) -> dict[str, int]:
             raise LookupError("no pool")
 

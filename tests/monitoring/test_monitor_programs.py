@@ -101,7 +101,7 @@ def test_delay_without_end_lasts_until_told_again(start: Start, workers: str) ->
     serving(program, workers)
     program.tell(signal.SIGTERM)
     program.expect("not ready any more; in inf s")
-    program.tell(signal.SIGTERM)
+    program.tell(signal.SIGINT)
     program.expect("no new work")
     assert program.process.wait(PATIENCE) == 0
 
@@ -265,8 +265,8 @@ def test_worker_that_does_not_answer_delays_a_scrape_by_a_second_and_is_not_read
         program.expect("has said nothing for 10 s")
         assert get(port, "/ready")[0] == 503
         assert scrape(port)["workers"] == 1
-        for words in ("no new work", "again: cancelling", "killed"):
-            program.tell(signal.SIGTERM)
+        for number, words in ((15, "no new work"), (2, "again: cancelling"), (15, "killed")):
+            program.tell(number)
             program.expect(words)
         assert program.process.wait(PATIENCE) == 0
 

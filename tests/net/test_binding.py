@@ -233,6 +233,8 @@ def test_missing_permission_says_so(name: str, tmp_path: Path) -> None:
         ({"path": "x", "path_mode": 660}, ValueError, "from 0o000 to 0o777, got 660 in decimal: 0o660?"),
         ({"path": "x", "path_mode": 888}, ValueError, "from 0o000 to 0o777, got 0o1570"),
         ({"path": "x", "path_mode": "660"}, TypeError, "path_mode must be a whole number, such as 0o660, got '660'"),
+        ({"path": "x", "reuse_port": True}, ValueError, "reuse_port=True has an effect on host and port only"),
+        ({"fd": 3, "reuse_port": True}, ValueError, "reuse_port=True has an effect on host and port only"),
         ({"sock": 3}, TypeError, "sock must be a socket.socket, got 3"),
         ({"fd": "3"}, TypeError, "fd must be a whole number, got '3'"),
         ({"fd": -1}, ValueError, "fd must be at least 0, got -1"),

@@ -64,7 +64,7 @@ async def test_with_block_serves_and_drains(serve: Callable[..., asyncserver.Ser
 class Closing:
     """A handler that knows its server, answers one question and closes it."""
 
-    def for_server(self, server: asyncserver.Server) -> Closing:
+    def __asyncserver_handler__(self, server: asyncserver.Server) -> Closing:
         self.server = server
         return self
 

@@ -74,7 +74,7 @@ def test_stopping_is_told_once_when_told_twice_to_stop(start: Start, systemd: Sy
         client.sock.sendall(b"te")
         told.tell(signal.SIGTERM)
         systemd.expect("STOPPING")
-        told.tell(signal.SIGTERM)
+        told.tell(signal.SIGINT)
         assert told.program.wait() == 0
     assert systemd.queued() == []
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import itertools
 import ssl
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 import asyncserver
 from asyncserver import Server, Stream
-from asyncserver.tls.certificate import Certificate, read_certificate
+from asyncserver.tls.certificate import read_certificate
 from tests.kit.clients import Client, TLSClient, open_socket
 from tests.kit.transports import Transport
 from tests.kit.waiting import until, within
@@ -201,6 +201,77 @@ async def test_optional_client_certificate(
         await until(lambda: server.stats().refused == 1)
 
 
+# -- of several kinds
+
+
+def issue(authority: trustme.CA, path: Path, kind: trustme.KeyType, *identities: str) -> Path:
+    authority.issue_cert(*identities, key_type=kind).private_key_and_cert_chain_pem.write_to_path(path)
+    return path
+
+
+@pytest.fixture
+def both(tmp_path: Path, authority: trustme.CA) -> list[Path]:
+    """Of one certificate with RSA and one with ECDSA, the files: for a name and an address, in common."""
+    kinds = {"rsa.pem": trustme.KeyType.RSA, "ecdsa.pem": trustme.KeyType.ECDSA}
+    return [issue(authority, tmp_path / name, kind, "same.example", "127.0.0.1") for name, kind in kinds.items()]
+
+
+@pytest.mark.parametrize("asked", ["same.example", "stranger.test", None])
+@pytest.mark.parametrize("case", list(itertools.product(["RSA", "ECDSA"], [1, -1])))
+async def test_one_name_and_two_kinds_of_keys(
+    tls: Transport, both: list[Path], unchecked: ssl.SSLContext, asked: str | None, case: tuple[str, int]
+) -> None:
+    """Whoever understands one of them only gets that, in either order of the files, by name and as the default."""
+    kind, order = case
+    unchecked.maximum_version = ssl.TLSVersion.TLSv1_2  # whose cipher suites say which kind the client understands
+    unchecked.set_ciphers(f"ECDHE-{kind}-AES128-GCM-SHA256")
+    async with (
+        tls.serve(tell_name, ssl=context_of(both[::order])) as server,
+        asking(server, asked, unchecked) as client,
+    ):
+        assert isinstance(client, TLSClient)
+        assert kind in str(client.tls.cipher())
+        assert names_of(client) == {"same.example", "127.0.0.1"}
+
+
+async def test_second_kind_for_some_names_only(
+    tls: Transport, both: list[Path], tmp_path: Path, authority: trustme.CA, unchecked: ssl.SSLContext
+) -> None:
+    """A certificate of another kind is offered for its own names, not for those of the first alone, nor by default."""
+    more = issue(authority, tmp_path / "more.pem", trustme.KeyType.RSA, "same.example", "more.example")
+    unchecked.maximum_version = ssl.TLSVersion.TLSv1_2
+    unchecked.set_ciphers("ECDHE-RSA-AES128-GCM-SHA256")
+    async with tls.serve(tell_name, ssl=context_of([both[1], more])) as server:
+        for asked in ("same.example", "more.example"):
+            async with asking(server, asked, unchecked) as client:
+                assert "more.example" in names_of(client)
+        with pytest.raises(OSError, match=r"(?i)handshake.failure"):
+            async with asking(server, None, unchecked):
+                pass
+
+
+def test_certificate_that_nobody_would_get(both: list[Path], tmp_path: Path, authority: trustme.CA) -> None:
+    """A second one for the same names, with a key of the same kind, is refused, and so is a file given twice."""
+    again = issue(authority, tmp_path / "again.pem", trustme.KeyType.ECDSA, "same.example")
+    expected = (
+        r"no client would get the certificate in \S*again\.pem: for same\.example that in \S*ecdsa\.pem comes before"
+    )
+    with pytest.raises(ValueError, match=expected):
+        context_of([*both, again])
+    with pytest.raises(ValueError, match=r"rsa\.pem comes before it, with a key of the same kind"):
+        context_of([both[0], both[0]])
+    context_of([again, both[0]])
+
+
+def test_addresses_of_two_kinds(tmp_path: Path, authority: trustme.CA) -> None:
+    """Certificates for no name are of use together if they are for the same addresses."""
+    kinds = (trustme.KeyType.RSA, trustme.KeyType.ECDSA)
+    files = [issue(authority, tmp_path / f"{kind.name}.pem", kind, "127.0.0.1", "::1") for kind in kinds]
+    assert [found.addresses for _, found in context_of(files).certificates if found is not None] == [
+        (b"\x7f\0\0\1", bytes(15) + b"\1")
+    ] * 2
+
+
 # -- what is told when something is wrong
 
 
@@ -237,12 +308,14 @@ def test_file_among_several_is_named(files: list[Path]) -> None:
 
 
 def test_client_cert_is_one_of_two_words(files: list[Path]) -> None:
-    """Anything else is refused."""
+    """Anything else is refused, and that where no client is asked for a certificate."""
+    with pytest.raises(ValueError, match='client_cert="optional" has no effect without client_ca'):
+        context_of(files, client_cert="optional")
     with pytest.raises(ValueError, match='client_cert must be "required" or "optional", got True'):
         context_of(files, client_cert=True)
 
 
-# -- what a file says: cryptography writes it, the server reads it
+# -- what a certificate says: cryptography writes it, the server reads it
 
 LABELS = st.from_regex(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,20}[a-zA-Z0-9])?", fullmatch=True)
 NAMES = st.builds(
@@ -272,45 +345,18 @@ def certificate(names: list[str], expires: dt.datetime, *, others: bool, common_
         builder = builder.add_extension(x509.SubjectAlternativeName(general), critical=others)
     if others:
         builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(KEY.public_key()), critical=False)
-    return builder.sign(KEY, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-
-def read(text: bytes) -> Certificate:
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(text)
-        file.flush()
-        return read_certificate(file.name)
+    return builder.sign(KEY, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
 
 
 @given(
     names=st.lists(NAMES, max_size=12),
     seconds=st.integers(-280_000_000, 7_000_000_000),  # from 1961 to 2191
     others=st.booleans(),
-    before=st.sampled_from([b"", b"a comment\n", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"]),
 )
-def test_names_and_expiry_are_those_of_the_certificate(
-    names: list[str], seconds: int, others: bool, before: bytes
-) -> None:
-    """However many, in whichever order of extensions, before and after 2050, whatever else is in the file."""
+def test_names_and_expiry_are_those_of_the_certificate(names: list[str], seconds: int, others: bool) -> None:
+    """However many, in whichever order of extensions, before and after 2050."""
     expires = dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(seconds=seconds)
-    pem = certificate(names, expires, others=others, common_name="common.example")
-    further = certificate(["further.example"], expires, others=False, common_name="further.example")
-    found = read(before + pem + further)
+    found = read_certificate(certificate(names, expires, others=others, common_name="common.example"))
     assert found.names == tuple(name.lower() for name in names)
     assert found.expires == expires
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        b"",
-        b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
-        b"-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n",
-        b"-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n",
-        b"-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n",
-    ],
-)
-def test_file_without_a_certificate(text: bytes) -> None:
-    """OpenSSL says so first; if somebody replaces the file meanwhile, we do."""
-    with pytest.raises(ValueError, match="there is no certificate in "):
-        read(text)
+    assert found.key == bytes.fromhex("2a8648ce3d0201")  # id-ecPublicKey, RFC 5480

@@ -28,6 +28,20 @@ def test_stages(delay: float, caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
+def test_signal_that_comes_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from `timeout`, to the program and to its group; another signal, or the same a little later, is a second."""
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    stopping = Stopping(0.0)
+    assert not stopping.is_echo(15)
+    now = 100.09
+    assert stopping.is_echo(15)
+    assert not stopping.is_echo(2)
+    assert not stopping.is_echo(15)
+    now = 100.2
+    assert not stopping.is_echo(15)
+
+
 def test_while_it_starts_there_is_no_delay() -> None:
     """Nobody has been sent here yet."""
     stopping = Stopping(10.0)

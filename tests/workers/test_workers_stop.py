@@ -85,7 +85,7 @@ def test_second_signal_ends_it_at_once(start: Start) -> None:
         for client in (one, other):
             client.send(10, 1000)
             client.head()
-        program.tell(signal.SIGTERM)
+        program.tell(signal.SIGINT)
         program.expect("waiting for what runs")
         started = time.monotonic()
         assert program.end() == 0
@@ -100,8 +100,8 @@ def test_third_signal_ends_even_a_blocked_worker(start: Start) -> None:
     with WorkerClient(tcp) as client:
         client.sock.sendall(b"block\n")
         client.head()
-        for word in ("waiting", "again"):
-            program.tell(signal.SIGTERM)
+        for number, word in ((signal.SIGTERM, "waiting"), (signal.SIGINT, "again")):
+            program.tell(number)
             program.expect(word)
         assert program.end() == 0
         program.expect("has not ended in time: killed")

@@ -1,0 +1,71 @@
+"""ErrorCalls: the program's `on_error`, called for each error of a handler; an async one is seen to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from typing import TYPE_CHECKING, Any
+
+from .._logger import logger as _logger
+from ..net.tasks import start_task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+
+class ErrorCalls:
+    """Calls `on_error`. What it raises is logged, and does no harm.
+
+    Args:
+        function: `on_error`, or None.
+        loop: where an async one runs.
+        changed: called when an async call has ended.
+
+    Attributes:
+        running: the tasks of async calls that have not ended.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[BaseException, Any], object] | None,
+        loop: asyncio.AbstractEventLoop,
+        changed: Callable[[], object],
+    ) -> None:
+        self.running: set[asyncio.Task[object]] = set()
+        self._function = function
+        self._loop = loop
+        self._changed = changed
+        self._context = contextvars.copy_context()
+
+    def call(self, exc: BaseException, source: Any, extra: dict[str, Any]) -> None:
+        """Tell of an error; an async call has begun by then.
+
+        Args:
+            exc: what the handler raised.
+            source: what it handled.
+            extra: fields for the log record of an error in `on_error` itself.
+        """
+        if self._function is None:
+            return
+        try:
+            result = self._function(exc, source)
+        except (Exception, asyncio.CancelledError):  # the latter of a future that it looked at: nobody cancels it
+            _logger.exception("on_error failed", extra=extra)
+            return
+        if asyncio.iscoroutine(result):
+            task = start_task(self._wait(result, extra), self._loop, self._context, "on_error")
+            if not task.done():
+                self.running.add(task)
+                task.add_done_callback(self._ended)
+
+    async def _wait(self, call: Coroutine[Any, Any, object], extra: dict[str, Any]) -> None:
+        try:
+            await call
+        except (Exception, asyncio.CancelledError):
+            if (task := asyncio.current_task()) is not None and task.cancelling():  # by the end of the drain
+                raise
+            _logger.exception("on_error failed", extra=extra)
+
+    def _ended(self, task: asyncio.Task[object]) -> None:
+        self.running.discard(task)
+        self._changed()

@@ -1,0 +1,1 @@
+"""How a program ends: after a drain, and whatever its threads do."""

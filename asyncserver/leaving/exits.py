@@ -1,0 +1,48 @@
+"""Exits: SystemExit that is raised in a handler drains first, then ends the program."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+
+class Exits:
+    """Runs a program's main coroutine to its end, also when SystemExit is raised beside it: in a handler, a task.
+
+    asyncio lets SystemExit out of the loop wherever it is raised, and cancels what is left. Here the main
+    coroutine is told, and the loop runs on until that has come to its end; then the first of them is raised.
+
+    Attributes:
+        leave: what tells the main coroutine, set by it; until then SystemExit ends the program at once.
+    """
+
+    def __init__(self) -> None:
+        self.leave: Callable[[SystemExit], object] | None = None
+        self._task: asyncio.Task[Any] | None = None
+
+    def run(self, runner: asyncio.Runner, main: Coroutine[Any, Any, None]) -> None:
+        """Run it. Raises what it raises, or SystemExit."""
+        try:
+            runner.run(self._known(main))
+        except SystemExit as exc:
+            if self.leave is None or self._task is None or self._task.done():
+                raise
+            runner.get_loop().call_soon(self.leave, exc)
+            while not self._task.done():
+                with contextlib.suppress(SystemExit):  # the first one counts
+                    runner.run(self._ended(self._task))
+            raise
+
+    async def _known(self, main: Coroutine[Any, Any, None]) -> None:
+        self._task = asyncio.current_task()
+        await main
+
+    @staticmethod
+    async def _ended(task: asyncio.Task[Any]) -> None:
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # SystemExit tells more

@@ -1,0 +1,53 @@
+"""What can keep a program from ending: threads of its own, which Python waits for at its end, without a limit."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+import threading
+
+from .._logger import logger as _logger
+from .executor import GRACE
+
+
+def watch_end(status: int | None = None) -> None:
+    """Called at a program's end: where threads go on for GRACE seconds, say in the log which; with a status, leave.
+
+    Python joins threads that are not daemonic first and runs `atexit` functions then; to leave with a
+    status skips both, except that logs and the standard streams are flushed.
+
+    Args:
+        status: the one that the program is about to end with, if its end is ours; else it may go on before it
+            ends, and then waits for them.
+    """
+    if threading.current_thread() is threading.main_thread() and _others():
+        joined = threading.Event()
+        atexit.register(joined.set)
+        threading.Thread(target=_watch, args=(joined, status), name="asyncserver-end", daemon=True).start()
+
+
+def _others() -> list[threading.Thread]:
+    return [one for one in threading.enumerate() if not one.daemon and one is not threading.main_thread()]
+
+
+def _watch(joined: threading.Event, status: int | None) -> None:
+    if status is None:
+        threading.main_thread().join()
+    if joined.wait(GRACE) or not (others := _others()):
+        return
+    what = "are left behind" if status is not None else "still run, and Python waits for them"
+    _logger.warning("threads of the program %s: %s", what, ", ".join(map(_described, others)))
+    if status is not None:
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(status)
+
+
+def _described(thread: threading.Thread) -> str:
+    if (frame := sys._current_frames().get(thread.ident or 0)) is None:
+        return f"{thread.name!r}"
+    code = frame.f_code
+    return f"{thread.name!r} in {code.co_qualname}() ({code.co_filename}:{frame.f_lineno})"

@@ -1,0 +1,39 @@
+"""add_reader: as the loop's own, also where a callback runs the loop again before it returns (nest_asyncio)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+
+def add_reader(loop: asyncio.AbstractEventLoop, fd: int, callback: Callable[[], object]) -> None:
+    """Call `callback()` whenever a descriptor is readable, until `loop.remove_reader(fd)`.
+
+    The loop's own runs the callback in one and the same context. Entered again while a handler runs the
+    loop, that would raise, with a traceback in the log, as often as the loop turns. So a loop that lets
+    itself be run again is given a new context each time.
+    """
+    if not _runs_again(loop):
+        loop.add_reader(fd, callback)
+        return
+
+    def call() -> None:
+        loop.add_reader(fd, call)
+        callback()
+
+    loop.add_reader(fd, call)
+
+
+def _runs_again(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether a loop that runs can be run: asyncio's asks `_check_running()`, which nest_asyncio replaces."""
+    check = getattr(loop, "_check_running", None)
+    if check is None or not loop.is_running():
+        return False
+    try:
+        check()
+    except RuntimeError:
+        return False
+    return True
