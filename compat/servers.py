@@ -11,6 +11,7 @@ attributes that are meant to be set: `ssl_handshake_timeout` here, `max_threads`
 """
 
 import asyncio
+import os
 import socket
 import socketserver
 import ssl
@@ -75,6 +76,7 @@ class BaseServer(socketserver.BaseServer):
     _compat_loops: list[ServingLoop] | tuple[()] = ()
     _compat_error: OSError | None = None  # what the last get_request() raised
     _compat_wraps = False  # a get_request() override has returned a TLS socket
+    _compat_made = 0  # the inode of the socket that it has made
     _compat_unwarned = False
     _compat_batching = 0  # the thread that takes a batch and will wake the workers at its end
 
@@ -193,6 +195,10 @@ class BaseServer(socketserver.BaseServer):
             serving.wake()
         return bool(loops)
 
+    def _compat_has_made(self, descriptor: int) -> bool:
+        """Whether the listener is the server's own, and not lent to it."""
+        return os.fstat(descriptor).st_ino == self._compat_made
+
     def _compat_ticks(self) -> bool:
         """Whether `service_actions()` has to be called although nothing arrives."""
         return not is_ours(self.service_actions)
@@ -226,6 +232,7 @@ class TCPServer(BaseServer, socketserver.TCPServer):
     ) -> None:
         BaseServer.__init__(self, server_address, RequestHandlerClass)
         self.socket = socket.socket(self.address_family, self.socket_type)
+        self._compat_made = os.fstat(self.socket.fileno()).st_ino
         if bind_and_activate:
             try:
                 self.server_bind()

@@ -4,8 +4,10 @@ import logging
 import socket
 import socketserver
 import threading
+import weakref
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic, sleep
 from typing import Any
 
@@ -128,7 +130,7 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
                 return pool
             pool.shutdown(wait=False)
         pool = ThreadPool(self.max_threads, name=type(self).__name__, daemon=self.daemon_threads)
-        pool.on_starved = getattr(self, "_compat_wake", None)  # the server below us may be the stdlib's
+        pool.on_starved = partial(_wake, weakref.ref(self))  # weakly: who drops the server expects its port to be free
         self._compat_pool = pool
         return pool
 
@@ -216,6 +218,12 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
         report = CloseReport(begun - len(late), len(late) - running, running)
         _logger.log(logging.WARNING if late else logging.INFO, "%s closed: %s", type(self).__name__, report)
         return report
+
+
+def _wake(reference: "weakref.ref[Any]") -> bool:
+    """Have the server's loops look after its pool; false when there is none, as with a server of the stdlib below."""
+    wake = getattr(reference(), "_compat_wake", None)
+    return wake is not None and bool(wake())
 
 
 def _others(pool: ThreadPool) -> list[Call]:

@@ -40,6 +40,8 @@ LASTING = EXHAUSTED | {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
 HOOKS = ("get_request", "verify_request", "process_request", "service_actions", "_handle_request_noblock")
 
 live: "set[ServingLoop]" = set()  # all that serve in this process
+_borrowed: dict[tuple[int, int], tuple[int, bool]] = {}  # process and inode: how many serve it, whether it blocked
+_borrowing = threading.Lock()
 beginning: list[Callable[[], object]] = []  # called as a loop begins in the main thread
 
 
@@ -51,13 +53,28 @@ class _Poll(selectors.PollSelector):
         return super().select(timeout)
 
 
+def _is_not_about_us(record: logging.LogRecord) -> bool:
+    """Keep the "Using selector: _Poll" of our own loops out of the log of a program that knows nothing of them."""
+    return record.args != (_Poll.__name__,)
+
+
 class _Loop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
+        logging.getLogger("asyncio").addFilter(_is_not_about_us)  # once, however often
         try:
             super().__init__(_Poll())
         except OSError:
             self._closed = True  # without descriptors it is half made, and its __del__ would stumble over that
             raise
+
+
+def _may_handle_signals() -> bool:
+    """Ask the interpreter: `threading` takes the thread that first imports it for the main one."""
+    try:
+        signal.set_wakeup_fd(signal.set_wakeup_fd(-1), warn_on_full_buffer=False)
+    except ValueError:
+        return False
+    return True
 
 
 class ServingLoop:
@@ -84,6 +101,7 @@ class ServingLoop:
         self._watched = -1
         self._poll = select.poll()
         self._readable = False
+        self._borrowed: tuple[int, int] | None = None
         self._steps: deque[Callable[[], object]] = deque()
         self._hold_until = 0.0
         self._failures = 0
@@ -92,7 +110,7 @@ class ServingLoop:
         self._look: asyncio.TimerHandle | None = None
         self._signals: tuple[socket.socket, ...] = ()
         self._program_wakeup = -1
-        if threading.current_thread() is threading.main_thread():
+        if _may_handle_signals():
             self._signals = self._listen_for_signals()
             for call in beginning:
                 call()
@@ -103,7 +121,7 @@ class ServingLoop:
         descriptor = self.server.fileno()
         if descriptor < 0:
             raise ValueError(f"Invalid file descriptor: {descriptor}")
-        self._set_blocking(descriptor, False)
+        self._borrow(descriptor)
         while not self.server._compat_stopping():
             self._watch()
             self._wait()
@@ -114,12 +132,12 @@ class ServingLoop:
     def close(self) -> None:
         """Close what has not become a request yet, and the loop."""
         live.discard(self)
-        if not self.server._compat_loops:
-            self.restore_blocking()
+        self.restore_blocking()
         for handshake in list(self.handshakes):
             handshake.fail()
         if self.acceptors is not None:
             self.acceptors.close()
+        self.loop.set_exception_handler(None)  # it holds us, and we the server, whose end closes its socket
         self.loop.close()
         for end in self._signals:
             end.close()
@@ -143,7 +161,7 @@ class ServingLoop:
             with contextlib.suppress(OSError):  # full or closed: as the interpreter, which does not care either
                 os.write(self._program_wakeup, numbers)
 
-    def _set_blocking(self, descriptor: int, blocking: bool) -> None:
+    def _keeps_from_blocking(self, descriptor: int) -> bool:
         """Keep `accept()` from blocking when another thread or process takes the connection that woke us.
 
         Below the socket object, which still calls itself blocking and whose accepted sockets are. Not for
@@ -152,17 +170,33 @@ class ServingLoop:
         """
         listener = getattr(self.server, "socket", None)
         if not isinstance(listener, socket.socket) or listener.type != socket.SOCK_STREAM or descriptor < 0:
-            return
+            return False
         known = is_ours(self.server.get_request) or needs_acceptors(self.server)
-        if known and listener.fileno() == descriptor and listener.gettimeout() is None:
-            os.set_blocking(descriptor, blocking)
+        return known and listener.fileno() == descriptor and listener.gettimeout() is None
 
     # For other threads.
 
+    def _borrow(self, descriptor: int) -> None:
+        """Note how the listener came to us; several servers may have copies of one."""
+        self._borrowed = (self.pid, os.fstat(descriptor).st_ino)
+        blocking = os.get_blocking(descriptor) or self.server._compat_has_made(descriptor)
+        with _borrowing:
+            borrowers, blocking = _borrowed.get(self._borrowed, (0, blocking))
+            _borrowed[self._borrowed] = (borrowers + 1, blocking)
+
     def restore_blocking(self) -> None:
-        """Give the listener back as it was: others may hold it as well."""
-        if self.pid == os.getpid():  # a child shares the setting, and may close its copy of the server
-            self._set_blocking(self._open_descriptor(), True)
+        """Give the listener back as it was, when the last of us that serves it does: others may hold it as well."""
+        if self._borrowed is None or self.pid != os.getpid():  # a child shares the setting, and may close its copy
+            return
+        with _borrowing:
+            borrowers, blocking = _borrowed.pop(self._borrowed)
+            if borrowers > 1:
+                _borrowed[self._borrowed] = (borrowers - 1, blocking)
+            else:
+                descriptor = self._open_descriptor()
+                if self._keeps_from_blocking(descriptor):
+                    os.set_blocking(descriptor, blocking)
+            self._borrowed = None
 
     def wake(self) -> None:
         """Make the serving thread look at its state, from any thread and from signal handlers."""
@@ -297,6 +331,8 @@ class ServingLoop:
     def _take_batch(self) -> None:
         """Take what has arrived; workers are woken after it, unless somebody else's hook might block."""
         server = self.server
+        descriptor = self._watched
+        nonblocking = self._keeps_from_blocking(descriptor)
         batched = all(is_ours(getattr(server, hook)) for hook in HOOKS)
         take = self._how_to_take()
         server._compat_batching = self.thread if batched else 0
@@ -304,6 +340,8 @@ class ServingLoop:
             for _ in range(BATCH if batched else 1):
                 if server._compat_full():
                     break
+                if nonblocking:  # each time, as who serves it in another process may have given it back
+                    os.set_blocking(descriptor, False)
                 take()
                 if self.failed() or server._compat_stopping() or not self._poll.poll(0):
                     break

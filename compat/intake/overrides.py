@@ -74,6 +74,9 @@ class HookedServer(Protocol):
     def _compat_hand_over(self) -> bool:
         """Wake workers; false when they have to be looked after."""
 
+    def _compat_has_made(self, descriptor: int) -> bool:
+        """Whether the listener is the server's own, and not lent to it."""
+
     def _compat_look(self) -> None:
         """Look after what waits for workers."""
 

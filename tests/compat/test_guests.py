@@ -1,0 +1,108 @@
+"""A server as a guest in somebody's program, which notices what is left in its log, ports, threads and sockets."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from typing import Any
+
+import pytest
+
+import compat
+from tests.kit.compat import LOOPBACK, ask, connect, echo, serving
+from tests.kit.programs import python
+
+FIRST_IMPORT = """
+import _thread, socket
+done = _thread.allocate_lock()
+done.acquire()
+
+def run():
+    import threading  # until Python 3.12 this makes it the main thread
+    import compat
+    server = compat.ThreadingTCPServer(("127.0.0.1", 0), lambda request, *_: request.sendall(b"abc"))
+    def ask():
+        with socket.create_connection(server.server_address, 20) as client:
+            print(client.recv(10))
+        server.shutdown()
+    threading.Thread(target=ask, daemon=True).start()
+    server.serve_forever()
+    server.server_close()
+    done.release()
+
+_thread.start_new_thread(run, ())
+done.acquire(timeout=20)
+"""
+
+
+def test_threading_may_be_imported_by_any_thread_first(tmp_path: Any) -> None:
+    """As where Python is embedded: signals belong to the interpreter's main thread, whatever `threading` calls it."""
+    script = tmp_path / "program.py"
+    script.write_text(FIRST_IMPORT)
+    assert python("-S", script).stdout == "b'abc'\n"
+
+
+@pytest.mark.parametrize("kind", ["TCPServer", "ThreadingTCPServer"])
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_server_that_is_dropped_frees_its_port(kind: str) -> None:
+    """Without server_close(), by counting references, as in the stdlib."""
+    server_class = type("Server", (getattr(compat, kind),), {"allow_reuse_address": True})
+    server: Any = server_class(LOOPBACK, echo)
+    address = server.server_address
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    assert ask(server, b"abc") == b"ABC"
+    server.shutdown()
+    thread.join()
+    del server, thread
+    server_class(address, echo).server_close()
+
+
+def test_the_loop_says_nothing_in_the_log_of_the_program(caplog: pytest.LogCaptureFixture) -> None:
+    """A program that logs everything knows nothing of our loop; its own loops are told as before."""
+    with caplog.at_level(logging.DEBUG):
+        with serving(compat.ThreadingTCPServer(LOOPBACK, echo)) as server:
+            assert ask(server, b"abc") == b"ABC"
+        assert caplog.messages == []
+
+
+def lend(listener: socket.socket) -> Any:
+    """A server of somebody else's listener."""
+    server: Any = compat.TCPServer(LOOPBACK, echo, bind_and_activate=False)
+    server.socket.close()
+    server.socket = socket.fromfd(listener.fileno(), socket.AF_INET, socket.SOCK_STREAM)
+    server.server_address = listener.getsockname()
+    return server
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+@pytest.mark.parametrize("others", [0, 1, 2])
+def test_a_listener_goes_back_as_it_came(blocking: bool, others: int) -> None:
+    """Also where several serve it, and the first or the last of them goes."""
+    with socket.create_server(LOOPBACK) as listener:
+        listener.setblocking(blocking)
+        servers = [lend(listener) for _ in range(others + 1)]
+        threads = [threading.Thread(target=server.serve_forever) for server in servers]
+        for thread in threads:
+            thread.start()
+        for server, thread in zip(servers, threads, strict=True):
+            assert ask(server, b"abc") == b"ABC"
+            assert not os.get_blocking(listener.fileno())
+            server.shutdown()
+            thread.join()
+            server.server_close()
+        assert os.get_blocking(listener.fileno()) is blocking
+
+
+def test_a_listener_that_another_process_gives_back_does_not_block_us() -> None:
+    """The setting belongs to the socket, which all share that were forked."""
+    with serving(compat.TCPServer(LOOPBACK, echo)) as server:
+        for _ in range(2):
+            assert ask(server, b"abc") == b"ABC"
+            os.set_blocking(server.fileno(), True)
+        with connect(server) as client:
+            client.sendall(b"abc")
+            assert client.recv(10) == b"ABC"
+            assert not os.get_blocking(server.fileno())
