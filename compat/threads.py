@@ -14,6 +14,7 @@ from typing import Any
 from compat.intake.overrides import trust
 from compat.pool.call import Call
 from compat.pool.executor import ThreadPool
+from compat.pool.system_limit import threads_to_be_had
 from compat.pool.threads import JoinableThreads
 from compat.servers import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer, redeclares
 
@@ -50,8 +51,9 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
 
     Attributes:
         max_threads: how many requests are handled at a time. When it is reached, no request is taken until
-            one has
-            ended: the backlog and the kernel's buffer hold the others. One warning tells. None is no bound.
+            one has ended: the backlog and the kernel's buffer hold the others. One warning tells. None is no
+            bound; the default is what the system can hold. What is no number of threads (a program may call
+            something else so) leaves the default.
         reuse_threads: False for a new thread for each request, as in the stdlib. Otherwise a thread is used
             again where the handler has left it as new; see `compat.pool.thread_state`.
         graceful_timeout: None waits as the stdlib does. A number of seconds gives handlers, daemonic or not,
@@ -61,9 +63,7 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
         times_full: how often `max_threads` was reached.
     """
 
-    # Below the 4,915 tasks that systemd grants a service by default (15 % of 32,768), so that the bound,
-    # which is told and holds clients in the backlog, is reached before the system's, which is not.
-    max_threads: int | None = 4096
+    max_threads: int | None = threads_to_be_had()
     reuse_threads: bool = True
     graceful_timeout: float | None = None
     close_report: CloseReport | None = None
@@ -73,13 +73,39 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
     _compat_batching = 0
     _compat_pool: ThreadPool | None = None
     _compat_was_full = False
+    _compat_misread = False  # max_threads is something else, and that has been told
     _compat_unwarned = True  # max_threads has not been reached, or not been told about
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Have a thread call `process_request_thread`."""
-        self._compat_threads().add(self.process_request_thread, request, client_address)
+        pool = self._compat_threads()
+        if self._compat_unasked():
+            while self._compat_full() and not vars(self).get("_BaseServer__shutdown_request"):
+                sleep(LOOK_AGAIN_SECONDS)
+        pool.add(self.process_request_thread, request, client_address)
         if self._compat_batching != threading.get_ident():
             self._compat_hand_over()
+
+    def _compat_unasked(self) -> bool:
+        """Whether the stdlib's `serve_forever()` takes requests, which does not ask whether there is room for them.
+
+        The other half is the stdlib's, as in `class S(compat.ThreadingMixIn, http.server.HTTPServer)`.
+        """
+        return not hasattr(self, "_compat_loops")
+
+    def _compat_limit(self) -> int | None:
+        limit = self.max_threads
+        if limit is None or (type(limit) is int and limit > 0):
+            return limit
+        if not self._compat_misread:
+            self._compat_misread = True
+            _logger.warning(
+                "%s.max_threads is %r, expected a number of threads or None; the default is used, %d",
+                type(self).__name__,
+                limit,
+                ThreadingMixIn.max_threads,
+            )
+        return ThreadingMixIn.max_threads
 
     def handle_request(self) -> None:
         """Take one request, as soon as `max_threads` lets it; `timeout` counts from then on, too."""
@@ -114,7 +140,7 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
         if pool is None or pool.closed or pool.daemon != self.daemon_threads:
             with _making_pools:  # several threads may serve at once, and a second pool would go unnoticed
                 pool = self._compat_fitting_pool()
-        pool.max_threads = self.max_threads
+        pool.max_threads = self._compat_limit()
         pool.reuse_threads = self.reuse_threads
         if self.block_on_close and not self.daemon_threads:
             vars(self).setdefault("_threads", JoinableThreads())
@@ -129,7 +155,7 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
             if not pool.closed and pool.daemon == self.daemon_threads:
                 return pool
             pool.shutdown(wait=False)
-        pool = ThreadPool(self.max_threads, name=type(self).__name__, daemon=self.daemon_threads)
+        pool = ThreadPool(self._compat_limit(), name=type(self).__name__, daemon=self.daemon_threads)
         pool.on_starved = partial(_wake, weakref.ref(self))  # weakly: who drops the server expects its port to be free
         self._compat_pool = pool
         return pool
@@ -154,7 +180,7 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
 
     def _compat_full(self) -> bool:
         server: Any = self
-        pool, limit = self._compat_pool, self.max_threads
+        pool, limit = self._compat_pool, self._compat_limit()
         if pool is None or pool.closed:  # server_close() waits for it, and needs on_room
             return False
         pool.max_threads = limit

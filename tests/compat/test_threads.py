@@ -4,6 +4,7 @@ import functools
 import logging
 import queue
 import socket
+import socketserver
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 import compat
-from tests.kit.compat import LOOPBACK, Echo, connect, meet, serving
+from tests.kit.compat import LOOPBACK, Echo, ask, connect, meet, serving
 from tests.kit.waiting import wait_until
 
 # The bound.
@@ -100,13 +101,44 @@ def test_the_bound_is_read_when_it_is_needed() -> None:
             client.close()
 
 
-def test_a_bound_below_one_is_an_error_of_each_request(capsys: pytest.CaptureFixture[str]) -> None:
-    """It is told where all errors of requests are told, and the client is not left waiting."""
+@pytest.mark.parametrize("value", [0, -1, "many", True, 2.5])
+def test_a_bound_that_is_no_number_of_threads_is_not_ours(value: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A program may call something of its own so: it is served, and told once."""
     server: Any = compat.ThreadingTCPServer(LOOPBACK, Echo)
-    server.max_threads = 0
-    with serving(server), connect(server) as client:
-        assert client.recv(1) == b""
-    assert "max_threads is 0, expected at least 1" in capsys.readouterr().err
+    server.max_threads = value
+    with serving(server):
+        for _ in range(2):
+            assert ask(server, b"abc") == b"ABC"
+    (message,) = [record.getMessage() for record in caplog.records if record.name == "compat"]
+    default = compat.ThreadingMixIn.max_threads
+    assert message.endswith(
+        f"max_threads is {value!r}, expected a number of threads or None; the default is used, {default}"
+    )
+
+
+def test_a_server_of_the_stdlib_under_our_threads_is_bounded() -> None:
+    """`class S(compat.ThreadingMixIn, http.server.HTTPServer)`, where one module has been changed and not the other."""
+    gate, running = threading.Event(), threading.Semaphore(0)
+
+    def handler(request: Any, *_: Any) -> None:
+        running.release()
+        gate.wait(20)
+        request.sendall(b"abc")
+
+    class Server(compat.ThreadingMixIn, socketserver.TCPServer):
+        max_threads = 2
+
+    handler_class: Any = handler
+    with serving(Server(LOOPBACK, handler_class)) as server:
+        clients = [connect(server) for _ in range(4)]
+        for _ in range(2):
+            assert running.acquire(timeout=20)
+        wait_until(lambda: server.times_full)
+        assert len(server._compat_pool) == 2
+        gate.set()
+        for client in clients:
+            assert client.recv(10) == b"abc"
+            client.close()
 
 
 # Many at a time.
