@@ -14,7 +14,6 @@ import errno
 import logging
 import os
 import select
-import selectors
 import signal
 import socket
 import threading
@@ -22,6 +21,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from compat.intake.event_loop import Loop, SelectAsPoll, may_handle_signals
 from compat.intake.handshake import Acceptors, Handshake, without_handshake
 from compat.intake.overrides import is_ours, is_tls_listener, needs_acceptors
 
@@ -45,38 +45,6 @@ _borrowing = threading.Lock()
 beginning: list[Callable[[], object]] = []  # called as a loop begins in the main thread
 
 
-class _Poll(selectors.PollSelector):
-    """Polls as if no loop ran: signal handlers of the program are called meanwhile, and may `asyncio.run`."""
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        asyncio._set_running_loop(None)
-        return super().select(timeout)
-
-
-def _is_not_about_us(record: logging.LogRecord) -> bool:
-    """Keep the "Using selector: _Poll" of our own loops out of the log of a program that knows nothing of them."""
-    return record.args != (_Poll.__name__,)
-
-
-class _Loop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        logging.getLogger("asyncio").addFilter(_is_not_about_us)  # once, however often
-        try:
-            super().__init__(_Poll())
-        except OSError:
-            self._closed = True  # without descriptors it is half made, and its __del__ would stumble over that
-            raise
-
-
-def _may_handle_signals() -> bool:
-    """Ask the interpreter: `threading` takes the thread that first imports it for the main one."""
-    try:
-        signal.set_wakeup_fd(signal.set_wakeup_fd(-1), warn_on_full_buffer=False)
-    except ValueError:
-        return False
-    return True
-
-
 class ServingLoop:
     """Serves until the server's shutdown is requested.
 
@@ -94,12 +62,12 @@ class ServingLoop:
         self.poll_interval = poll_interval
         self.thread: int = threading.get_ident()
         self.pid: int = os.getpid()
-        self.loop: asyncio.SelectorEventLoop = _Loop()
+        self.loop: asyncio.SelectorEventLoop = Loop()
         self.loop.set_exception_handler(self._keep_exception)
         self.handshakes: set[Handshake] = set()
         self.acceptors: Acceptors | None = None
         self._watched = -1
-        self._poll = select.poll()
+        self._poll: Any = getattr(select, "poll", SelectAsPoll)()
         self._readable = False
         self._borrowed: tuple[int, int] | None = None
         self._steps: deque[Callable[[], object]] = deque()
@@ -110,7 +78,7 @@ class ServingLoop:
         self._look: asyncio.TimerHandle | None = None
         self._signals: tuple[socket.socket, ...] = ()
         self._program_wakeup = -1
-        if _may_handle_signals():
+        if may_handle_signals():
             self._signals = self._listen_for_signals()
             for call in beginning:
                 call()
@@ -256,7 +224,7 @@ class ServingLoop:
             self._poll.unregister(self._watched)
         if descriptor >= 0:
             self.loop.add_reader(descriptor, self._on_readable)
-            self._poll.register(descriptor, select.POLLIN)
+            self._poll.register(descriptor, 1)  # POLLIN
         self._watched = descriptor
 
     def _descriptor(self) -> int:

@@ -54,8 +54,8 @@ class ThreadState:
 
 def _locals_counter() -> Callable[[], int]:
     """What counts the `threading.local` objects that have values in the calling thread."""
-    if sys.implementation.name != "cpython":
-        raise NotImplementedError
+    if sys.implementation.name != "cpython" or threading.local.__module__ != "_thread":
+        raise NotImplementedError  # another interpreter, or a thread is a greenlet of gevent's or eventlet's
     if sys.version_info < (3, 13):
         return _entries_counter()
     probe = threading.local()

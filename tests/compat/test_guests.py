@@ -6,13 +6,16 @@ import logging
 import os
 import socket
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import compat
 from tests.kit.compat import LOOPBACK, ask, connect, echo, serving
 from tests.kit.programs import python
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 FIRST_IMPORT = """
 import _thread, socket
@@ -37,7 +40,7 @@ done.acquire(timeout=20)
 """
 
 
-def test_threading_may_be_imported_by_any_thread_first(tmp_path: Any) -> None:
+def test_threading_may_be_imported_by_any_thread_first(tmp_path: Path) -> None:
     """As where Python is embedded: signals belong to the interpreter's main thread, whatever `threading` calls it."""
     script = tmp_path / "program.py"
     script.write_text(FIRST_IMPORT)
@@ -106,3 +109,49 @@ def test_a_listener_that_another_process_gives_back_does_not_block_us() -> None:
             client.sendall(b"abc")
             assert client.recv(10) == b"ABC"
             assert not os.get_blocking(server.fileno())
+
+
+PATCHED = """
+import select, selectors, threading, _threading_local
+for module, names in (select, ("poll", "epoll")), (selectors, ("PollSelector", "EpollSelector")):
+    for name in names:
+        delattr(module, name)
+selectors.DefaultSelector = selectors.SelectSelector
+threading.local = _threading_local.local  # a Python class, as theirs are
+
+import socket, compat
+local = threading.local()
+def handler(request, *_):
+    request.sendall(request.recv(10).upper() + getattr(local, "left", b""))
+    local.left = b" left over"
+server = compat.ThreadingTCPServer(("127.0.0.1", 0), handler)
+threading.Thread(target=server.serve_forever).start()
+for _ in range(3):
+    with socket.create_connection(server.server_address, 20) as client:
+        client.sendall(b"abc")
+        print(b"".join(iter(lambda: client.recv(100), b"")).decode())
+server.shutdown()
+server.server_close()
+"""
+
+
+def test_what_eventlet_takes_away_is_not_needed(tmp_path: Path) -> None:
+    """Its monkey_patch() leaves no select.poll, and neither its threads nor gevent's have what belongs to a thread."""
+    script = tmp_path / "program.py"
+    script.write_text(PATCHED)
+    assert python(script).stdout == "ABC\n" * 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "patch"),
+    [
+        ("gevent", "from gevent import monkey; monkey.patch_all()"),
+        ("eventlet", "import eventlet; eventlet.monkey_patch()"),
+    ],
+)
+def test_a_program_under_monkey_patching_is_served(kind: str, patch: str, tmp_path: Path) -> None:
+    """With the real ones, where they are installed."""
+    pytest.importorskip(kind)
+    script = tmp_path / "program.py"
+    script.write_text(f"{patch}; import threading\n" + PATCHED[PATCHED.index("import socket, compat") :])
+    assert python("-W", "ignore", script).stdout == "ABC\n" * 3
