@@ -23,6 +23,11 @@ from tests.kit.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+# Of servers that other tests have dropped, collected here.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 LIBC = ctypes.CDLL(None)
 LOCAL = threading.local()
 WEAK: weakref.WeakKeyDictionary[threading.Thread, str] = weakref.WeakKeyDictionary()
