@@ -99,3 +99,5 @@ def _release() -> None:
 def _die() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGTERM)
+    if os.getpid() == 1:  # of a container: the kernel does not kill it by default actions, pid_namespaces(7)
+        os._exit(128 + signal.SIGTERM)

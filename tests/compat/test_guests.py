@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +15,8 @@ import pytest
 
 import compat
 from tests.kit.compat import LOOPBACK, ask, connect, echo, serving
-from tests.kit.programs import python
+from tests.kit.programs import environment, python
+from tests.kit.waiting import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,6 +63,8 @@ def test_a_server_that_is_dropped_frees_its_port(kind: str) -> None:
     assert ask(server, b"abc") == b"ABC"
     server.shutdown()
     thread.join()
+    pool = getattr(server, "_compat_pool", ())
+    wait_until(lambda: len(pool) == 0)  # the thread of the request has it until its very end
     del server, thread
     server_class(address, echo).server_close()
 
@@ -155,3 +161,15 @@ def test_a_program_under_monkey_patching_is_served(kind: str, patch: str, tmp_pa
     script = tmp_path / "program.py"
     script.write_text(f"{patch}; import threading\n" + PATCHED[PATCHED.index("import socket, compat") :])
     assert python("-W", "ignore", script).stdout == "ABC\n" * 3
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare(1)")
+def test_sigterm_ends_a_program_that_is_pid_1(tmp_path: Path) -> None:
+    """As in a container, where the kernel ignores what kills others: pid_namespaces(7)."""
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(0.1)\nprint('alive')\n"
+    )
+    command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-m", "compat", str(script)]
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=50, check=False)
+    assert (ended.returncode, ended.stdout) == (143, "")
