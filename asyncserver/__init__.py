@@ -19,11 +19,11 @@ from .exceptions import BindError, IdleTimeout
 from .monitoring.metrics import ServerCollector
 from .net.addresses import Address
 from .net.systemd import systemd_sockets
+from .proxy.proxy_protocol import ProxyHeader
+from .reports.stats import DrainReport, Durations, ServerStats
 from .running import run
 from .servers.server import Server
-from .servers.stats import DrainReport, Durations, ServerStats
 from .serving import Serving, serve, serve_datagrams
-from .streams.proxy_protocol import ProxyHeader
 from .streams.stream import Stream
 from .tls.contexts import KeyExchangeAttribute, SNIAttribute, TLSContext, tls_context
 

@@ -14,7 +14,7 @@ from .leaving.executor import CallExecutor
 from .leaving.exits import Exits
 from .leaving.threads import watch_end
 from .monitoring.notify import NotifySocket
-from .servers.logs import about
+from .reports.logs import about
 from .serving import Serving, check_seconds
 from .workers.stopping import Stage, Stopping
 from .workers.terminals import open_terminals

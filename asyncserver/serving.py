@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from .adapters.checks import check_handler, check_kind, check_on_error
 from .adapters.protocols import ProtocolHandler
 from .net.binding import Binding
+from .proxy.proxy_protocol import TrustedProxies
 from .servers.datagram_server import DatagramServer
 from .servers.stream_server import StreamServer
-from .streams.proxy_protocol import TrustedProxies
 
 if TYPE_CHECKING:
     import os

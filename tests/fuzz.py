@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from asyncserver.cli import options
-from asyncserver.streams.proxy_protocol import HeaderError, HeaderParser
+from asyncserver.proxy.proxy_protocol import HeaderError, HeaderParser
 
 
 def parse(pieces: list[bytes]) -> tuple[object, int]:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 import asyncserver
-from asyncserver.streams.proxy_protocol import HeaderError, HeaderParser, crc32c
+from asyncserver.proxy.proxy_protocol import HeaderError, HeaderParser, crc32c
 from tests.kit.checks import errors_in, is_idle
 from tests.kit.handlers import upper
 from tests.kit.programs import ROOT, Program

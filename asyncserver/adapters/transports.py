@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from ..net.addresses import Address
-    from ..streams.proxy_protocol import ProxyHeader
+    from ..proxy.proxy_protocol import ProxyHeader
 
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 # Writes to a lost connection before there is a warning for each: asyncio/constants.py.

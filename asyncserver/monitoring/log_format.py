@@ -7,7 +7,7 @@ import math
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from ..servers.logs import CONNECTIONS
+from ..reports.logs import CONNECTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

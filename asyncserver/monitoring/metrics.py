@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .._logger import logger as _logger
-from ..servers.stats import Durations, add
+from ..reports.stats import Durations, add
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from ..reports.stats import Reading
     from ..servers.server import Server
-    from ..servers.stats import Reading
 
 __all__ = ["ServerCollector"]
 

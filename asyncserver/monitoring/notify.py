@@ -19,7 +19,7 @@ from ..net.systemd import remove_variables, whole_number
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from ..servers.stats import ServerStats
+    from ..reports.stats import ServerStats
 
 _NOTIFY = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 

@@ -15,9 +15,9 @@ from .._logger import logger as _logger
 from ..adapters.protocol_endpoint import ProtocolEndpoint
 from ..adapters.protocols import ProtocolHandler
 from ..datagrams.inline_runner import InlineRunner
+from ..reports.logs import about
+from ..reports.stats import timed
 from .handlers import HandlerServer
-from .logs import about
-from .stats import timed
 
 if TYPE_CHECKING:
     import asyncio

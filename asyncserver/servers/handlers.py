@@ -27,9 +27,9 @@ from ..adapters.protocols import ProtocolHandler
 from ..adapters.slow_steps import with_timed_steps
 from ..net.addresses import format_address
 from ..net.tasks import start_task
-from .logs import about
+from ..reports.logs import about
+from ..reports.stats import Durations, fault_of_peer, outcome_of
 from .server import Server
-from .stats import Durations, fault_of_peer, outcome_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

@@ -28,8 +28,8 @@ from .._logger import logger as _logger
 from ..adapters.checks import check_close_callback
 from ..net.addresses import label_of
 from ..net.tasks import Progress, join
-from .logs import about
-from .stats import Account, DrainReport
+from ..reports.logs import about
+from ..reports.stats import Account, DrainReport
 
 if TYPE_CHECKING:
     import socket

@@ -19,12 +19,12 @@ from ..net.addresses import format_address, host_group, task_name
 from ..net.listener import Listener
 from ..net.poller import Poller
 from ..net.tasks import name_task
-from ..streams.proxy_protocol import HeaderError
+from ..proxy.proxy_protocol import HeaderError
+from ..reports.logs import about, raised_at, with_lines
+from ..reports.stats import outcome_of, timed
 from ..streams.stream import Stream
 from ..tls.contexts import TLSContext
 from .handlers import HandlerServer, Run, Source
-from .logs import about, raised_at, with_lines
-from .stats import outcome_of, timed
 
 if TYPE_CHECKING:
     import socket
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .._types import ErrorHandler, StreamHandler
     from ..net.addresses import Address
     from ..net.binding import BoundSocket
-    from ..streams.proxy_protocol import ProxyHeader, TrustedProxies
+    from ..proxy.proxy_protocol import ProxyHeader, TrustedProxies
 
 # Looks at the connections in each idle_timeout: one closes at most an eighth later than it should.
 _IDLE_LOOKS = 16

@@ -19,8 +19,8 @@ from ..exceptions import IdleTimeout
 from ..net.poller import READ, WRITE
 from ..net.socket_info import first_words_due, unacknowledged, unread
 from ..net.waiter import Waiter
+from ..proxy.proxy_protocol import HeaderParser
 from .dialogue import Dialogue
-from .proxy_protocol import HeaderParser
 from .states import refuse_before_first_byte, refuse_closed, refuse_unadmitted, refuse_undelivered
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from ..net.addresses import Address
     from ..net.poller import Poller
-    from .proxy_protocol import ProxyHeader
+    from ..proxy.proxy_protocol import ProxyHeader
 
 CHUNK = 65536  # what one receive takes at most unless told otherwise; anyio's default, and a pipe's capacity
 

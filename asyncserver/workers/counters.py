@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ..monitoring.metrics import Row
 from ..monitoring.monitor import respond
 from ..net.addresses import distinct_labels, label_of
-from ..servers.stats import add, retired, stats_of
+from ..reports.stats import add, retired, stats_of
 from .drops import drops_of
 from .process import STATS
 from .slot import NEVER
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ..monitoring import http
-    from ..servers.stats import Reading, ServerStats
+    from ..reports.stats import Reading, ServerStats
     from .slot import Slot, Worker
 
 # Seconds to wait for the reports of busy workers.

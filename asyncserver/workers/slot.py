@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..net.binding import BoundSocket
-    from ..servers.stats import Reading
+    from ..reports.stats import Reading
     from ..serving import Serving
 
 NEVER = float("inf")

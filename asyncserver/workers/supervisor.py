@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from ..monitoring.notify import NotifySocket
     from ..net.binding import BoundSocket
-    from ..servers.stats import ServerStats
+    from ..reports.stats import ServerStats
     from ..serving import Serving
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)

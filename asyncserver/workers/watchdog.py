@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from ..monitoring.notify import NotifySocket
-    from ..servers.stats import ServerStats
+    from ..reports.stats import ServerStats
     from .slot import Slot, Worker
 
 # Seconds without a message from a worker until that is logged. Where systemd's watchdog sets the

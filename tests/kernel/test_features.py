@@ -18,7 +18,7 @@ from asyncserver.datagrams import datagram
 from asyncserver.kernel import features, groups, packet_info
 from asyncserver.net import addresses, socket_info
 from asyncserver.net.binding import Binding
-from asyncserver.streams.proxy_protocol import TrustedProxies
+from asyncserver.proxy.proxy_protocol import TrustedProxies
 from tests.kit.checks import is_idle
 from tests.kit.datagrams import Place
 from tests.kit.handlers import Hung, upper, upper_datagram

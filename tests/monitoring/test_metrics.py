@@ -18,7 +18,7 @@ import asyncserver
 import compat
 from asyncserver import Server
 from asyncserver.monitoring.metrics import METRICS, Row, exposition, families, summed
-from asyncserver.servers.stats import add, retired
+from asyncserver.reports.stats import add, retired
 from tests.kit.checks import errors_in, is_idle
 from tests.kit.clients import Client
 from tests.kit.handlers import upper

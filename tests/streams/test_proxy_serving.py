@@ -17,7 +17,7 @@ from anyio.abc import SocketAttribute
 import asyncserver
 import compat
 from asyncserver import Stream
-from asyncserver.streams.proxy_protocol import HeaderParser
+from asyncserver.proxy.proxy_protocol import HeaderParser
 from tests.kit.certificates import client_context, plain_context
 from tests.kit.clients import Client
 from tests.kit.proxy_headers import BINARY, CLIENT, KINDS, LINE, SIGNATURE, Telling, ask, proxied, tell

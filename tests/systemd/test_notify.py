@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from asyncserver.cli.options import make_parser
 from asyncserver.monitoring.notify import NotifySocket, notify_address, watchdog_seconds
 from asyncserver.net.systemd import listen_names, own_pidfd_id
-from asyncserver.servers.stats import ServerStats
+from asyncserver.reports.stats import ServerStats
 from tests.kit.programs import ROOT
 from tests.kit.systemd import Systemd, ask, either_address
 from tests.kit.waiting import PATIENCE

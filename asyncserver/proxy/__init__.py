@@ -1,0 +1,1 @@
+"""The PROXY protocol: headers of proxies, and which proxies are believed."""
