@@ -146,8 +146,7 @@ class TLSConnection(Connection):
         return end == len(ahead)
 
     def _owes_no_payload(self) -> bool:
-        """A read in a drain has found nothing but TLS's own records, such as a key update (RFC 8446, 4.6.3)."""
-        self.owe_at_most(self._unread())
+        self.owe_at_most(self._unread())  # what was read were TLS's own records: a key update (RFC 8446, 4.6.3)
         return self.may_end()
 
     def _send_tls(self, item: Any) -> int:
