@@ -34,15 +34,16 @@ LAYERS = (
 )
 # Underscored names that one folder may use of another although no Protocol class declares them.
 FRIENDS = {
+    "_app_transport": "asyncio.sslproto.SSLProtocol's: nothing else tells what `loop.start_tls()` returned",
     "_asyncio_future_blocking": "asyncio asks for it by this name",
     "_get_running_loop": "asyncio's own, for when no loop runs",
     "_ActionsContainer": "argparse's, for a type",
     "_buffer": "asyncio.StreamReader's: nothing else says how much waits in it",
     "_end": "serve() ends the server that it has made; users call close()",
-    "_unwatch": "an adapter gives a connection's socket to the loop",
-    "_end_if_unheard_soon": "the same connection, in a drain",
+    **dict.fromkeys(("_FlowControlMixin", "_SendfileMode"), "asyncio's own, which `loop.sendfile()` asks for"),
     **dict.fromkeys(
-        ("_begin_drain", "_close_if_quiet", "_expire", "_take_proxy_header"), "a server's, of what it handles"
+        ("_begin_drain", "_close_if_quiet", "_expire", "_secure", "_take_proxy_header"),
+        "a server's, of what it handles",
     ),
 }
 

@@ -11,6 +11,7 @@ import anyio
 from .._logger import logger as _logger
 from ..datagrams.asked import AskedAddresses
 from ..datagrams.batch_reader import BatchReader, Handling
+from .write_limits import WriteLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,7 +62,7 @@ class ProtocolEndpoint(BatchReader):
         super().close()
 
 
-class EndpointTransport(asyncio.DatagramTransport):
+class EndpointTransport(WriteLimits, asyncio.DatagramTransport):
     """The transport of a DatagramProtocol, over an endpoint of ours: also for Unix sockets, and on uvloop too."""
 
     def __init__(
@@ -80,6 +81,7 @@ class EndpointTransport(asyncio.DatagramTransport):
         self._closing = False
         self._asked = AskedAddresses()
         self._unsent: deque[tuple[bytes, Address, Control | None]] = deque()
+        self._unsent_bytes = 0
         self._sending: asyncio.Task[None] | None = None
         self._protocol: Any = handler.make(None)
         self._protocol.connection_made(self)
@@ -106,14 +108,17 @@ class EndpointTransport(asyncio.DatagramTransport):
         self._protocol.connection_lost(None)
 
     def sendto(self, data: bytes | bytearray | memoryview, addr: Any = None) -> None:
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise TypeError(f"sendto() expects a bytes-like object, got {type(data).__name__!r}")
         if addr is None:
             raise ValueError("sendto() needs the address to send to: a server's socket is not connected")
         control = self._asked.find(addr)
         if not self._unsent and self._try_send(data, addr, control):
             return
         self._unsent.append((bytes(data), addr, control))
+        self._unsent_bytes += len(data)
+        self._pause_if_full()
         if self._sending is None:
-            self._tell("pause_writing")
             self._sending = self._loop.create_task(self._send_rest())
 
     def _try_send(self, data: bytes | bytearray | memoryview, address: Address, control: Control | None) -> bool:
@@ -131,15 +136,18 @@ class EndpointTransport(asyncio.DatagramTransport):
     async def _send_rest(self) -> None:
         try:
             while self._unsent:
-                data, address, control = self._unsent.popleft()
+                # Until it is sent, what comes later has to wait behind it.
+                data, address, control = self._unsent[0]
                 try:
                     await self._endpoint.send(data, address, control)
                 except (OSError, anyio.BrokenResourceError) as exc:
                     self._tell("error_received", exc if isinstance(exc, OSError) else exc.__cause__)
+                self._unsent.popleft()
+                self._unsent_bytes -= len(data)
+                self._resume_if_low()
         finally:
             self._sending = None
             self._sent()
-        self._tell("resume_writing")
 
     def _tell(self, name: str, *arguments: object) -> None:
         """Call the protocol where nobody waits for what it may raise."""
@@ -156,7 +164,7 @@ class EndpointTransport(asyncio.DatagramTransport):
         return default
 
     def get_write_buffer_size(self) -> int:
-        return sum(len(data) for data, _, _ in self._unsent)
+        return self._unsent_bytes
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self._protocol = protocol

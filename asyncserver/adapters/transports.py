@@ -1,204 +1,385 @@
-"""What asyncio's protocols see of a connection: a transport of ours, and relays that count."""
+"""ProtocolTransport: what asyncio's protocols see of a connection of ours.
+
+It does what the stock loop's own transport does (asyncio/selector_events.py), on both loops, with TLS and without:
+the connection below reads and writes the descriptor, see _tls_connection.py. What could not be sent at once waits
+here, and counts as sent when the kernel takes it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import asyncio.trsock
+import socket
+import ssl
 from typing import TYPE_CHECKING, Any, Protocol
 
+from .._logger import logger as _logger
+from ..streams.connection import CHUNK
+from .write_limits import HIGH_WATER_TLS, WriteLimits, water_marks
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    import contextvars
+    from collections.abc import Callable, Iterable
 
     from ..net.addresses import Address
     from ..streams.proxy_protocol import ProxyHeader
 
+_WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+# Writes to a lost connection before there is a warning for each: asyncio/constants.py.
+_LOST_WRITES = 5
+# Bytes that TLS transports of asyncio read ahead by default. Ours read nothing ahead, but tell what was set.
+_READ_AHEAD = 256 * 1024
+# Bytes to ask for after a read that came full: what asyncio always asks for. It is less than half the CPU per byte.
+_BULK = 256 * 1024
+
 
 class Served(Protocol):
-    """The connection that a transport and a protocol belong to; it counts what they move."""
+    """The connection below a transport, which the two share with the protocol."""
 
+    bytes_sent: int
+    context: contextvars.Context
     loop: asyncio.AbstractEventLoop
-    protocol: asyncio.BaseProtocol | None
     peer_address: Address
+    protocol: Any
     proxy_header: ProxyHeader | None
 
     @property
-    def is_lost(self) -> bool:
-        """Whether nothing is left of the connection."""
+    def sockname(self) -> Any:
+        """The address on this side; None when the connection is closed."""
 
     @property
     def ended(self) -> bool:
         """Whether the protocol has been told that nothing more will come."""
 
-    @property
-    def cut_off(self) -> bool:
-        """Whether the peer has ended a TLS connection without saying so."""
+    _read: Callable[[int], bytes]
+    _send: Callable[[Any], int]
+    _sock: socket.socket
 
-    def made(self, transport: ProtocolTransport) -> None:
-        """Hear of the loop's transport, as ours."""
+    def soon(self, callback: Callable[..., object], *arguments: object) -> None:
+        """Call in the loop's next round, in the connection's own context."""
 
-    def lost(self) -> None:
-        """Hear that the loop's transport is closed."""
-
-    def end(self) -> bool:
-        """Tell the protocol that nothing more will come; true if it stays open."""
+    def call(self, name: str, *arguments: object) -> Any:
+        """Call the protocol, and let nothing out that it raises."""
 
     def fail(self, exc: BaseException) -> None:
         """End the connection because of what its protocol raised."""
 
-    def count_received(self, nbytes: int) -> None:
-        """Count payload bytes that the protocol gets."""
+    def lost(self, exc: BaseException | None, *, broken: bool = False) -> None:
+        """Tell the protocol that nothing is left of the connection, and close it: at once if it is broken."""
 
-    def count_sent(self, nbytes: int) -> None:
-        """Count payload bytes that the protocol has written."""
+    def peer_ended(self) -> None:
+        """Hear that nothing more will come."""
+
+    def watch_reading(self) -> None:
+        """Tell the transport when there is something to read, or has been for a while."""
+
+    def unwatch_reading(self) -> None:
+        """Do not, any more."""
+
+    def watch_writing(self) -> None:
+        """Tell the transport when there is room."""
+
+    def unwatch_writing(self) -> None:
+        """Do not, any more."""
+
+    def pending(self) -> int:
+        """Bytes that OpenSSL has decrypted, and no poll tells of."""
+
+    def tls_facts(self) -> dict[str, Any] | None:
+        """What transports tell about TLS by get_extra_info(); None without TLS."""
+
+    def has_received(self, nbytes: int) -> None:
+        """Count what the protocol gets."""
+
+    def has_written(self) -> None:
+        """Hear that the protocol has said something."""
+
+    def has_flushed(self) -> None:
+        """Hear that all of it has left."""
+
+    def owes_no_payload(self) -> Callable[[], None]:
+        """Before a read: what to call if it finds nothing, though the kernel had something."""
+
+    def _clear_errors(self) -> None:
+        """Forget an error of the system, for the other connections of the thread."""
 
 
-# What is read at a time of what nobody wants any more.
-_DISCARDED = 4096
+class ProtocolTransport(WriteLimits):
+    """A connection as its protocol sees it; loop_transports.py adds what the loop's functions look for."""
 
+    _closing = False
+    _paused = False
+    _eof = False  # by write_eof()
+    _read_waits_for_room = False  # OpenSSL must answer (a key update) before it can read on
+    _lost: int = 0  # once nothing more goes either way: 1, and one more for each write since
+    _chunk = CHUNK  # bytes to ask for next
+    _read_limits = (_READ_AHEAD, _READ_AHEAD // 4)
+    _take: Callable[[ProtocolTransport], None]
 
-def relay(connection: Served, protocol: Any) -> asyncio.BaseProtocol:
-    """What stands between the loop's transport and a protocol."""
-    if isinstance(protocol, asyncio.BufferedProtocol):
-        return _BufferedRelay(connection, protocol)
-    return _Relay(connection, protocol)
-
-
-class _RelayBase(asyncio.BaseProtocol):
-    """What the loop's transport calls: counts, and lets no exception of the protocol out."""
-
-    def __init__(self, connection: Served, protocol: Any) -> None:
+    def _init(self, connection: Served) -> None:
         self._connection = connection
-        self._protocol = protocol
-
-    def _call(self, name: str, *arguments: object) -> Any:
-        try:
-            return getattr(self._protocol, name)(*arguments)
-        except Exception as exc:
-            self._connection.fail(exc)
-            return None
-
-    def connection_made(self, transport: Any) -> None:
-        counted = ProtocolTransport(self._connection, transport)
-        self._connection.made(counted)
-        self._call("connection_made", counted)
-
-    def eof_received(self) -> bool:
-        if self._connection.cut_off:
-            return False  # asyncio tells it as an end; connection_lost() will tell what it is
-        return self._connection.end()
-
-    def pause_writing(self) -> None:
-        self._call("pause_writing")
-
-    def resume_writing(self) -> None:
-        self._call("resume_writing")
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if exc is None and self._connection.cut_off:
-            exc = ConnectionAbortedError("TLS ended without close_notify: data may be missing (RFC 8446, 6.1)")
-        self._call("connection_lost", exc)
-        self._connection.lost()
-
-
-class _Relay(_RelayBase, asyncio.Protocol):
-    def data_received(self, data: bytes) -> None:
-        if not self._connection.ended:  # otherwise by the drain: what the peer still says is nobody's
-            self._connection.count_received(len(data))
-            self._call("data_received", data)
-
-
-class _BufferedRelay(_RelayBase, asyncio.BufferedProtocol):
-    _failed = False
-
-    def get_buffer(self, sizehint: int) -> Any:
-        if self._connection.ended:
-            return bytearray(_DISCARDED)
-        try:
-            return self._protocol.get_buffer(sizehint)
-        except Exception as exc:
-            # Not now: uvloop crashes when its transport is closed while it asks for a buffer. So it gets one.
-            self._connection.loop.call_soon(self._connection.fail, exc)
-            self._failed = True
-            return bytearray(1)
-
-    def buffer_updated(self, nbytes: int) -> None:
-        if self._failed or self._connection.ended:
-            return
-        self._connection.count_received(nbytes)
-        self._call("buffer_updated", nbytes)
-
-
-class ProtocolTransport(asyncio.Transport):
-    """The loop's transport, counted. All that it does not count it passes on."""
-
-    # What asyncio asks before it lets `loop.start_tls()` use a transport.
-    _start_tls_compatible = True
-
-    def __init__(self, connection: Served, transport: asyncio.Transport) -> None:
-        super().__init__()
-        self._connection = connection
-        self._transport = transport
-        self.closed_here: bool = False
+        self._loop: asyncio.AbstractEventLoop = connection.loop
+        self._unsent = bytearray()
+        self._tls: dict[str, Any] | None = connection.tls_facts()
+        if self._tls is not None:
+            self._default_high = self._high_water = HIGH_WATER_TLS
+            self._low_water = HIGH_WATER_TLS // 4
+        self.set_protocol(connection.protocol)
 
     def __repr__(self) -> str:
-        """Tell the loop's transport."""
-        return f"<ProtocolTransport {self._transport!r}>"
+        """Tell the peer and the state."""
+        state = "closed" if self._lost else "closing" if self._closing else "open"
+        return f"<ProtocolTransport {self._connection.peer_address!r} {state}>"
+
+    # -- what protocols call
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        self._transport.write(data)
-        self._connection.count_sent(len(data))
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise TypeError(f"write() expects a bytes-like object, got {type(data).__name__!r}")
+        if self._eof:
+            raise RuntimeError("Cannot call write() after write_eof()")
+        if isinstance(data, memoryview) and data.itemsize != 1:
+            data = data.cast("B")
+        if not data:
+            return
+        if self._lost:
+            self._warn_of_lost_writes()
+        elif self._unsent:
+            self._unsent += data
+            self._connection.has_written()
+            self._pause_if_full()
+        else:
+            self._write_now(data)
+
+    def _write_now(self, data: bytes | bytearray | memoryview) -> None:
+        connection = self._connection
+        try:
+            sent = connection._send(data)
+        except _WOULD_BLOCK:
+            sent = 0
+        except OSError as exc:
+            self._break(exc)
+            return
+        connection.bytes_sent += sent
+        if sent != len(data):
+            self._unsent += memoryview(data)[sent:]
+            if sent and self._tls is not None and not self._flush():  # it takes a record at a time
+                return
+            if self._unsent:
+                connection.watch_writing()
+        connection.has_written()
+        self._pause_if_full()
+
+    def _warn_of_lost_writes(self) -> None:
+        if self._lost >= _LOST_WRITES:
+            _logger.warning("a protocol writes to the lost connection of %r", self._connection.peer_address)
+        self._lost += 1
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
-        lines = list(list_of_data)
-        self._transport.writelines(lines)
-        self._connection.count_sent(sum(map(len, lines)))
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        self._connection.protocol = protocol
-        self._transport.set_protocol(relay(self._connection, protocol))
-
-    def get_protocol(self) -> asyncio.BaseProtocol:
-        assert self._connection.protocol is not None
-        return self._connection.protocol
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        if name == "peername":
-            return self._connection.peer_address
-        if name == "proxy_header":
-            return self._connection.proxy_header or default
-        return self._transport.get_extra_info(name, default)
-
-    def is_closing(self) -> bool:
-        return self._connection.is_lost or self._transport.is_closing()
-
-    def close(self) -> None:
-        self.closed_here = True
-        self._transport.close()
-
-    def abort(self) -> None:
-        self.closed_here = True
-        self._transport.abort()
-
-    def pause_reading(self) -> None:
-        self._transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        self._transport.resume_reading()
-
-    def is_reading(self) -> bool:
-        return self._transport.is_reading()
+        if self._eof:
+            raise RuntimeError("Cannot call writelines() after write_eof()")
+        self.write(b"".join(list_of_data))
 
     def write_eof(self) -> None:
-        self._transport.write_eof()
-        self._connection.count_sent(0)
+        if self._tls is not None:
+            raise NotImplementedError("write_eof() under TLS: asyncio has none, see can_write_eof()")
+        if self._closing or self._eof:
+            return
+        self._eof = True
+        if not self._unsent:
+            self._end_writing()
+        self._connection.has_flushed()
 
     def can_write_eof(self) -> bool:
-        return self._transport.can_write_eof()
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        self._transport.set_write_buffer_limits(high, low)
+        return self._tls is None
 
     def get_write_buffer_size(self) -> int:
-        return self._transport.get_write_buffer_size()
+        return len(self._unsent)
 
-    def get_write_buffer_limits(self) -> tuple[int, int]:
-        return self._transport.get_write_buffer_limits()
+    def pause_reading(self) -> None:
+        if self.is_reading():
+            self._paused = True
+            self._connection.unwatch_reading()
+
+    def resume_reading(self) -> None:
+        if self._paused and not self._closing:
+            self._paused = False
+            self._connection.watch_reading()
+
+    def is_reading(self) -> bool:
+        return not (self._paused or self._closing)
+
+    def set_read_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._read_limits = water_marks(high, low, _READ_AHEAD)
+
+    def get_read_buffer_limits(self) -> tuple[int, int]:
+        high, low = self._read_limits
+        return low, high
+
+    def get_read_buffer_size(self) -> int:
+        return self._connection.pending()
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol | None) -> None:
+        self._connection.protocol = protocol
+        # As uvloop tells them apart, whose own TLS layer is of neither class.
+        buffered = hasattr(protocol, "get_buffer") and not isinstance(protocol, asyncio.Protocol)
+        # Not bound to us: that would be a cycle.
+        self._take = ProtocolTransport._take_buffered if buffered else ProtocolTransport._take_data
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        protocol: asyncio.BaseProtocol = self._connection.protocol
+        return protocol
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        connection = self._connection
+        if name == "peername":
+            return connection.peer_address
+        if name == "proxy_header":
+            return connection.proxy_header or default
+        if name == "socket":
+            return asyncio.trsock.TransportSocket(connection._sock)
+        if name == "sockname":
+            return connection.sockname or default
+        return default if self._tls is None else self._tls.get(name, default)
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def close(self) -> None:
+        if self._closing:
+            return
+        self._closing = True
+        if not self._unsent:
+            self._lose(None)
+        else:
+            self._connection.unwatch_reading()
+
+    def abort(self) -> None:
+        self._force_close(None)
+
+    # -- what the loop's functions call
+
+    def _force_close(self, exc: BaseException | None) -> None:
+        """Close without sending what waits. Also what a TLS layer of the loop's calls (`loop.start_tls()`)."""
+        if not self._lost:
+            self._closing = True
+            self._unsent.clear()
+            self._lose(exc, broken=True)
+
+    def _lose(self, exc: BaseException | None, *, broken: bool = False) -> None:
+        self._lost = 1
+        self._connection.lost(exc, broken=broken)
+
+    def _break(self, exc: OSError) -> None:
+        self._connection._clear_errors()
+        if isinstance(exc, ssl.SSLEOFError):
+            exc = ConnectionAbortedError("TLS ended without close_notify: data may be missing (RFC 8446, 6.1)")
+        self._force_close(exc)
+
+    def _tell(self, name: str, *arguments: object) -> Any:
+        return self._connection.call(name, *arguments)
+
+    # -- what the connection calls
+
+    def _read_ready(self) -> None:
+        """There is something to read, or an end, or an error."""
+        connection = self._connection
+        if self._paused or self._closing:
+            connection.unwatch_reading()
+            return
+        found_nothing = connection.owes_no_payload()
+        try:
+            take = ProtocolTransport._discard if connection.ended else self._take
+            take(self)
+        except ssl.SSLWantWriteError:
+            self._read_waits_for_room = True
+            connection.watch_writing()
+        except _WOULD_BLOCK:
+            found_nothing()
+        except OSError as exc:
+            self._break(exc)
+
+    def _take_data(self) -> None:
+        connection = self._connection
+        data = connection._read(self._chunk)
+        if data:
+            self._chunk = CHUNK if len(data) < CHUNK else _BULK
+            connection.has_received(len(data))
+            try:
+                connection.protocol.data_received(data)
+            except Exception as exc:
+                connection.fail(exc)
+        else:
+            connection.peer_ended()
+
+    def _take_buffered(self) -> None:
+        connection = self._connection
+        try:
+            buffer = connection.protocol.get_buffer(CHUNK)
+        except Exception as exc:
+            connection.fail(exc)
+            return
+        if not len(buffer):
+            connection.fail(RuntimeError(f"{connection.protocol!r}.get_buffer() returned an empty buffer"))
+            return
+        try:
+            nbytes = connection._sock.recv_into(buffer)
+        except ssl.SSLZeroReturnError:  # both sides have sent close_notify
+            nbytes = 0
+        if not nbytes:
+            connection.peer_ended()
+            return
+        connection.has_received(nbytes)
+        self._tell("buffer_updated", nbytes)
+        if connection.pending():  # in OpenSSL, where no poll sees it
+            connection.soon(self._read_ready)
+
+    def _discard(self) -> None:
+        """The drain has said the end: what the peer still says is nobody's."""
+        if not self._connection._read(CHUNK):
+            self._connection.unwatch_reading()
+
+    def _write_ready(self) -> None:
+        if self._lost:
+            return
+        if self._read_waits_for_room:
+            self._read_waits_for_room = False
+            self._read_ready()
+        if not self._flush():
+            return
+        self._resume_if_low()  # which may write more, or close
+        if not (self._unsent or self._read_waits_for_room):
+            self._flushed()
+
+    def _flushed(self) -> None:
+        if self._lost:
+            return
+        self._connection.unwatch_writing()
+        if self._closing:
+            self._lose(None)
+            return
+        if self._eof:
+            self._end_writing()
+        self._connection.has_flushed()
+
+    def _flush(self) -> bool:
+        """Give the kernel what it takes of what waits; false if the connection broke."""
+        unsent, connection = self._unsent, self._connection
+        try:
+            while unsent:
+                with memoryview(unsent) as view:
+                    sent = connection._send(view)
+                connection.bytes_sent += sent
+                del unsent[:sent]
+        except _WOULD_BLOCK:
+            pass
+        except OSError as exc:
+            self._break(exc)
+            return False
+        return True
+
+    def _end_writing(self) -> None:
+        try:
+            self._connection._sock.shutdown(socket.SHUT_WR)
+        except OSError as exc:
+            self._break(exc)

@@ -11,8 +11,9 @@ import termios
 # Seconds that a peer has for its first bytes. They follow its connect, or a proxy's header, at
 # once, or after one retransmission: a round trip and 200 ms on Linux.
 _FIRST_WORDS = 0.5
-# tcpi_last_data_recv in struct tcp_info (linux/tcp.h): ms since the last data or the connect.
+# In struct tcp_info, linux/tcp.h, ms since the last data or the start: tcpi_last_data_recv, tcpi_last_data_sent.
 _SILENT_FOR = slice(52, 56)
+_SENT_AGO = slice(44, 48)
 
 _SIOCOUTQNSD = 0x894B  # linux/sockios.h; the other two are called as for terminals, see tcp(7)
 
@@ -31,6 +32,15 @@ def first_words_due(sock: socket.socket, waited: float) -> float:
     if len(info) < _SILENT_FOR.stop:  # qemu's user mode knows all options as one number each
         return max(0.0, _FIRST_WORDS - waited)
     return max(0.0, _FIRST_WORDS - int.from_bytes(info[_SILENT_FOR], sys.byteorder) / 1000)
+
+
+def sent_ago(sock: socket.socket) -> float | None:
+    """Seconds since data was last sent; None where the kernel does not tell, as of a Unix socket."""
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SENT_AGO.stop)
+    except OSError:
+        return None
+    return int.from_bytes(info[_SENT_AGO], sys.byteorder) / 1000
 
 
 def unread(fd: int) -> int:

@@ -12,7 +12,8 @@ import anyio
 
 from .._logger import Seldom
 from .._logger import logger as _logger
-from ..adapters.protocols import ProtocolConnection, ProtocolHandler
+from ..adapters.protocol_connection import ProtocolConnection
+from ..adapters.protocols import ProtocolHandler
 from ..exceptions import Refused
 from ..net.addresses import format_address, host_group, task_name
 from ..net.listener import Listener
@@ -131,9 +132,9 @@ class StreamServer(HandlerServer[Connected]):
         """See HandlerServer. A connection passes through them from the last one to the first."""
         run: Any = self._handler  # takes what `_connect` makes
         if isinstance(self._handler, ProtocolHandler):
-            run = self._run_protocol
-        elif self._ssl is not None:
-            run = self._run_tls
+            run = partial(ProtocolConnection.run, make=self._handler.make)
+        if self._ssl is not None:
+            run = partial(self._run_tls, run)
         if self._proxies is not None:
             run = partial(self._run_proxied, run)
         run = with_lines(self, run)
@@ -182,22 +183,18 @@ class StreamServer(HandlerServer[Connected]):
             if self._full:
                 self._apply_pause()
 
-    async def _run_tls(self, stream: Stream) -> object:
+    async def _run_tls(self, run: Run[Connected], connection: Stream | ProtocolConnection) -> object:
         assert self._ssl is not None
         try:
             async with asyncio.timeout(self._ssl_handshake_timeout):
-                await stream.start_tls(self._ssl)
+                await connection._secure(self._ssl)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError, TimeoutError) as exc:
-            extra = about(self, stream, outcome="refused")
-            _logger.debug("TLS handshake with %r failed: %s", stream.peer_address, exc, extra=extra)
+            extra = about(self, connection, outcome="refused")
+            _logger.debug("TLS handshake with %r failed: %s", connection.peer_address, exc, extra=extra)
             raise Refused from exc
-        self._let_in(stream)
-        result: object = await self._handler(stream)
+        self._let_in(connection)
+        result: object = await run(connection)
         return result
-
-    def _run_protocol(self, connection: ProtocolConnection) -> Coroutine[Any, Any, object]:
-        self._let_in(connection)  # it knows itself when its handshake is complete
-        return connection.run(self._handler, self._ssl, self._ssl_handshake_timeout)
 
     async def _run_proxied(self, run: Run[Connected], connection: Connected) -> object:
         """Hear from the proxy who the client is; then go on as without one."""

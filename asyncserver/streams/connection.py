@@ -262,13 +262,13 @@ class Connection(Dialogue):
         elif self._recv is self._read and self._fd >= 0:  # otherwise at its end
             self._await_first_words()
 
-    def _await_first_words(self, waited: float = 0.0) -> None:
-        """Owe what is here; if nothing has ever come, what may be on its way, for as long as that can take."""
-        if self._fd < 0 or (waited and (self.bytes_moved or self._recv != self._receive_owed)):
+    def _await_first_words(self, waited: float = 0.0, said: int = 0) -> None:
+        """Owe what is here; if nothing has moved since `said`, what may be on its way, while it can be."""
+        if self._fd < 0 or (waited and (self.bytes_moved != said or self._recv != self._receive_owed)):
             return  # they have come, or it has ended, or is in its handshake
         due = first_words_due(self._sock, waited)
-        if self.begin_drain(self._unread(), due):
-            self._poller.loop.call_later(due, self._await_first_words, waited + due)
+        if self.begin_drain(self._unread(), due, said):
+            self._poller.loop.call_later(due, self._await_first_words, waited + due, said)
         self._look_for_the_end()
 
     def _look_for_the_end(self) -> None:

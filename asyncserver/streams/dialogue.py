@@ -59,17 +59,18 @@ class Dialogue:
         """Whether the drain has begun."""
         return self._owed_until is not None
 
-    def begin_drain(self, unread: int, due: float) -> bool:
+    def begin_drain(self, unread: int, due: float, said: int = 0) -> bool:
         """Owe an answer to all that has reached this host, and to a silent peer's first bytes.
 
         Args:
             unread: bytes in the kernel, not received yet.
             due: seconds for which the first bytes may still be on their way.
+            said: `bytes_moved` when it became the peer's turn: at the start, or after a handshake.
 
         Returns:
             whether to wait for the first bytes: call this again when they are due.
         """
-        waits = due > 0 and not (unread or self.bytes_moved)
+        waits = due > 0 and not unread and self.bytes_moved == said
         self.owe(1 if waits else unread)
         return waits
 

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 from ..net.poller import READ, WRITE
 from ..net.socket_info import unacknowledged, unsent
-from .states import refuse_after_eof, refuse_busy, refuse_torn
+from ..net.waiter import Waiter
+from .states import refuse_after_eof, refuse_busy, refuse_closed, refuse_torn, refuse_undelivered
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -129,3 +130,20 @@ class Lingering:
                 await connection._readable()
             if not turn % _TURNS:
                 await asyncio.sleep(0)
+
+
+async def close_politely(connection: TLSConnection) -> None:
+    """Close both directions, see `Stream.aclose()`; nothing, if that has been done."""
+    if connection._recv is refuse_closed:
+        return
+    lingering = Lingering(connection)
+    connection._recv = connection._send = refuse_closed
+    connection._watching = False
+    connection._set_events(0)
+    connection._wake_all()
+    connection._reading, connection._writing = Waiter(connection._poller.loop, "closing"), None
+    try:
+        if not await lingering.run():
+            connection._send = refuse_undelivered
+    finally:
+        connection._close()

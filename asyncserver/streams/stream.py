@@ -26,11 +26,10 @@ import anyio
 from anyio.abc import ByteStream
 
 from ..exceptions import InjectionError
-from ..net.waiter import Waiter
 from ..tls.typed_attributes import socket_attributes
 from .connection import CHUNK
-from .lingering import Lingering
-from .states import NOT_SENDING, at_end, refuse_after_eof, refuse_busy, refuse_closed, refuse_torn, refuse_undelivered
+from .lingering import close_politely
+from .states import NOT_SENDING, at_end, refuse_after_eof, refuse_busy, refuse_closed, refuse_torn
 from .tls_connection import TLSConnection
 
 if TYPE_CHECKING:
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
 
     from ..net.addresses import Address
     from ..net.poller import Poller
+    from ..net.waiter import Waiter
 
 __all__ = ["Stream"]
 
@@ -329,19 +329,7 @@ class Stream(TLSConnection, ByteStream):
         up, in a drain at its deadline; one that goes on sending has two seconds to end, too. Under TLS a close_notify
         is sent; the peer's is not waited for. Cancelled, it closes at once, and leaves the rest to the kernel.
         """
-        if self._recv is refuse_closed:
-            return
-        lingering = Lingering(self)
-        self._recv = self._send = refuse_closed
-        self._watching = False
-        self._set_events(0)
-        self._wake_all()
-        self._reading, self._writing = Waiter(self._poller.loop, "closing"), None
-        try:
-            if not await lingering.run():
-                self._send = refuse_undelivered
-        finally:
-            self._close()
+        await close_politely(self)
 
     def detach(self) -> socket.socket:
         """Give the socket away: non-blocking, and a `ssl.SSLSocket` under TLS. The stream then counts as closed.
@@ -375,13 +363,7 @@ class Stream(TLSConnection, ByteStream):
             raise InjectionError("start_tls(): the peer sent plain bytes behind its request to start TLS")
         if self._send in {refuse_after_eof, refuse_busy}:
             self._send(b"")
-        try:
-            await self._handshake(context)
-        except OSError as exc:
-            raise self._broken(exc) from exc
-        if self._closing.is_set():
-            self.owe(1)  # who came through a handshake while we drain has its question still before it
-            self._look_for_the_end()
+        await self._secure(context)
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:

@@ -74,6 +74,15 @@ class TLSConnection(Connection):
             self._close()
         return True
 
+    async def _secure(self, context: ssl.SSLContext) -> None:
+        """Go over to TLS; who comes through the handshake while we drain has its first words still before it."""
+        try:
+            await self._handshake(context)
+        except OSError as exc:
+            raise self._broken(exc) from exc
+        if self._closing.is_set():
+            self._await_first_words(said=self.bytes_moved)
+
     async def _handshake(self, context: ssl.SSLContext) -> None:
         """Become the server side of a TLS connection. Fails with OSError, and is then good for closing only."""
         self._unwatch()
@@ -117,6 +126,28 @@ class TLSConnection(Connection):
         if len(data) == max_bytes:
             self._unwatch()  # the rest of a record is in OpenSSL, where the loop cannot see it: try that first
         return data
+
+    def _receive_owed(self, max_bytes: int) -> bytes:
+        whole = isinstance(self._sock, ssl.SSLSocket) and self._holds_whole_records()
+        try:
+            return super()._receive_owed(max_bytes)
+        except ssl.SSLWantReadError:
+            if whole and self._owes_no_payload():
+                return b""
+            raise
+
+    def _holds_whole_records(self) -> bool:
+        """Whether what the kernel holds ends where a TLS record does, so that OpenSSL will keep no part of one."""
+        end, ahead = 0, b"?"
+        with contextlib.suppress(OSError):
+            ahead = socket.socket.recv(self._sock, CHUNK, socket.MSG_PEEK)
+        while end + 5 <= len(ahead):  # a record's type, two bytes of version, two of length
+            end += 5 + int.from_bytes(ahead[end + 3 : end + 5])
+        return end == len(ahead)
+
+    def _owes_no_payload(self) -> bool:
+        self.owe_at_most(self._unread())  # what was read were TLS's own records: a key update (RFC 8446, 4.6.3)
+        return self.may_end()
 
     def _send_tls(self, item: Any) -> int:
         """Send a record: given more, OpenSSL goes on until the kernel is full, and does not tell how far it came."""

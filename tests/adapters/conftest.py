@@ -11,8 +11,7 @@ from tests.kit.handlers import HANDLERS
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits for peers that do not answer waits for a short time only."""
-    monkeypatch.setattr("asyncserver.adapters.protocols._SHUTDOWN_TIMEOUT", 0.3)
-    monkeypatch.setattr("asyncserver.adapters.protocols._CLOSE_TIMEOUT", 0.3)
+    monkeypatch.setattr("asyncserver.adapters.protocol_connection._CLOSE_TIMEOUT", 0.3)
 
 
 @pytest.fixture(params=list(HANDLERS))

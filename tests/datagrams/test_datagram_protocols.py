@@ -81,6 +81,7 @@ async def test_datagram_protocol_writes_to_a_full_peer(unix: Place) -> None:
     protocol = Echo()
     async with unix.serve(asyncserver.from_protocol(lambda: protocol)) as server:
         client = unix.client(server)
+        protocol.transport.set_write_buffer_limits(high=0)
         client.send(b"many")
         await until(lambda: "pause" in protocol.events)
         assert protocol.transport.get_write_buffer_size() > 0

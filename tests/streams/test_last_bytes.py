@@ -200,7 +200,7 @@ async def test_peer_that_goes_away_before_it_has_taken_everything(net: Transport
 
 async def test_close_of_a_quiet_connection_waits_for_nothing(tcp: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing to linger for: the kernel has sent everything, or the peer has ended and can send no more."""
-    monkeypatch.setattr("asyncserver.streams.stream.Lingering", None)
+    monkeypatch.setattr("asyncserver.streams.lingering.Lingering", None)
 
     async def answer_little(stream: Stream) -> None:
         await stream.receive()

@@ -1,0 +1,384 @@
+"""ProtocolConnection: a connection that a protocol serves.
+
+It stands on what a Stream stands on: the same socket, poller, TLS, PROXY header and ways to close. Where a Stream
+wakes a task, it calls its transport, which calls the protocol.
+
+    poller -> _on_readable -> ProtocolTransport._read_ready -> the protocol -> ProtocolTransport.write -> the kernel
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import ssl
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..exceptions import IdleTimeout
+from ..net.poller import WRITE
+from ..net.socket_info import sent_ago
+from ..streams.lingering import close_politely
+from ..streams.states import refuse_closed
+from ..streams.tls_connection import TLSConnection
+from .loop_transports import transport_for
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from ..net.addresses import Address
+    from ..net.poller import Poller
+    from .transports import ProtocolTransport
+
+# Seconds without progress after which the answer of a protocol that has failed is given up.
+_CLOSE_TIMEOUT = 2.0
+# Seconds that a protocol may let pass between two writes of one answer, when a drain asks. Whoever needs longer
+# returns true from eof_received(). Long enough for a query of a database; a drain takes no longer for it.
+_PAUSE = 1.0
+
+# How the end of a connection looks to those who read and write it by asyncio's streams.
+_ENDED = (asyncio.IncompleteReadError, ConnectionError)
+
+
+class Callback(Protocol):
+    """The protocol between a connection, or a TLS that was started on it, and a `(reader, writer)` callback."""
+
+    def unconsumed(self) -> int:
+        """Bytes that the callback has yet to take from its reader."""
+
+    def eof_received(self) -> object:
+        """Bring the reader to its end."""
+
+    def close(self) -> None:
+        """Close the writer's transport."""
+
+
+def _nothing() -> None:
+    pass
+
+
+class ProtocolConnection(TLSConnection):
+    """A connection that a protocol serves; in `Server.connections` what a Stream is for other handlers.
+
+    Attributes:
+        peer_address, bytes_received, bytes_sent, proxy_header: as a Stream's.
+    """
+
+    __slots__ = (
+        "_broken_by",
+        "_broken_off",
+        "_ended",
+        "_ending",
+        "_failure",
+        "_lost",
+        "_quiet_at",
+        "callback",
+        "context",
+        "loop",
+        "protocol",
+        "task",
+        "transport",
+    )
+
+    bytes_received: int
+    bytes_sent: int
+
+    def __init__(self, poller: Poller, sock: socket.socket, peer_address: Address, closing: asyncio.Event) -> None:
+        TLSConnection.__init__(self, poller, sock, peer_address, closing)
+        self.loop: asyncio.AbstractEventLoop = poller.loop
+        self.protocol: asyncio.BaseProtocol | None = None
+        self.transport: ProtocolTransport | None = None
+        self.task: asyncio.Task[Any] | None = None  # of a (reader, writer) callback
+        self.callback: Callback | None = None  # when a (reader, writer) callback is served
+        self._broken_off = False
+        self._broken_by: BaseException | None = None
+        self._lost: asyncio.Future[None] = self.loop.create_future()
+        self._failure: BaseException | None = None
+        self._ended: bool | None = None  # once eof_received() was called: whether the protocol stays open
+        self._ending = False  # _end_between_messages() is on its way
+        self._quiet_at = -1  # bytes_sent when the drain last looked, where the kernel does not tell when we sent
+
+    async def run(self, make: Callable[[ProtocolConnection], asyncio.BaseProtocol]) -> None:
+        """Serve the connection, with the protocol that is made for it, until it is lost; raises what that raised."""
+        self.context: contextvars.Context = contextvars.copy_context()
+        try:
+            self.protocol = make(self)
+            self.soon(self._made)
+            await asyncio.wait([self._lost])
+            if self._broken_off:
+                self._close()
+            if self.task is not None and not self.task.done():
+                if not self._close_if_quiet():
+                    await self.aclose()
+                await asyncio.wait([self.task])
+        except BaseException:
+            await self._give_up()
+            raise
+        try:
+            if self._failure is not None:
+                raise self._failure
+        finally:
+            self._failure = self._broken_by = None  # whose tracebacks hold this frame, and so us: a cycle
+
+    async def aclose(self) -> None:
+        """See Stream: what was sent reaches the peer."""
+        await close_politely(self)
+
+    async def _give_up(self) -> None:
+        """When the handler's task is cancelled, so is the callback's; then the connection goes."""
+        if self.task is not None and not self.task.done():
+            self.task.cancel()
+            await asyncio.wait([self.task])
+        self.abort()
+        self._close()
+
+    def callback_ended(self, task: asyncio.Task[Any]) -> None:
+        """A `(reader, writer)` callback has ended; without an error the connection may well go on."""
+        if task.cancelled() or (task.exception() is None and self._ended and self.draining):
+            self._close_softly()
+        elif (exc := task.exception()) is not None:
+            self.fail(exc)
+
+    def fail(self, exc: BaseException) -> None:
+        """End the connection because of what its protocol raised; that the peer has left is no failure."""
+        if self._failure is None:
+            self._failure = self._without_the_end(exc)
+        self._close_softly()
+
+    def _close_softly(self) -> None:
+        """Close, above a TLS layer of the loop's if there is one (`loop.start_tls()`), so that it says that it ends."""
+        if self.transport is None:
+            return
+        over: Any = getattr(self.protocol, "_app_transport", None)  # of the stock loop's; uvloop's does not tell
+        if self.callback is not None:
+            self.callback.close()
+        elif over is not None:
+            over.close()
+        else:
+            self.transport.close()
+        self._insist(self.bytes_moved)
+
+    def _without_the_end(self, exc: BaseException) -> BaseException | None:
+        if isinstance(exc, BaseExceptionGroup):
+            return exc.split(lambda one: self._tells_the_end(one))[1]  # noqa: PLW0108 - no methods before 3.13
+        return None if self._tells_the_end(exc) else exc
+
+    def _tells_the_end(self, exc: BaseException) -> bool:
+        """Whether it, or all that a group consists of, says that there is no connection any more, and so it is."""
+        if isinstance(exc, BaseExceptionGroup):
+            return all(map(self._tells_the_end, exc.exceptions))
+        if exc is self._broken_by:
+            return True
+        over = self.ended or self._broken_off or self._lost.done()
+        return over and isinstance(exc, _ENDED) and not isinstance(exc, ConnectionRefusedError)  # of another connection
+
+    def _insist(self, moved: int) -> None:
+        """A peer that does not read must not keep a connection that has failed; one that reads gets all of it."""
+
+        def look() -> None:
+            if self.bytes_moved == moved:
+                self.abort()
+            elif not self._lost.done():
+                self._insist(self.bytes_moved)
+
+        if not self._lost.done():
+            self.loop.call_later(_CLOSE_TIMEOUT, look)
+
+    # -- between the transport and the protocol
+
+    def soon(self, callback: Callable[..., object], *arguments: object) -> None:
+        """Call in the loop's next round, in the connection's own context, as a loop calls protocols."""
+        self.loop.call_soon(callback, *arguments, context=self.context)
+
+    def call(self, name: str, *arguments: object) -> Any:
+        """Call the protocol, and let nothing out that it raises."""
+        try:
+            return getattr(self.protocol, name)(*arguments)
+        except Exception as exc:
+            self.fail(exc)
+            return None
+
+    def _made(self) -> None:
+        if self._fd < 0:
+            return
+        self.transport = transport_for(self)
+        if self._closing.is_set():
+            self._await_first_words(said=self.bytes_moved)
+        self.call("connection_made", self.transport)
+        if self.transport.is_reading():
+            self.watch_reading()
+
+    def _on_readable(self) -> None:
+        transport = self.transport
+        if transport is None or self._lost.done():
+            super()._on_readable()
+        else:
+            self.context.run(transport._read_ready)
+
+    def _on_writable(self) -> None:
+        transport = self.transport
+        if transport is None or self._lost.done():
+            super()._on_writable()
+        else:
+            self.context.run(transport._write_ready)
+
+    def watch_reading(self) -> None:
+        """Tell the transport when there is something to read, or has been for a while."""
+        if not self.ended or self.draining:
+            self._watch()
+            if self.pending():
+                self.loop.call_soon(self._on_readable)  # which enters our context itself
+            if self.draining:
+                self._look_for_the_end()
+
+    def unwatch_reading(self) -> None:
+        """Do not, any more."""
+        self._unwatch()
+
+    def watch_writing(self) -> None:
+        """Tell the transport when there is room."""
+        self._set_events(self._events | WRITE)
+
+    def unwatch_writing(self) -> None:
+        """Do not, any more."""
+        self._set_events(self._events & ~WRITE)
+
+    def pending(self) -> int:
+        """Bytes that OpenSSL has decrypted, and no poll tells of."""
+        return self._sock.pending() if isinstance(self._sock, ssl.SSLSocket) else 0
+
+    def tls_facts(self) -> dict[str, Any] | None:
+        """What transports tell about TLS by get_extra_info(); None without TLS."""
+        sock = self._sock
+        if not isinstance(sock, ssl.SSLSocket):
+            return None
+        return {
+            "ssl_object": sock,
+            "sslcontext": sock.context,
+            "cipher": sock.cipher(),
+            "compression": sock.compression(),
+            "peercert": sock.getpeercert(),
+        }
+
+    def lost(self, exc: BaseException | None, *, broken: bool = False) -> None:
+        """Tell the protocol that nothing is left of the connection, and close it: at once if it is broken."""
+        self._broken_off, self._broken_by = broken, exc
+        self._watching = False
+        self._set_events(0)
+        self.soon(self._tell_lost, exc)
+
+    def _tell_lost(self, exc: BaseException | None) -> None:
+        self.call("connection_lost", exc)
+        self._lost.set_result(None)
+        self.protocol = self.transport = None  # which hold us: a cycle
+
+    @property
+    def sockname(self) -> Any:
+        """The address on this side; None when the connection is closed."""
+        return None if self._fd < 0 else self._sock.getsockname()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the protocol has been told that nothing more will come."""
+        return self._ended is not None
+
+    def peer_ended(self) -> None:
+        """Nothing more will come."""
+        self._unwatch()
+        if not self.ended and not self._end() and self.transport is not None:
+            self.transport.close()
+
+    def _end(self) -> bool:
+        """Tell the protocol so, once, whether it is the peer's end or the drain; true if it stays open."""
+        self._ended = False
+        self._ended = bool(self.call("eof_received"))
+        return self._ended
+
+    # -- what has been said
+
+    def has_received(self, nbytes: int) -> None:
+        """Count what the protocol gets."""
+        self.bytes_received += nbytes
+        if self._owed_until is not None:
+            self.owe_at_most(self._unread())
+
+    def has_written(self) -> None:
+        """Hear that the protocol has said something."""
+        self._answered = self.bytes_received
+        self.has_flushed()
+
+    def has_flushed(self) -> None:
+        """Hear that all of it has left."""
+        if self._owed_until is not None:
+            self._look_for_the_end()
+
+    def owes_no_payload(self) -> Callable[[], None]:
+        """Before a read: what to call if it finds nothing, though the kernel had something."""
+        tls = isinstance(self._sock, ssl.SSLSocket)
+        if self._owed_until is not None and tls and self._holds_whole_records():
+            return self._found_no_payload
+        return _nothing
+
+    def _found_no_payload(self) -> None:
+        if self._owes_no_payload():
+            self._look_for_the_end()
+
+    # -- for the server
+
+    def _begin_drain(self) -> None:
+        if self.transport is not None or self._recv is not self._read:
+            super()._begin_drain()  # otherwise _made() will come by here
+
+    def _look_for_the_end(self) -> None:
+        self._recv = self._receive_owed  # nobody calls it; it says that the drain has come to us
+        if not self._ending and self.transport is not None:
+            self._ending = True
+            self.soon(self._end_between_messages)
+
+    def _end_between_messages(self) -> None:
+        self._ending = False
+        transport = self.transport
+        unconsumed = 0 if self.callback is None else self.callback.unconsumed()
+        self._message_start = self.bytes_sent, self.bytes_received - unconsumed
+        if transport is None or self.ended or not transport.is_reading() or transport.get_write_buffer_size():
+            return  # it has ended, or is about to go on: whoever pauses has not done yet
+        if not self.may_end():
+            return
+        if self.callback is not None:
+            self._ended = True
+            self.callback.eof_received()  # it ends the connection, when it has come to its reader's end
+            if self.task is not None and self.task.done():
+                self._close_softly()
+        elif (pause := self._pause()) > 0:
+            self._ending = True
+            self.loop.call_later(pause, self._end_between_messages, context=self.context)
+        elif hasattr(self.protocol, "_app_transport"):
+            self._close_softly()
+        elif not self._end():
+            transport.close()
+
+    def _pause(self) -> float:
+        """Seconds in which a protocol may still go on with an answer that it has begun."""
+        if not self.bytes_sent:
+            return 0.0
+        ago = sent_ago(self._sock)
+        if ago is None:  # a Unix socket does not tell
+            known, self._quiet_at = self._quiet_at, self.bytes_sent
+            return 0.0 if known == self.bytes_sent else _PAUSE
+        return _PAUSE - ago
+
+    def _expire(self) -> None:
+        if self.transport is None:
+            if self._recv is refuse_closed:
+                self._close_if_stalled()
+            return  # a handshake has a time of its own
+        if self._failure is not None:  # told before, and still not gone
+            self.abort()
+            return
+        self.fail(IdleTimeout(f"nothing received from or sent to {self.peer_address!r} for the idle timeout"))
+
+    def abort(self) -> None:
+        """Close at once, without sending what waits."""
+        if self.transport is not None:
+            self.transport.abort()
+        elif not self._lost.done():
+            super().abort()

@@ -1,0 +1,68 @@
+"""WriteLimits: when a transport tells its protocol to pause writing, and to go on. asyncio's rules and figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Bytes: asyncio's defaults (asyncio/constants.py), without TLS and with it.
+_HIGH_WATER = 64 * 1024
+HIGH_WATER_TLS = 512 * 1024
+
+
+def water_marks(high: int | None, low: int | None, default: int) -> tuple[int, int]:
+    """What asyncio makes of limits of which one or both are left out.
+
+    Args:
+        high: bytes above which to pause; None for four times `low`, or the default.
+        low: bytes at which to go on; None for a quarter of `high`.
+        default: bytes, when neither is given.
+
+    Raises:
+        ValueError: not high >= low >= 0.
+    """
+    if high is None:
+        high = default if low is None else 4 * low
+    if low is None:
+        low = high // 4
+    if not high >= low >= 0:
+        raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
+    return high, low
+
+
+class WriteLimits:
+    """A transport's flow control; it calls `_pause_if_full()` when its buffer grows, `_resume_if_low()` as it shrinks.
+
+    Names of asyncio's `_FlowControlMixin` are kept where its functions look for them.
+    """
+
+    _protocol_paused = False
+    _default_high = _HIGH_WATER
+    _high_water = _HIGH_WATER
+    _low_water = _HIGH_WATER // 4
+
+    def _tell(self, name: str, *arguments: object) -> Any:
+        """Call the protocol, and see to what it may raise."""
+        raise NotImplementedError
+
+    def get_write_buffer_size(self) -> int:
+        """Bytes that wait to be sent."""
+        raise NotImplementedError
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        """Bytes, the lower limit first."""
+        return self._low_water, self._high_water
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Set them, see `water_marks()`."""
+        self._high_water, self._low_water = water_marks(high, low, self._default_high)
+        self._pause_if_full()
+
+    def _pause_if_full(self) -> None:
+        if not self._protocol_paused and self.get_write_buffer_size() > self._high_water:
+            self._protocol_paused = True
+            self._tell("pause_writing")
+
+    def _resume_if_low(self) -> None:
+        if self._protocol_paused and self.get_write_buffer_size() <= self._low_water:
+            self._protocol_paused = False
+            self._tell("resume_writing")
