@@ -23,6 +23,7 @@ from tests.kit.waiting import PATIENCE, until, within
 
 STYLES = ("stream", "protocol", "buffered", "callback", "hosted")
 ADAPTERS = ("protocol", "buffered", "callback")
+PROTOCOLS = ("protocol", "buffered")
 WIRES = ("tcp", "unix", "tls")
 #: Seconds within which a drain ends that has nothing to wait for; its timeout is four times as long.
 SOON = PATIENCE / 4
