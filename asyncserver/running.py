@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Literal
 from ._logger import logger as _logger
 from .leaving.executor import CallExecutor
 from .leaving.exits import Exits
+from .leaving.stopping import Stage, Stopping
+from .leaving.terminals import open_terminals
 from .leaving.threads import watch_end
 from .monitoring.notify import NotifySocket
 from .reports.logs import about
 from .serving import Serving, check_seconds
-from .workers.stopping import Stage, Stopping
-from .workers.terminals import open_terminals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -6,6 +6,8 @@ import ast
 import graphlib
 import importlib
 import inspect
+import itertools
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -192,6 +194,24 @@ def test_private_names_stay_in_their_folder() -> None:
         and node.attr not in at_home[name.rpartition(".")[0]] | declared
     ]
     assert not reached
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_map_shows_every_module(package: str) -> None:
+    """CONTRIBUTING's map names each module under its folder, and nothing that is not there."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    lines = iter(text[text.index(f"    {package}/\n") :].splitlines()[1:])
+    shown, folder = set(), ""
+    for line in itertools.takewhile(lambda line: line.startswith("      "), lines):
+        names, _, said = line.strip().partition("  ")
+        if line[6] != " ":
+            folder = names.removesuffix("/") + "." if "/" in names else ""
+        shown |= {folder + name for name in names.split(", ") if "/" not in name}
+        for name in re.findall(r"[a-z_]+", said.partition(":")[0]) if names.endswith("/") else ():
+            shown |= {folder + name} & set(PATHS[package])
+    real = {name for name in PATHS[package] if "__" not in name}
+    assert real - shown == set(), "not on the map"
+    assert shown - real == set(), "on the map only"
 
 
 @pytest.mark.parametrize("folder", sorted({path.parent for paths in PATHS.values() for path in paths.values()}))

@@ -1,7 +1,7 @@
 """Metrics: the servers' counters for Prometheus. Needs prometheus-client, the extra `metrics`.
 
 METRICS lists them all; a test compares it with the README's table. The numbers come as readings
-(servers/stats.py), one for each server and worker, so one process and many share this code.
+(reports/stats.py), one for each server and worker, so one process and many share this code.
 """
 
 from __future__ import annotations

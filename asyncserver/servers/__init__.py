@@ -1,1 +1,1 @@
-"""Servers: limits, handlers and their ends, statistics, and the fields of log records."""
+"""Servers: limits, and handlers from their beginning to the end of the drain."""

@@ -22,14 +22,14 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
 from .._logger import logger as _logger
-from ..adapters.error_handler import ErrorCalls
 from ..adapters.protocols import ProtocolHandler
-from ..adapters.slow_steps import with_timed_steps
 from ..net.addresses import format_address
 from ..net.tasks import start_task
 from ..reports.logs import about
 from ..reports.stats import Durations, fault_of_peer, outcome_of
+from .error_handler import ErrorCalls
 from .server import Server
+from .slow_steps import with_timed_steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

@@ -23,13 +23,13 @@ import warnings
 from typing import TYPE_CHECKING
 
 from .._logger import logger as _logger
+from ..leaving.stopping import Stage, Stopping
+from ..leaving.terminals import open_terminals
 from ..monitoring.monitor import log_urls
 from .counters import Counters
 from .http_server import HTTPServer
 from .process import FORCE, LEAVE, MOST_SERVERS, READY, SIGNALS, STOP, do_nothing, run_worker
 from .slot import NEVER, Slot, Worker, open_slots, write_stacks_on_dump
-from .stopping import Stage, Stopping
-from .terminals import open_terminals
 from .watchdog import Watchdog
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from asyncserver.workers.stopping import Stage, Stopping
+from asyncserver.leaving.stopping import Stage, Stopping
 
 
 @pytest.mark.parametrize("delay", [0.0, 10.0])
