@@ -30,10 +30,9 @@ _OTHERS_PROXIES = {"http_proxy", "https_proxy", "all_proxy"}
 _SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def _debugged(factory: Callable[[], asyncio.AbstractEventLoop]) -> Callable[[], asyncio.AbstractEventLoop]:
+def _patient(factory: Callable[[], asyncio.AbstractEventLoop]) -> Callable[[], asyncio.AbstractEventLoop]:
     def make() -> asyncio.AbstractEventLoop:
         loop = factory()
-        loop.set_debug(True)
         loop.slow_callback_duration = 5.0  # a busy machine is not what these tests are about
         return loop
 
@@ -44,9 +43,9 @@ def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Run each asynchronous test on the standard library's loop, and on uvloop where it is installed."""
-    factories = {"asyncio": _debugged(asyncio.new_event_loop)}
+    factories = {"asyncio": _patient(asyncio.new_event_loop)}
     if uvloop is not None and "ASYNCSERVER_TESTS_WITHOUT_UVLOOP" not in os.environ:
-        factories["uvloop"] = _debugged(uvloop.new_event_loop)
+        factories["uvloop"] = _patient(uvloop.new_event_loop)
     return factories
 
 

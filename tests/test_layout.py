@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import graphlib
 import importlib
 import inspect
@@ -326,6 +327,11 @@ def test_no_module_has_the_name_of_a_public_function() -> None:
     package = importlib.import_module("asyncserver")
     functions = {name for name in package.__all__ if inspect.isfunction(getattr(package, name))}
     assert not functions & {part for name in PATHS["asyncserver"] for part in name.split(".")}
+
+
+async def test_tests_run_in_debug_mode() -> None:
+    """asyncio's debug mode finds what is called in the wrong thread and is never awaited."""
+    assert asyncio.get_running_loop().get_debug()
 
 
 @pytest.mark.parametrize("package", PACKAGES)
