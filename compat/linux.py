@@ -1,8 +1,10 @@
 """Where this package cannot run, importing it says so, in a sentence."""
 
-import select
 import sys
 
-# Not by sys.platform: type checkers on other systems would take the rest for unreachable.
-if not hasattr(select, "epoll"):
-    raise ImportError(f"compat needs Linux (epoll, among others), and this is {sys.platform}: use a container")
+# Not by `select.epoll`, which eventlet takes away. Not sys.platform itself: type checkers on other
+# systems would take the rest for unreachable.
+_SYSTEM: str = sys.platform
+
+if not _SYSTEM.startswith("linux"):
+    raise ImportError(f"compat needs Linux (epoll, among others), and this is {_SYSTEM}: use a container")

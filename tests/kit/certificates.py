@@ -13,10 +13,12 @@ import asyncserver
 _NAMES = ("localhost", "127.0.0.1")
 
 
-@functools.cache
+_AUTHORITY = trustme.CA()  # made here, and not when first asked for: threads ask at once
+
+
 def authority() -> trustme.CA:
     """What clients trust."""
-    return trustme.CA()
+    return _AUTHORITY
 
 
 @functools.cache
