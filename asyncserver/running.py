@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import math
 import signal
 import threading
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ._logger import logger as _logger
 from .leaving.executor import CallExecutor
@@ -20,7 +21,7 @@ from .reports.logs import about
 from .serving import Serving, check_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 
     from .monitoring.monitor import Monitor
     from .servers.server import Server
@@ -146,24 +147,22 @@ def run_program(
                     notify=notify,
                 ).run()
                 return
-            if asyncio._get_running_loop() is not None:
-                raise RuntimeError("run() makes a loop of its own, and here one runs already: write `await serve(...)`")
-            with asyncio.Runner(loop_factory=factory) as runner:
-                exits = Exits()
-                exits.run(
-                    runner,
-                    _run(
-                        servings,
-                        started,
-                        exits,
-                        monitor=monitor,
-                        monitoring=monitoring,
-                        drain_delay=drain_delay,
-                        notify=notify,
-                    ),
-                )
+            main = functools.partial(
+                _run, servings, started, monitor=monitor, monitoring=monitoring, drain_delay=drain_delay, notify=notify
+            )
+            _run_here(main, factory)
     finally:
         give_up((*servings, monitoring))
+
+
+def _run_here(
+    main: Callable[[Exits], Coroutine[Any, Any, None]], factory: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    if asyncio._get_running_loop() is not None:
+        raise RuntimeError("run() makes a loop of its own, and here one runs already: write `await serve(...)`")
+    exits = Exits()
+    with asyncio.Runner(loop_factory=factory) as runner:
+        exits.run(runner, main(exits))
 
 
 def give_up(servings: Iterable[object]) -> None:

@@ -248,18 +248,10 @@ def serve(
     _check_count("backlog", backlog, 0)
     _check_count("max_connections", max_connections, none=True)
     _check_count("max_connections_per_host", max_connections_per_host, none=True)
-    check_seconds("ssl_handshake_timeout", ssl_handshake_timeout)
-    check_seconds("proxy_timeout", proxy_timeout)
-    if ssl is None and ssl_handshake_timeout != _HANDSHAKE_TIMEOUT:
-        raise ValueError(f"ssl_handshake_timeout={ssl_handshake_timeout!r} has no effect without ssl: leave it out")
+    _check_tls(ssl, ssl_handshake_timeout)
     check_seconds("idle_timeout", idle_timeout, none=True)
-    check_seconds("drain_timeout", drain_timeout, zero=True)
-    if on_error is not None:
-        check_on_error(on_error)
-    _check_context(ssl)
-    proxies = _trusted_proxies(trusted_proxies, proxy_protocol)
-    if proxies is None and proxy_timeout != _PROXY_TIMEOUT:
-        raise ValueError(f"proxy_timeout={proxy_timeout!r} is for the PROXY protocol: add proxy_protocol=True")
+    proxies = _trusted_proxies(trusted_proxies, proxy_protocol, proxy_timeout)
+    _check_end(drain_timeout, on_error)
     one_queue = max_connections is not None  # a full worker must not keep a queue of its own
     binding = Binding(host, port, path, path_mode, sock, fd, backlog, reuse_port, one_queue=one_queue)
 
@@ -334,9 +326,7 @@ def serve_datagrams(
         raise ValueError(
             f"max_pending={max_pending} has no effect with from_protocol(): a protocol takes each datagram at once"
         )
-    check_seconds("drain_timeout", drain_timeout, zero=True)
-    if on_error is not None:
-        check_on_error(on_error)
+    _check_end(drain_timeout, on_error)
     binding = Binding(host, port, path, path_mode, sock, fd, 0, reuse_port)
 
     def start(bound: list[BoundSocket]) -> Server:
@@ -379,16 +369,28 @@ def check_seconds(name: str, value: object, *, zero: bool = False, none: bool = 
         raise ValueError(f"{name} must be {'at least' if zero else 'more than'} 0 seconds, got {value!r}")
 
 
-def _trusted_proxies(names: Sequence[str], proxy_protocol: object) -> TrustedProxies | None:
+def _trusted_proxies(names: Sequence[str], proxy_protocol: object, timeout: float) -> TrustedProxies | None:
+    check_seconds("proxy_timeout", timeout)
     if not isinstance(proxy_protocol, bool):
         raise TypeError(f"proxy_protocol must be True or False, got {proxy_protocol!r}; networks go to trusted_proxies")
     if names and not proxy_protocol:
         raise ValueError(f"trusted_proxies={names!r} are for the PROXY protocol: add proxy_protocol=True")
+    if not proxy_protocol and timeout != _PROXY_TIMEOUT:
+        raise ValueError(f"proxy_timeout={timeout!r} is for the PROXY protocol: add proxy_protocol=True")
     return TrustedProxies(names) if proxy_protocol else None
 
 
-def _check_context(context: object) -> None:
+def _check_tls(context: object, handshake_timeout: float) -> None:
     if context is not None and not isinstance(context, _ssl.SSLContext):
         raise TypeError(f"ssl must be an ssl.SSLContext, such as asyncserver.tls_context() makes; got {context!r}")
     if isinstance(context, _ssl.SSLContext) and context.protocol == _ssl.PROTOCOL_TLS_CLIENT:
         raise ValueError("ssl got a context for clients: make one with asyncserver.tls_context(certfile, keyfile)")
+    check_seconds("ssl_handshake_timeout", handshake_timeout)
+    if context is None and handshake_timeout != _HANDSHAKE_TIMEOUT:
+        raise ValueError(f"ssl_handshake_timeout={handshake_timeout!r} has no effect without ssl: leave it out")
+
+
+def _check_end(drain_timeout: float, on_error: ErrorHandler | None) -> None:
+    check_seconds("drain_timeout", drain_timeout, zero=True)
+    if on_error is not None:
+        check_on_error(on_error)

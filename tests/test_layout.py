@@ -322,6 +322,17 @@ def test_module_is_documented_and_of_readable_length(package: str) -> None:
         assert len(source.splitlines()) <= 400, f"{path} is too long"
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_functions_are_short(package: str) -> None:
+    """None has more than 50 lines, its arguments and docstring aside."""
+    for name, path in PATHS[package].items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                body = node.body[1 if ast.get_docstring(node) is not None else 0 :]
+                lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0  # type: ignore[operator]
+                assert lines <= 50, f"{name}.{node.name} has {lines} lines"
+
+
 def test_no_module_has_the_name_of_a_public_function() -> None:
     """`serve.py` beside `serve` would make `import asyncserver.serve` lie."""
     package = importlib.import_module("asyncserver")
