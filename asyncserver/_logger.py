@@ -1,4 +1,4 @@
-"""The package's logger. No error of a log handler or filter comes back from it: a server that tells goes on."""
+"""The package's logger. An error of a log handler or filter never reaches the code that logs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ else:
 
 
 class ContainedLogger(_Adapter):
-    """Logs; what goes wrong in doing so is printed as `logging` itself does it, and ends there."""
+    """Logs. An error in doing so is printed, as `logging` itself does it, and goes no further."""
 
     def log(self, level: int, msg: object, *args: Any, **kwargs: Any) -> None:
-        """Log. Not promised: that anybody hears it."""
-        kwargs.setdefault("stacklevel", 2)  # the record tells our caller's line
+        """Log, if the log's handlers can; never raises."""
+        kwargs.setdefault("stacklevel", 2)  # the record has our caller's line
         try:
             super().log(level, msg, *args, **kwargs)
         except Exception:
@@ -34,10 +34,10 @@ class ContainedLogger(_Adapter):
 
 
 class Seldom:
-    """Says how loudly to tell of something that strangers can cause as often as they like.
+    """Chooses the level for records of something that strangers can cause as often as they like.
 
     Args:
-        clock: tells the time in seconds.
+        clock: returns the time in seconds.
     """
 
     # Seconds between two warnings of a kind.

@@ -17,5 +17,6 @@ StreamHandler: TypeAlias = Callable[["Stream"], Coroutine[Any, Any, object]]
 #: Called once for each datagram; what it returns, unless None, is sent back.
 DatagramHandler: TypeAlias = Callable[["Datagram"], Coroutine[Any, Any, bytes | None]]
 
-#: Called with whatever a handler raised and the Stream or Datagram it was handling; awaited if it is async.
+#: Called with whatever a handler raised and the Stream or Datagram it was handling;
+#: awaited if it is async.
 ErrorHandler: TypeAlias = Callable[[BaseException, Union["Stream", "Datagram"]], object]

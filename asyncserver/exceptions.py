@@ -6,9 +6,10 @@
           +-- TimeoutError
                +-- IdleTimeout   nothing was received or sent for `idle_timeout` seconds
 
-Everything else that a stream raises is anyio's: EndOfStream, IncompleteRead, DelimiterNotFound (the peer's bytes
-ended, or are not what was asked for), BrokenResourceError (the connection broke), ClosedResourceError (we closed it),
-BusyResourceError (two tasks used one direction at once). Wrong arguments are TypeError and ValueError.
+Everything else that a stream raises is anyio's: EndOfStream, IncompleteRead, DelimiterNotFound (the
+peer's bytes ended, or are not what was asked for), BrokenResourceError (the connection broke),
+ClosedResourceError (we closed it), BusyResourceError (two tasks used one direction at once). Wrong
+arguments are TypeError and ValueError.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ __all__ = ["BindError", "IdleTimeout"]
 
 
 class BindError(OSError):
-    """An address could not be bound: which, why, and what to do. `errno` is the system's, `__cause__` its error."""
+    """An address could not be bound: which, why, and what to do.
+
+    `errno` is the system's, `__cause__` its error.
+    """
 
 
 class IdleTimeout(TimeoutError):  # noqa: N818 - named like TimeoutError, whose kind it is
@@ -25,8 +29,8 @@ class IdleTimeout(TimeoutError):  # noqa: N818 - named like TimeoutError, whose 
 
 
 class InjectionError(RuntimeError):
-    """Inside the package only: a peer sent plain bytes behind its request to start TLS. For users a RuntimeError."""
+    """A peer sent plain bytes behind its request to start TLS. For users a RuntimeError."""
 
 
-class Refused(Exception):  # noqa: N818 - not an error of anybody's, but how a connection ended
-    """Inside the package only: a connection was closed before its handler saw it."""
+class Refused(Exception):  # noqa: N818 - not an error, but how a connection ended
+    """A connection was closed before its handler saw it. Never leaves the package."""

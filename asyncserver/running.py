@@ -1,4 +1,4 @@
-"""run: a program that serves until it is told to stop. The only place that knows uvloop."""
+"""run: a program that serves until a signal to stop. The only place that knows uvloop."""
 
 from __future__ import annotations
 
@@ -42,53 +42,60 @@ def run(
 ) -> None:
     """Serve until SIGINT or SIGTERM, or until every server has been closed; then drain and return.
 
-    The first of them drains, a second one cancels what is left at once. SIGHUP reads certificates again from the
-    files given to `tls_context()`, for new connections; when that fails, the old ones stay, and the log says why.
-    When it comes because the terminal has been closed, it drains instead. If a server cannot start, those that did
-    are closed and the error is raised. Outside the main thread no signals are handled, since Python delivers them
-    there.
+    The first signal drains, a second one cancels what is left at once. SIGHUP reads certificates
+    again from the files given to `tls_context()`, for new connections; when that fails, the old
+    ones stay, and the log says why. When it comes because the terminal has been closed, it drains
+    instead. If a server cannot start, those that did are closed and the error is raised. Outside
+    the main thread no signals are handled, since Python delivers them there.
 
-    With several workers this process serves nothing itself. It supervises the workers, which are forked from it:
+    With several workers this process serves nothing itself. It supervises the workers,
+    which are forked from it:
 
     * A worker that dies is replaced at once; one that keeps dying after 0.1, 0.2 ... 30 seconds.
-    * SIGHUP starts new workers, waits until they serve, then drains the old ones; new certificates are read from
-      their files. The code in a new worker is this program's as it was when `run()` was called; new code is loaded on
-      SIGHUP only by the command line. If a new worker cannot start, the old one stays. The program itself has to
-      be restarted for a new Python, and for a new asyncserver.
+    * SIGHUP starts new workers, waits until they serve, then drains the old ones; new
+      certificates are read from their files. The code in a new worker is this program's
+      as it was when `run()` was called; new code is loaded on SIGHUP only by the command
+      line. If a new worker cannot start, the old one stays. The program itself has to be
+      restarted for a new Python, and for a new asyncserver.
     * SIGUSR1 logs the counters of all workers together. SIGTERM sent to a worker replaces it.
     * If this process is killed, the workers drain and leave.
 
-    Under systemd (NOTIFY_SOCKET, WATCHDOG_USEC) it tells when it is ready, reloads and stops, and that it lives.
+    Under systemd (NOTIFY_SOCKET, WATCHDOG_USEC) it reports when it is ready, reloads and
+    stops, and that it is alive.
 
-    SystemExit that is raised in a handler, or anywhere else in the loop, drains as a signal does, and then ends the
-    program with its status. In a worker it ends that worker, which is replaced.
+    SystemExit that is raised in a handler, or anywhere else in the loop, drains as a signal does,
+    and then ends the program with its status. In a worker it ends that worker, which is replaced.
 
-    Calls of `asyncio.to_thread()` that run when the servers have closed may go on until the drain's deadline and two
-    seconds longer; then the log names them, and they are left behind. Threads that the program has started by
-    itself, and those of `anyio.to_thread`, are waited for by Python at its end; if that takes long, the log says so.
+    Calls of `asyncio.to_thread()` that run when the servers have closed may go on until the drain's
+    deadline and two seconds longer; then the log names them, and they are left behind. Threads that
+    the program has started by itself, and those of `anyio.to_thread`, are waited for by Python at
+    its end; if that takes long, the log says so.
 
-    Call it in the main thread, before the program starts threads: fork does not take them along. What follows
-    `run()`, and `atexit`, is for this process only.
+    Call it in the main thread, before the program starts threads: fork does not take them along.
+    What follows `run()`, and `atexit`, is for this process only.
 
     Args:
         servings: what `serve()` and `serve_datagrams()` return, one or several.
-        loop: "uvloop", the standard library's "asyncio", or "auto" for uvloop where it is installed.
+        loop: "uvloop", the standard library's "asyncio", or "auto" for uvloop where it is
+            installed.
         workers: processes that serve; 1 is this one.
-        metrics: "HOST:PORT" where to tell over HTTP: /metrics for Prometheus, the sum of all workers, with
-            `?by=worker` each of them; /ready, 200 while every server takes new work, else 503; /live. Whoever can
-            reach it can read it. /metrics needs prometheus-client, `pip install asyncserver[metrics]`.
-        drain_delay: seconds between the first signal, from which on /ready says no, and the drain: time for a load
-            balancer to notice, and to send no more. A second signal ends it early.
-        stuck_timeout: seconds that the loop of one of several workers may not turn, because a handler blocks it or
-            a debugger holds it. Then the log tells where all its threads are, and it is killed, with its connections,
-            and replaced; those in its queue go to its successor. After 10 of them the log says so, and /ready no. 0
-            leaves it alone.
+        metrics: "HOST:PORT" where to serve over HTTP: /metrics for Prometheus, the sum of all
+            workers, with `?by=worker` each of them; /ready, 200 while every server takes new work,
+            else 503; /live. Every client that reaches it can read it. /metrics needs
+            prometheus-client, `pip install asyncserver[metrics]`.
+        drain_delay: seconds between the first signal, from which on /ready says no, and the drain:
+            time for a load balancer to notice, and to send no more. A second signal ends it early.
+        stuck_timeout: seconds that the loop of one of several workers may not turn, because a
+            handler blocks it or a debugger holds it. Then the log says where all its threads are,
+            and it is killed, with its connections, and replaced; connections in its queue go to its
+            successor. After 10 such kills the log says so, and /ready says no. 0 leaves it alone.
 
     Raises:
         BindError: an address could not be had.
         ChildProcessError: a worker ended before all of them had begun to serve.
         ModuleNotFoundError: uvloop was asked for and is not installed.
-        RuntimeError: called where an event loop runs already, or for several workers outside the main thread.
+        RuntimeError: called where an event loop runs already, or for several workers
+            outside the main thread.
     """
     run_program(
         servings, lambda: servings, loop, workers, metrics=metrics, drain_delay=drain_delay, stuck_timeout=stuck_timeout
@@ -119,7 +126,8 @@ def run_program(
         drain_delay: as for `run()`.
         stuck_timeout: as for `run()`.
     """
-    from .monitoring.monitor import Monitor  # noqa: PLC0415 - not wanted by who only serves, and an eighth of the whole import
+    # Not needed to serve alone, and an eighth of the time that the whole import takes.
+    from .monitoring.monitor import Monitor  # noqa: PLC0415
 
     monitoring: Serving | None = None
     try:
@@ -133,7 +141,7 @@ def run_program(
         with NotifySocket.from_environment() as notify:
             if workers > 1:
                 _check_process()
-                from .workers.supervisor import Supervisor  # noqa: PLC0415 - likewise
+                from .workers.supervisor import Supervisor  # noqa: PLC0415 - as above
 
                 Supervisor(
                     servings,
@@ -166,7 +174,7 @@ def _run_here(
 
 
 def give_up(servings: Iterable[object]) -> None:
-    """Close those that have not started: the error that kept them from it is enough, nobody forgot to await them."""
+    """Close those that have not started; they must not warn: an error was raised already."""
     for serving in servings:
         if isinstance(serving, Serving):
             serving.close()
@@ -199,7 +207,7 @@ def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
         raise ValueError(f'loop must be "auto", "uvloop" or "asyncio", got {name!r}')
     if name != "asyncio":
         try:
-            import uvloop  # noqa: PLC0415 - optional, and 10 ms that a program with a loop of its own need not pay
+            import uvloop  # noqa: PLC0415 - optional; takes 10 ms
         except ModuleNotFoundError:
             if name == "uvloop":
                 raise
@@ -224,7 +232,7 @@ async def _run(
         with signals.handled():
             async with contextlib.AsyncExitStack() as stack:
                 if monitoring is not None:  # first, so that it can say "not ready" before and after
-                    from .monitoring.monitor import log_urls  # noqa: PLC0415 - likewise
+                    from .monitoring.monitor import log_urls  # noqa: PLC0415 - as above
 
                     log_urls((await stack.enter_async_context(monitoring)).addresses)
                 servers = [await stack.enter_async_context(serving) for serving in servings]
@@ -244,7 +252,7 @@ async def _run(
 
 @contextlib.contextmanager
 def _telling(notify: NotifySocket, servers: Sequence[Server]) -> Iterator[None]:
-    """Tell systemd that all serve, and how that goes: from the loop, so that one that is stuck is noticed."""
+    """Report to systemd, from the loop, so that systemd notices a loop that is stuck."""
     loop = asyncio.get_running_loop()
     timer: asyncio.TimerHandle | None = None
 
@@ -290,13 +298,13 @@ class _Signals:
         self._terminals = open_terminals()
 
     def concern(self, servers: Sequence[Server]) -> None:
-        """Say which servers have started."""
+        """Take the servers, which have all started."""
         self._servers, self._starting = servers, None
         self._stopping.start()
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
-        """Handle them, in the main thread."""
+        """Handle signals, in the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

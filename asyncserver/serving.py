@@ -1,4 +1,4 @@
-"""serve and serve_datagrams: the arguments checked, and one object for both ways to use a server."""
+"""serve and serve_datagrams: check the arguments, and make one object for both ways of use."""
 
 from __future__ import annotations
 
@@ -28,25 +28,27 @@ if TYPE_CHECKING:
 
 __all__ = ["Serving", "serve", "serve_datagrams"]
 
-# Seconds a client has for TLS's handshake; asyncio's and uvloop's default is 60, which lets silent clients gather.
+# Seconds for a TLS handshake; the 60 of asyncio and uvloop let silent clients gather.
 _HANDSHAKE_TIMEOUT = 30.0
-# The same for a PROXY header: the specification asks for 3 at least, a retransmission's time, and for few.
+# Seconds for a PROXY header: the specification asks for at least 3, a retransmission.
 _PROXY_TIMEOUT = 5.0
 
-# Datagrams handled at once: a burst's worth, each of which takes a few kilobytes while it waits.
+# Datagrams handled at once: a burst. Each takes a few kilobytes while it waits.
 _MAX_PENDING = 1024
 
-# The module that the command line is importing for its handler. It is to be served by the command line, not by itself;
-# what the module does in threads of its own is its own business.
+# The module that the command line imports for its handler, which must not serve by itself. In
+# threads of its own, where this variable is not set, it may.
 importing: ContextVar[str | None] = ContextVar("importing", default=None)
 
 
 class Serving(Coroutine[Any, Any, None]):
-    """What `serve()` and `serve_datagrams()` return: a server that has yet to start. Use it once, in one of two ways.
+    """What `serve()` and `serve_datagrams()` return: a server that has yet to start.
 
-    * `await serving`: binds, serves until the server is closed or the task cancelled, drains, returns. It is a
-      coroutine, so `asyncio.run(serving)` and `asyncio.create_task(serving)` take it too.
-    * `async with serving as server:` has bound on entry, serves in the background, and drains on exit.
+    Use it once, in one of two ways:
+
+    * `await serving`: binds, serves until the server is closed or the task cancelled, drains,
+      returns. A coroutine: `asyncio.run(serving)` and `asyncio.create_task(serving)` take it too.
+    * `async with serving as server:` has bound on entry, serves in the background, drains on exit.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class Serving(Coroutine[Any, Any, None]):
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Drain and close; returns when the last handler has ended, or was given up."""
+        """Drain and close; returns when the last handler has ended or was given up."""
         assert self._server is not None
         await self._server._end()
 
@@ -89,7 +91,7 @@ class Serving(Coroutine[Any, Any, None]):
         return self._running().__await__()
 
     def __call__(self) -> Serving:
-        """Raise, with what to write: `anyio.run` wants the function and its arguments."""
+        """Raise, and say what to write: `anyio.run` wants the function and its arguments."""
         raise TypeError(
             f"{self._name}(...) is not a function; write asyncio.run({self._name}(handler, ...)) "
             f"or anyio.run(functools.partial({self._name}, handler, ...))"
@@ -104,13 +106,13 @@ class Serving(Coroutine[Any, Any, None]):
         return self._running().throw(*exc)
 
     def close(self) -> None:
-        """Give up what has not started, or, as a coroutine, is not to go on."""
+        """Do not start, or, as a coroutine, do not go on."""
         self._used = True
         if self._coroutine is not None:
             self._coroutine.close()
 
     def __del__(self) -> None:
-        """Warn about a server that nobody has started."""
+        """Warn about a server that was never started."""
         if not self._used:
             warnings.warn(
                 f"{self._name}(...) was never awaited: nothing has been served",
@@ -120,7 +122,7 @@ class Serving(Coroutine[Any, Any, None]):
             )
 
     def open_slots(self, count: int) -> list[list[BoundSocket]]:
-        """Bind for so many worker processes, each of which then calls `take()`. See Binding.open_slots."""
+        """Bind for `count` worker processes, each of which then calls `take()`; see Binding."""
         self._use()
         return self._binding.open_slots(self._kind, count)
 
@@ -202,43 +204,45 @@ def serve(
     * `async with serve(...) as server:` serves in the background, and drains on exit.
 
     Args:
-        handler: `async def handler(stream)`, called for each connection in a task of its own. When it returns or
-            raises, what it sent is delivered and the connection closed; an error is logged and hurts no other
-            connection. Or what `from_protocol()` or `from_callback()` returns.
+        handler: `async def handler(stream)`, called for each connection in a task of its
+            own. When it returns or raises, what it sent is delivered and the connection
+            closed; an error is logged and hurts no other connection. Or what
+            `from_protocol()` or `from_callback()` returns.
         host: a name or address, several, or None for every interface, IPv4 and IPv6.
-        port: 0 picks a free one, the same for every address; `server.addresses` tells.
-        path: a Unix socket's path. A dead server's socket file is replaced, a live one's never; removed on close.
+        port: 0 picks a free one, the same for every address; see `server.addresses`.
+        path: a Unix socket's path. A dead server's socket file is replaced, a live one's
+            never; removed on close.
         path_mode: permissions of that file, such as 0o660; None leaves them to the umask.
         sock: a bound stream socket instead; the server closes it.
         fd: the same as a descriptor.
-        backlog: connections that the kernel queues while we do not accept; it grants net.core.somaxconn at most.
-        reuse_port: with host and port, let other processes of this user listen on the same port, balanced by the
-            kernel (socket(7)).
+        backlog: connections that the kernel queues until we accept; net.core.somaxconn at most.
+        reuse_port: with host and port, let other processes of this user listen on the same port,
+            balanced by the kernel (socket(7)).
         ssl: a context for the server side, such as `tls_context()` makes; None serves without TLS.
-        ssl_handshake_timeout: seconds for the handshake; who takes longer is closed and counted as refused.
-        max_connections: when so many are open, accepting pauses and the kernel's queue holds the rest. Workers count
-            for themselves, and all take from one queue.
-        max_connections_per_host: when so many are open from one address (of IPv6: one /64 network), more from it are
-            closed at once and counted as refused.
-        idle_timeout: seconds without a byte in either direction after which the pending or next `receive()` (and a
-            pending `send()`) raises IdleTimeout, up to an eighth later. Uncaught it closes the connection, without
-            an error in the log.
-        proxy_protocol: expect the header that a proxy puts before each connection (PROXY protocol 1 or 2, before
-            TLS), and take the client's address from it: `stream.peer_address`, `stream.proxy_header`, logs, limits.
-            A connection without a valid one is refused. A proxy's health check (LOCAL, UNKNOWN) is served under its
-            own address.
-        trusted_proxies: networks ("10.0.0.0/8"), addresses, or "unix" for the peers of Unix sockets: who may send
-            that header, since it can claim any address. Others are refused, and counted as `proxy_untrusted`.
-            Nothing means this host alone: loopback and Unix sockets.
-        proxy_timeout: seconds for that header; without it by then a connection is refused, and counted as
-            `proxy_timed_out`. Behind a proxy that sends it only with the client's first bytes, such as AWS NLB, the
-            seconds that a client may be silent at first.
-        drain_timeout: seconds that handlers have to end when the server closes; then they are cancelled.
-        on_error: called as `on_error(exception, stream)` besides the log line when a handler has raised; what it
-            raises itself is logged. It may be async: the drain waits for it as for a handler. Not called for what is
-            the peer's doing: it left, sent too long a line or plain bytes behind STARTTLS, or let a deadline of the
-            handler's (`asyncio.timeout()`) pass. Of those the log has a line without traceback, at WARNING once a
-            minute, else at DEBUG.
+        ssl_handshake_timeout: in seconds; who takes longer is closed and counted as refused.
+        max_connections: when so many are open, accepting pauses and the kernel's queue holds the
+            rest. Workers count for themselves, and all take from one queue.
+        max_connections_per_host: when so many are open from one address (of IPv6: one /64 network),
+            more from it are closed at once and counted as refused.
+        idle_timeout: seconds without a byte in either direction after which the pending or next
+            `receive()` (and a pending `send()`) raises IdleTimeout, up to an eighth later. Uncaught
+            it closes the connection, without an error in the log.
+        proxy_protocol: expect the header that a proxy puts before each connection (PROXY protocol 1
+            or 2, before TLS), and take the client's address from it: `stream.peer_address`,
+            `stream.proxy_header`, logs, limits. A connection without a valid one is refused. A
+            proxy's health check (LOCAL, UNKNOWN) is served under its own address.
+        trusted_proxies: networks ("10.0.0.0/8"), addresses, or "unix" for the peers of Unix
+            sockets, that may send that header: it can claim any address. Others are refused, and
+            counted as `proxy_untrusted`. Nothing means this host alone: loopback and Unix sockets.
+        proxy_timeout: seconds for that header, else the connection is refused, and counted as
+            `proxy_timed_out`. If the proxy sends it with the client's first bytes (AWS NLB), this
+            bounds the client's silence.
+        drain_timeout: seconds for handlers to end when the server closes; then they are cancelled.
+        on_error: called as `on_error(exception, stream)` when a handler has raised, besides the log
+            line. It may be async: the drain waits for it as for a handler. What it raises is
+            logged. Not called for what the peer did: it left, sent too long a line or plain bytes
+            behind STARTTLS, or let a deadline of the handler's (`asyncio.timeout()`) pass. Those
+            are logged without traceback, at WARNING once a minute, else at DEBUG.
 
     Raises:
         TypeError, ValueError: at once, for wrong arguments.
@@ -295,24 +299,24 @@ def serve_datagrams(
     """Serve datagrams: UDP and Unix datagram sockets. Used like `serve()`.
 
     Args:
-        handler: `async def handler(datagram)`, called for each datagram in a task of its own; bytes that it returns
-            are sent back. Or what `from_protocol()` returns.
-        host: a name or address, several, or None for every interface, IPv4 and IPv6. An answer comes from the
-            address that the datagram was sent to; on every interface (None, "0.0.0.0", "::") finding that out costs
-            about 1 us per datagram. Of multicast groups it hears those of all hosts, and those that the socket joins.
-        port: 0 picks a free one, the same for every address; `server.addresses` tells.
+        handler: `async def handler(datagram)`, called for each datagram in a task of its own; bytes
+            that it returns are sent back. Or what `from_protocol()` returns.
+        host: a name or address, several, or None for every interface, IPv4 and IPv6. An answer
+            comes from the address that the datagram was sent to; on every interface (None,
+            "0.0.0.0", "::") finding that out costs about 1 us per datagram. Of multicast groups it
+            hears those of all hosts, and those that the socket joins.
+        port: 0 picks a free one, the same for every address; see `server.addresses`.
         path: a Unix socket's path, as for `serve()`.
         path_mode: permissions of that file.
         sock: a bound datagram socket instead; the server closes it.
         fd: the same as a descriptor.
-        reuse_port: with host and port, let other processes of this user receive on the same port, balanced by the
-            kernel.
-        max_datagram_size: bytes of a datagram that are kept; of a longer one the beginning, and it is marked
-            `truncated`. UDP's can have 65,507 bytes, those of Unix sockets more.
-        max_pending: when so many handlers run, reading pauses and the kernel's buffer takes the burst. Not for a
-            protocol, which takes each datagram at once.
-        drain_timeout: seconds that handlers have to end when the server closes; then they are cancelled.
-        on_error: called as `on_error(exception, datagram)` besides the log line when a handler has raised; see
+        reuse_port: as for `serve()`.
+        max_datagram_size: bytes of a datagram that are kept; of a longer one the beginning, and it
+            is marked `truncated`. UDP's can have 65,507 bytes, those of Unix sockets more.
+        max_pending: when so many handlers run, reading pauses and the kernel's buffer takes the
+            burst. Not for a protocol, which takes each datagram at once.
+        drain_timeout: seconds for handlers to end when the server closes; then they are cancelled.
+        on_error: called as `on_error(exception, datagram)` when a handler has raised; see
             `serve()`.
 
     Raises:
@@ -360,7 +364,7 @@ def _check_count(name: str, value: object, least: int = 1, *, none: bool = False
 
 
 def check_seconds(name: str, value: object, *, zero: bool = False, none: bool = False) -> None:
-    """Raise TypeError or ValueError, unless the value is a time, more than 0, or 0 or None where those are allowed."""
+    """Raise TypeError or ValueError, unless it is a time: more than 0, or an allowed 0 or None."""
     if value is None and none:
         return
     if isinstance(value, bool) or not isinstance(value, int | float):

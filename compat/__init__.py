@@ -1,8 +1,9 @@
 """Every name of the standard library's `socketserver`, driven by an event loop.
 
-`import compat as socketserver` is the whole migration of a module. Beside those names: `ThreadPool`, the
-executor that threaded handlers run on, and `install`, which puts this package in `socketserver`'s place for
-everything that is imported afterwards. `python -m compat script.py` does that for an unchanged program.
+`import compat as socketserver` is the whole migration of a module. Beside those names:
+`ThreadPool`, the executor that threaded handlers run on, and `install`, which puts this package in
+`socketserver`'s place for everything that is imported afterwards. `python -m compat script.py` does
+that for an unchanged program.
 """
 
 import socketserver as _socketserver
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     from compat.hosting import hosted as hosted
 
-# As in socketserver, for `from socketserver import *`: a program's own `install` or `hosted` must not be hidden.
+# As in socketserver, for `from socketserver import *`: it must not hide a program's own `install`.
 __all__ = [
     "BaseRequestHandler",
     "BaseServer",
@@ -61,11 +62,11 @@ __all__ = [
 
 
 class _Package(ModuleType):
-    """Finds `hosted` when somebody asks for it, after the `__getattr__` below has found nothing."""
+    """Imports `hosted` when it is asked for, after the `__getattr__` below has found nothing."""
 
     def __getattr__(self, name: str) -> Any:
         if name == "hosted":
-            from compat.hosting import hosted  # noqa: PLC0415 - brings asyncserver, only needed here
+            from compat.hosting import hosted  # noqa: PLC0415 - brings all of asyncserver
 
             return hosted
         raise AttributeError(f"neither module {__name__!r} nor 'socketserver' has an attribute {name!r}")

@@ -1,4 +1,4 @@
-"""`python -m compat script.py args` and `python -m compat -m module args` run an unchanged program."""
+"""`python -m compat script.py args`, `python -m compat -m module args`: run unchanged programs."""
 
 from compat.program.main import main
 

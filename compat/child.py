@@ -1,4 +1,4 @@
-"""What multiprocessing's spawn and forkserver execute as the main module of a child: the program, swapped."""
+"""The main module of children of multiprocessing's spawn and forkserver: the program, swapped."""
 
 from compat.program.main import execute_in_child
 

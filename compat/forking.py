@@ -1,4 +1,4 @@
-"""A process for each request, as the standard library does it, without taking other people's children."""
+"""A process for each request, as in the standard library, but only its own children are reaped."""
 
 import os
 import select
@@ -15,17 +15,18 @@ trust(__name__)
 
 @redeclares(socketserver.ForkingMixIn)
 class ForkingMixIn(socketserver.ForkingMixIn):
-    """A process for each request, as in `socketserver.ForkingMixIn`; it never touches its parent's loop."""
+    """A process for each request, as in `socketserver.ForkingMixIn`; it has no event loop."""
 
     def server_close(self) -> None:
-        """Close the listener and reap the children, waiting for them when `block_on_close` says so."""
+        """Close the listener and reap the children; with `block_on_close` wait for them."""
         super().server_close()
         self.collect_children(blocking=self.block_on_close)
 
     def collect_children(self, *, blocking: bool = False) -> None:
         """Reap our children that have ended; with `max_children` of them, wait until one has.
 
-        The stdlib waits for any child of the process there, and so takes a stranger's exit status away.
+        The stdlib waits there for any child of the process, and so takes away the exit status of
+        children that are not its own.
         """
         while self.active_children and len(self.active_children) >= self.max_children:
             _wait_for_one(list(self.active_children))
@@ -36,13 +37,13 @@ class ForkingMixIn(socketserver.ForkingMixIn):
         for pid in list(self.active_children or ()):
             try:
                 ended, _ = os.waitpid(pid, flags)
-            except ChildProcessError:  # somebody else has reaped it
+            except ChildProcessError:  # the program has reaped it
                 ended = pid
             if ended and self.active_children is not None:
                 self.active_children.discard(ended)
 
     def _compat_ticks(self) -> bool:
-        return bool(self.active_children) or bool(super()._compat_ticks())  # type: ignore[misc]  # a server's
+        return bool(self.active_children) or bool(super()._compat_ticks())  # type: ignore[misc]
 
 
 def _wait_for_one(pids: Iterable[int]) -> None:
@@ -54,7 +55,7 @@ def _wait_for_one(pids: Iterable[int]) -> None:
             descriptors.append(os.pidfd_open(pid))
             ended.register(descriptors[-1], select.POLLIN)
         ended.poll()
-    except ProcessLookupError:  # somebody else has reaped it
+    except ProcessLookupError:  # the program has reaped it
         return
     except (OSError, AttributeError):  # no descriptors left, or a system without pidfd
         time.sleep(0.01)

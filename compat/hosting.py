@@ -1,9 +1,9 @@
 """hosted: a handler class written for socketserver, as a handler of asyncserver.
 
-    listener -> TLS, PROXY, limits -> Stream -> detach() -> a blocking socket in a thread of the pool -> close
+    listener -> TLS, PROXY, limits -> Stream -> detach() -> blocking socket in a thread -> close
 
-The event loop keeps what it is good at, the thread runs `setup`, `handle` and `finish` as they are. What a handler
-raises goes to the server, which counts, logs and reports it as any handler's error.
+The thread runs `setup`, `handle` and `finish` unchanged. What a handler raises goes to the server,
+which counts, logs and reports it like any handler's error.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ __all__ = ["HostedHandler", "HostedServer", "hosted"]
 # The same bound as a threading server's: below the tasks that systemd grants a service by default.
 MAX_THREADS = 4096
 
-# Seconds between two looks at calls that wait for a thread: none can be had, or one has been lost.
+# Seconds between looks at calls that wait for a thread: none can start, or one has been lost.
 _LOOK_SECONDS = 0.05
 
-# Seconds that a handler's `sendto` waits for room. The network makes it in milliseconds; a Unix peer that does not read
-# never does, and would keep all threads.
+# Seconds that a handler's `sendto` waits for room. On a network there is room within milliseconds;
+# a Unix peer that does not read would block all threads.
 _SEND_PATIENCE = 5.0
-# Seconds between its attempts, the first and the longest. For a Unix peer's queue poll(2) is no help: it looks at our
-# own socket only, and Python's waiting for it would spin.
+# Seconds between its attempts, the first and the longest. poll(2) looks at our own socket, not at
+# a Unix peer's queue, and Python's own waiting would spin.
 _SEND_RETRY = (0.001, 0.05)
-# Bytes that a slow reader has to take in its idle timeout: a TLS record, which goes as a whole (RFC 8446, 5.1).
+# Bytes that a slow reader must take per idle timeout: one TLS record (RFC 8446, 5.1).
 _PIECE = 16384
 
 
 class HostedServer:
     """What handlers see as `self.server`.
 
-    Attributes of the object given as `server=` show through; what a handler sets stays here.
+    Attributes of the object given as `server=` are found here; what a handler sets stays here.
 
     Attributes:
         server_address: the first address of the server.
@@ -74,7 +74,7 @@ class HostedServer:
         self.socket: socket.socket = server.sockets[0]
 
     def __getattr__(self, name: str) -> Any:
-        """Look at the object that was given as `server=`."""
+        """Look the attribute up in the object given as `server=`."""
         try:
             return getattr(vars(self)["_attributes"], name)
         except KeyError:  # while it is being copied
@@ -85,7 +85,7 @@ class HostedServer:
             ) from None
 
     def _look(self, pool: ThreadPool) -> None:
-        """Have the pool find calls that nobody takes, and go on with that as long as some wait."""
+        """Let the pool look for calls that no thread takes, again and again while some wait."""
         self._looking = False
         pool.look()
         self._look_later(pool)
@@ -103,7 +103,7 @@ class HostedServer:
         return True
 
     def shutdown(self) -> None:
-        """Begin to close the server, and return: a handler that waited for the end would wait for itself."""
+        """Begin to close the server, and return: to wait for the end a handler waits for itself."""
         self._loop.call_soon_threadsafe(self._close)
 
     def _close(self) -> None:
@@ -123,24 +123,24 @@ class HostedHandler:
         self._handler_class = handler_class
         self._attributes = attributes
         name = getattr(handler_class, "__name__", "hosted")
-        # Daemonic: a handler that the server has given up must not keep the interpreter from ending.
+        # Daemonic: a handler that was given up must not keep the interpreter from ending.
         self.pool: ThreadPool = ThreadPool(max_threads, name=name, daemon=True, reuse_threads=reuse_threads)
 
     def __repr__(self) -> str:
-        """Tell the class."""
+        """Show the class."""
         return f"hosted({self._handler_class!r})"
 
     async def __call__(self, source: Stream | Datagram) -> None:
-        """Never called by a server, which asks `__asyncserver_handler__()`; tells the types."""
+        """For the types only; a server calls `__asyncserver_handler__()` instead."""
         raise TypeError(f"{self!r} is a handler for asyncserver.serve() and serve_datagrams()")
 
     def pool_stats(self) -> dict[str, int]:
-        """What the server's metrics tell about the pool: its threads, calls without one, whether the system refuses."""
+        """Numbers for metrics: threads, calls without one, whether the system refuses threads."""
         pool = self.pool
         return {"threads": pool.alive, "waiting": pool.waiting, "starved": int(pool.starved)}
 
     def __asyncserver_handler__(self, server: Server) -> Callable[[Any], Coroutine[Any, Any, None]]:
-        """The handler for one server, called by it when it starts."""
+        """Make the handler for one server, which calls this when it starts."""
         facade = HostedServer(server, self._handler_class, self._attributes)
         self.pool.on_starved = functools.partial(facade._look_soon, self.pool)
         if facade.socket.type != socket.SOCK_DGRAM:
@@ -171,7 +171,7 @@ class HostedHandler:
         request.settimeout(idle_timeout)  # None: blocking, as handlers expect it
         try:
             call = self.pool.submit(self._handle_stream, request, stream.peer_address, facade)
-        except (RuntimeError, MemoryError):  # no thread can be started, or the pool has been shut down
+        except (RuntimeError, MemoryError):  # no thread can be started, or the pool is shut down
             request.close()
             raise
         facade._look_later(self.pool)
@@ -179,12 +179,13 @@ class HostedHandler:
         try:
             await asyncio.shield(ended)
         except asyncio.CancelledError:
-            if ended.cancelled() or call.cancel():  # no thread was free: nobody else will close it
+            if ended.cancelled() or call.cancel():  # no thread has it, and so none will close it
                 request.close()
                 raise
             with contextlib.suppress(OSError):  # wakes a blocked recv; the thread closes the socket
                 socket.socket.shutdown(request, socket.SHUT_RDWR)
-            # What it says about a socket that we have shut is no news; nobody may be left to hear it, either.
+            # Its errors on a socket that we have shut are no news, and no task may be
+            # left to get them.
             ended.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
             await asyncio.wait([ended])
             raise
@@ -193,14 +194,14 @@ class HostedHandler:
         try:
             self._handle(request, client_address, facade)
         except (ConnectionError, ssl.SSLError) as exc:
-            # Otherwise an error of the handler's, which has other connections.
+            # Otherwise it is an error of the handler's, on another connection.
             if not (_comes_from(request, exc) if isinstance(exc, ssl.SSLError) else _peer_is_gone(request)):
                 raise
             # The peer left; asyncserver does not call that an error.
             raise anyio.BrokenResourceError(f"the connection with {client_address!r} broke: {exc}") from exc
         except TimeoutError as exc:
-            # The handler has other connections, which time out too. A plain socket's methods show in no traceback; who
-            # has given it a timeout of its own is taken to mean it.
+            # The handler's other connections may time out too. A plain socket's methods show in no
+            # traceback: there a handler's own timeout is taken for the cause.
             plain = type(request) is socket.socket
             if not (request.gettimeout() is not None if plain else _comes_from(request, exc)):
                 raise
@@ -230,27 +231,27 @@ class HostedHandler:
         return asked.answers
 
     def _handle(self, request: Any, client_address: Any, facade: HostedServer) -> None:
-        with contextlib.suppress(SystemExit):  # ends the handler's thread in socketserver, and here the handler
+        with contextlib.suppress(SystemExit):  # in socketserver it ends the handler's thread
             self._handler_class(request, client_address, facade)
 
 
 @dataclass(slots=True)
 class _Asked:
-    """The datagram that a handler answers: who asked, at which of our addresses, and how many answers were sent."""
+    """The datagram that a handler answers: the peer, our address, how many answers were sent."""
 
     peer_address: Any = None
     control: Any = None
     answers: int = 0
 
 
-# Of the handler that runs. Not in a `threading.local`, for which its thread could not be used again.
+# Of the running handler. Not a `threading.local`: with values there a thread is not used again.
 _asked: ContextVar[_Asked] = ContextVar("_asked")
 
 
 class _AnsweringSocket(socket.socket):
     """The server's datagram socket as handlers see it.
 
-    `sendto` waits for room, answers from the address that was asked, and is counted for each handler.
+    `sendto` waits for room, answers from the address that was asked, and is counted per handler.
     """
 
     def __init__(self, original: socket.socket) -> None:
@@ -290,7 +291,7 @@ class _Timed:
     idle_timeout: float | None = None
 
     def sendall(self: Any, data: Any, flags: int = 0) -> None:
-        """Send all; who takes some of it is not idle. A socket's own timeout bounds the whole, see its `sendall()`."""
+        """Send all; a peer that takes some is not idle. An own timeout of the socket bounds all."""
         if self.idle_timeout is None or self.gettimeout() != self.idle_timeout:
             super().sendall(data, flags)  # type: ignore[misc] # a socket's
             return
@@ -300,7 +301,7 @@ class _Timed:
 
 
 class _TimedSocket(_Timed, socket.socket):
-    """A request whose receiving and sending show in tracebacks, which tells its timeouts from those of others."""
+    """A request whose receiving and sending show in tracebacks, and so its own timeouts."""
 
 
 @functools.cache
@@ -325,7 +326,7 @@ for _name in _IN_PYTHON:
 
 
 def _comes_from(request: socket.socket, exc: BaseException) -> bool:
-    """Whether a method of the request has raised it. Those of SSLSocket are Python's as well."""
+    """Whether a method of the request has raised it. Those of SSLSocket are in Python as well."""
     return any(frame.f_locals.get("self") is request for frame, _ in traceback.walk_tb(exc.__traceback__))
 
 
@@ -334,12 +335,12 @@ def _peer_is_gone(request: socket.socket) -> bool:
     if request.fileno() < 0:
         return True
     state = select.poll()
-    state.register(request, 0)  # errors and hang-ups are always told
+    state.register(request, 0)  # errors and hang-ups are always reported
     return bool(state.poll(0))
 
 
 def _end(request: socket.socket) -> None:
-    """Close as socketserver does, sending first; TLS says that it has ended."""
+    """Close as socketserver does, ending our side first; under TLS with a close_notify."""
     with contextlib.suppress(OSError, ValueError):  # broken, or closed by the handler itself
         if isinstance(request, ssl.SSLSocket):
             request.setblocking(False)  # send close_notify, do not wait for the peer's
@@ -358,19 +359,20 @@ def hosted(
 ) -> HostedHandler:
     """Make a socketserver handler class a handler for `asyncserver.serve()` or `serve_datagrams()`.
 
-    Handlers run unchanged, each in a thread: `self.request` is a blocking socket (an `ssl.SSLSocket` under TLS), or
-    (bytes, socket) for datagrams; `self.client_address` is the peer's, `self.server` a `HostedServer`. The server's
-    limits hold; with `idle_timeout` each receive and send of the socket raises TimeoutError after it (`sendall` when
-    none of its data has left for so long), and a handler that does not catch it ends as timed out. When the server
-    drains, handlers run on until its deadline; then the socket is shut down, which wakes a blocked `recv`. Bytes that
-    threads receive and send are not in the statistics.
+    Handlers run unchanged, each in a thread: `self.request` is a blocking socket (an
+    `ssl.SSLSocket` under TLS), or (bytes, socket) for datagrams; `self.client_address` is the
+    peer's, `self.server` a `HostedServer`. The server's limits hold; with `idle_timeout` each
+    receive and send of the socket raises TimeoutError after it (`sendall` when none of its data has
+    left for so long), and a handler that does not catch it ends as timed out. When the server
+    drains, handlers run on until its deadline; then the socket is shut down, which wakes a blocked
+    `recv`. Bytes that threads receive and send are not in the statistics.
 
     Args:
         handler_class: called with (request, client_address, server), as socketserver calls it.
         max_threads: how many handlers may run at once, None for no bound; more wait for a thread.
         server: an object whose attributes handlers find in `self.server`.
-        reuse_threads: False for a new thread for each connection or datagram; otherwise a thread is used again where
-            the handler has left it as new (docs/compat.md tells what is looked at).
+        reuse_threads: False for a new thread for each connection or datagram; otherwise a thread is
+            used again where the handler has left it as new (docs/compat.md says what is looked at).
 
     Raises:
         TypeError: the class cannot be called, or is an asyncio protocol.

@@ -6,13 +6,13 @@ from types import ModuleType
 
 
 def install() -> None:
-    """Make `import socketserver` mean `compat`, also in http.server, xmlrpc.server, wsgiref, logging.config.
+    """Make `import socketserver` mean `compat`, also in modules that are imported later.
 
-    Calling it again does nothing.
+    Such as http.server, xmlrpc.server, wsgiref, logging.config. Calling it again does nothing.
 
     Raises:
-        RuntimeError: modules that were imported before hold the standard library's classes, and would go on
-        with them.
+        RuntimeError: modules that were imported before hold the standard library's
+            classes, and would keep them.
     """
     compat = sys.modules["compat"]
     if sys.modules.get("socketserver") is compat:
@@ -31,7 +31,7 @@ def install() -> None:
 def _import_all() -> None:
     """Import what this package has left for later under `-X lazy_imports=all` (PEP 810).
 
-    What builds on the standard library's `socketserver` has to find that before it is swapped.
+    What builds on the standard library's `socketserver` has to import that before it is swapped.
     """
     seen: set[str] = set()
     while ours := {name for name in sys.modules if name.partition(".")[0] == "compat"} - seen:
@@ -53,7 +53,8 @@ def _is_original(value: object) -> bool:
     if not isinstance(value, type):
         return False
     families = {
-        str(base.__module__).partition(".")[0]  # None, or a property, in classes that other code generates
+        # __module__ is None, or a property, in some classes that other code generates.
+        str(base.__module__).partition(".")[0]
         for base in value.__mro__
         if base.__name__.endswith(("Server", "MixIn"))
     }

@@ -1,13 +1,13 @@
 """The server classes: the standard library's own, with another way to wait.
 
-Every class subclasses its namesake in `socketserver`, so hooks, their order and `isinstance` stay what they
-were. What is replaced: how `serve_forever()` waits (`compat.intake`), where threaded handlers run
-(`compat.threads`), TLS handshakes (`compat.intake.handshake`), whose children are reaped (`compat.forking`) and how
-`shutdown()` makes itself heard.
+Every class subclasses its namesake in `socketserver`, so hooks, their order and `isinstance` stay
+what they were. Replaced are: how `serve_forever()` waits (`compat.intake`), where threaded handlers
+run (`compat.threads`), TLS handshakes (`compat.intake.handshake`), which children are reaped
+(`compat.forking`), and how `shutdown()` wakes the loop.
 
-Programs build on everything they can see, so what is ours alone is called `_compat_...`, except for the class
-attributes that are meant to be set: `ssl_handshake_timeout` here, `max_threads` and `graceful_timeout` in
-`ThreadingMixIn`.
+Programs use everything they can see, so names of our own begin with `_compat_`, except for the
+class attributes that programs are to set: `ssl_handshake_timeout` here, `max_threads`,
+`reuse_threads` and `graceful_timeout` in `ThreadingMixIn`.
 """
 
 import asyncio
@@ -35,8 +35,9 @@ _Factory = Callable[[Any, Any, Any], Any]
 def redeclares(original: type) -> Callable[[_C], _C]:
     """Give a class every attribute of its namesake as its own.
 
-    In `class UDPServer(TCPServer, socketserver.UDPServer)` our TCPServer comes before the stdlib's UDPServer
-    and would win. It also keeps an attribute that a program sets on TCPServer from showing in UDPServer.
+    In `class UDPServer(TCPServer, socketserver.UDPServer)` our TCPServer comes before the
+    stdlib's UDPServer and would win. Also, an attribute that a program sets on TCPServer
+    must not show in UDPServer.
     """
 
     def declare(cls: _C) -> _C:
@@ -62,14 +63,15 @@ def _runs_in_a_loop() -> bool:
 class BaseServer(socketserver.BaseServer):
     """The base of all servers; see `socketserver.BaseServer` for what may be called and overridden.
 
-    `shutdown()` takes effect at once, from any thread, before, while and after serving. Called by the serving
-    thread itself (from a handler of a server without threads, or a signal handler) it returns at once and
-    serving ends after the current request, where the stdlib deadlocks. Before serving it makes the next
-    `serve_forever()` return at once, as in the stdlib, but does not wait for it.
+    `shutdown()` takes effect at once, from any thread, before, while and after serving.
+    Called by the serving thread itself (from a handler of a server without threads, or a
+    signal handler) it returns at once, and serving ends after the current request; the
+    stdlib deadlocks there. Before serving it makes the next `serve_forever()` return at
+    once, as in the stdlib, but does not wait for that.
     """
 
-    # Seconds that a TLS listener gives a client for the handshake; None is no limit. asyncio gives 60, nginx
-    # too; a client that has not managed in 30 will not.
+    # Seconds that a TLS listener gives a client for the handshake; None is no limit. asyncio and
+    # nginx give 60; a client that needs more than 30 will not succeed.
     ssl_handshake_timeout: float | None = 30.0
 
     __is_shut_down: threading.Event
@@ -82,10 +84,10 @@ class BaseServer(socketserver.BaseServer):
 
     def __init__(self, server_address: Any, RequestHandlerClass: _Factory) -> None:  # noqa: N803
         socketserver.BaseServer.__init__(self, server_address, RequestHandlerClass)
-        self.__is_shut_down.set()  # so that shutdown() does not wait for a serve_forever() that never comes
+        self.__is_shut_down.set()  # so that shutdown() waits only for a serve_forever() that runs
 
-    # Public code sets `_BaseServer__shutdown_request` from handlers and signal handlers. As a property it
-    # wakes the loop at once, which is why the loop need not look every poll_interval.
+    # Public code sets `_BaseServer__shutdown_request` from handlers and signal handlers. As a
+    # property it wakes the loop at once; so the loop need not look every poll_interval.
     @property
     def __shutdown_request(self) -> bool:
         requested: bool = vars(self).get("_BaseServer__shutdown_request", False)
@@ -101,10 +103,12 @@ class BaseServer(socketserver.BaseServer):
         """Serve until `shutdown()`.
 
         Args:
-            poll_interval: seconds between two calls of `service_actions()` while nothing arrives, None for
-                none. Nothing else is polled for; a server that does not override it does not wake up at all.
+            poll_interval: seconds between two calls of `service_actions()` while nothing
+                arrives, None for none. Nothing else is polled; a server that does not
+                override it does not wake up at all.
 
-        In a thread that already runs an event loop the stdlib's own loop serves, as no other can run there.
+        In a thread that runs an event loop already, the stdlib's own loop serves: no other can
+        run there.
         """
         if _runs_in_a_loop():
             super().serve_forever(poll_interval)
@@ -114,7 +118,7 @@ class BaseServer(socketserver.BaseServer):
             if not self.__shutdown_request:
                 self._compat_serve(poll_interval)
         finally:
-            if not self._compat_loops:  # several threads may serve at once; the last one ends the shutdown
+            if not self._compat_loops:  # the last of several threads that serve ends the shutdown
                 self.__shutdown_request = False
                 self.__is_shut_down.set()
 
@@ -123,16 +127,16 @@ class BaseServer(socketserver.BaseServer):
         if serving is None:
             return
         loops: list[ServingLoop] = vars(self).setdefault("_compat_loops", [])
-        loops.append(serving)  # before the loop first looks whether it should stop: no wake-up is missed
+        loops.append(serving)  # before the loop first looks whether to stop: no wake-up is missed
         try:
             serving.run()
         finally:
             loops.remove(serving)
-            self._compat_look()  # once more, as others count on the loop to do it
+            self._compat_look()  # once more: other threads rely on the loop to do it
             serving.close()
 
     def _compat_make_loop(self, poll_interval: float | None) -> ServingLoop | None:
-        """Make the loop as soon as there are descriptors for it; None when `shutdown()` comes before."""
+        """Make the loop as soon as there are descriptors; None if `shutdown()` comes first."""
         warned = False
         while not self.__shutdown_request:
             try:
@@ -147,7 +151,7 @@ class BaseServer(socketserver.BaseServer):
         return None
 
     def shutdown(self) -> None:
-        """End `serve_forever()` and wait for that, unless the caller is the one who would have to end it."""
+        """End `serve_forever()` and wait for its end, unless it runs in the calling thread."""
         self.__shutdown_request = True
         if not any(serving.is_mine() for serving in list(self._compat_loops)):
             self.__is_shut_down.wait()
@@ -167,7 +171,7 @@ class BaseServer(socketserver.BaseServer):
         self._compat_proceed(request, client_address)
 
     def _compat_proceed(self, request: Any, client_address: Any) -> None:
-        """Do with a request what the stdlib does in `_handle_request_noblock` once it has got one."""
+        """Do with a request what the stdlib's `_handle_request_noblock` does after getting it."""
         if not self.verify_request(request, client_address):
             self.shutdown_request(request)
             return
@@ -180,10 +184,10 @@ class BaseServer(socketserver.BaseServer):
             self.shutdown_request(request)
             raise
         finally:
-            if isinstance(request, ssl.SSLSocket):  # its handler was in this thread, where the program may use TLS too
+            if isinstance(request, ssl.SSLSocket):  # the program may use TLS in this thread, too
                 clear_errors()
 
-    # What the loop asks.
+    # What the loop calls.
 
     def _compat_stopping(self) -> bool:
         return self.__shutdown_request
@@ -196,31 +200,31 @@ class BaseServer(socketserver.BaseServer):
         return bool(loops)
 
     def _compat_has_made(self, descriptor: int) -> bool:
-        """Whether the listener is the server's own, and not lent to it."""
+        """Whether the listener was made by the server itself."""
         return os.fstat(descriptor).st_ino == self._compat_made
 
     def _compat_ticks(self) -> bool:
-        """Whether `service_actions()` has to be called although nothing arrives."""
+        """Whether `service_actions()` has to be called even if nothing arrives."""
         return not is_ours(self.service_actions)
 
     def _compat_full(self) -> bool:
-        """Whether no request should be taken now; if so, all loops are woken when that may have changed."""
+        """Whether to take no request now; if so, all loops are woken when that may have changed."""
         return False
 
     def _compat_hand_over(self) -> bool:
-        """Wake workers for what a batch has queued; false when it has to be looked after."""
+        """Wake workers for what a batch has queued; false when `_compat_look()` is needed."""
         return True
 
     def _compat_look(self) -> None:
-        """Look after what waits for workers."""
+        """Look again for workers for the calls that wait."""
 
 
 @redeclares(socketserver.TCPServer)
 class TCPServer(BaseServer, socketserver.TCPServer):
     """A server on a stream socket; see `socketserver.TCPServer`."""
 
-    # Python 3.15's, with every Python. With the 5 of older ones, clients that come at once wait for
-    # seconds, and some give up: the kernel drops what it has no room for.
+    # Python 3.15's, with every Python. With the 5 of older ones the kernel drops many connections
+    # of a burst: clients wait for seconds, and some give up.
     request_queue_size = SOMAXCONN
     socket: "socket.socket"
 

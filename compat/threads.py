@@ -25,12 +25,12 @@ _logger = logging.getLogger("compat")
 _making_pools = threading.Lock()
 
 LOOK_AGAIN_SECONDS = 0.01  # a handler has reached its first blocking call by then
-WAKE_UP_SECONDS = 1.0  # for a handler to end once its socket is shut down, as asyncserver's drain gives
+WAKE_UP_SECONDS = 1.0  # for handlers to end after their sockets are shut down, as in asyncserver
 
 
 @dataclass(frozen=True, slots=True)
 class CloseReport:
-    """What became of the requests that were being handled when `server_close()` was called.
+    """How the requests ended that were being handled when `server_close()` was called.
 
     Attributes:
         completed: ended by themselves within `graceful_timeout`.
@@ -47,18 +47,20 @@ class CloseReport:
 class ThreadingMixIn(socketserver.ThreadingMixIn):
     """Handle each request in a thread of its own; threads are reused and end with the server.
 
-    `daemon_threads` and `block_on_close` mean what they mean in the stdlib. Read at the moment of use:
+    `daemon_threads` and `block_on_close` mean the same as in the stdlib. Programs may set
+    these attributes at any time:
 
     Attributes:
-        max_threads: how many requests are handled at a time. When it is reached, no request is taken until
-            one has ended: the backlog and the kernel's buffer hold the others. One warning tells. None is no
-            bound; the default is what the system can hold. What is no number of threads (a program may call
-            something else so) leaves the default.
-        reuse_threads: False for a new thread for each request, as in the stdlib. Otherwise a thread is used
-            again where the handler has left it as new; see `compat.pool.thread_state`.
-        graceful_timeout: None waits as the stdlib does. A number of seconds gives handlers, daemonic or not,
-            that long
-            at `server_close()`; then their sockets are shut down, which wakes a blocked `recv`.
+        max_threads: how many requests are handled at a time. When it is reached, no
+            request is taken until one has ended: the backlog and the kernel's buffer hold
+            the others, and one warning is logged. None is no bound; the default is what
+            the system can hold, and is used too if this is no number of threads (a
+            program may use the name for something else).
+        reuse_threads: False for a new thread for each request, as in the stdlib. Otherwise a thread
+            is used again if the handler has left it as new; see `compat.pool.thread_state`.
+        graceful_timeout: None waits as the stdlib does. Otherwise the seconds that
+            `server_close()` gives handlers, daemonic or not; then their sockets are shut
+            down, which wakes a blocked `recv`.
         close_report: what `server_close()` did because of `graceful_timeout`.
         times_full: how often `max_threads` was reached.
     """
@@ -73,11 +75,11 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
     _compat_batching = 0
     _compat_pool: ThreadPool | None = None
     _compat_was_full = False
-    _compat_misread = False  # max_threads is something else, and that has been told
-    _compat_unwarned = True  # max_threads has not been reached, or not been told about
+    _compat_misread = False  # max_threads is no number of threads, and that has been logged
+    _compat_unwarned = True  # it has not been logged yet that max_threads was reached
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Have a thread call `process_request_thread`."""
+        """Let a thread call `process_request_thread`."""
         pool = self._compat_threads()
         if self._compat_unasked():
             while self._compat_full() and not vars(self).get("_BaseServer__shutdown_request"):
@@ -87,9 +89,9 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
             self._compat_hand_over()
 
     def _compat_unasked(self) -> bool:
-        """Whether the stdlib's `serve_forever()` takes requests, which does not ask whether there is room for them.
+        """Whether the stdlib's `serve_forever()` takes requests, which does not look for room.
 
-        The other half is the stdlib's, as in `class S(compat.ThreadingMixIn, http.server.HTTPServer)`.
+        As in `class S(compat.ThreadingMixIn, http.server.HTTPServer)`.
         """
         return not hasattr(self, "_compat_loops")
 
@@ -108,7 +110,7 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
         return ThreadingMixIn.max_threads
 
     def handle_request(self) -> None:
-        """Take one request, as soon as `max_threads` lets it; `timeout` counts from then on, too."""
+        """Take one request, as soon as `max_threads` allows it; `timeout` starts anew then."""
         server: Any = self
         if self._compat_wait_for_room():
             super().handle_request()  # type: ignore[misc]  # a server's
@@ -116,7 +118,9 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
             server.handle_timeout()
 
     def server_close(self) -> None:
-        """Close the listener and wait for non-daemonic threads if `block_on_close`; see `graceful_timeout`.
+        """Close the listener; with `block_on_close` wait for non-daemonic threads.
+
+        See also `graceful_timeout`.
 
         Raises:
             RuntimeError: called by one of the threads that it has to wait for, as in the stdlib.
@@ -127,7 +131,7 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
         # The stdlib's server_close may come next, and must not wait yet.
         threads = vars(self).pop("_threads", None)
         super().server_close()
-        self._compat_hand_over()  # once more, for requests that the pool has found no thread for
+        self._compat_hand_over()  # once more, for requests that have found no thread
         if pool is not None and self.graceful_timeout is not None:
             self.close_report = self._compat_close(pool, self.graceful_timeout)
         elif threads is not None:
@@ -138,7 +142,7 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
     def _compat_threads(self) -> ThreadPool:
         pool = self._compat_pool
         if pool is None or pool.closed or pool.daemon != self.daemon_threads:
-            with _making_pools:  # several threads may serve at once, and a second pool would go unnoticed
+            with _making_pools:  # several threads may serve at once: only one pool
                 pool = self._compat_fitting_pool()
         pool.max_threads = self._compat_limit()
         pool.reuse_threads = self.reuse_threads
@@ -156,7 +160,8 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
                 return pool
             pool.shutdown(wait=False)
         pool = ThreadPool(self._compat_limit(), name=type(self).__name__, daemon=self.daemon_threads)
-        pool.on_starved = partial(_wake, weakref.ref(self))  # weakly: who drops the server expects its port to be free
+        # Weakly: a program that drops the server expects its port to be free.
+        pool.on_starved = partial(_wake, weakref.ref(self))
         self._compat_pool = pool
         return pool
 
@@ -187,10 +192,10 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
         waited_for, pool.on_room = pool.on_room, None
         full = not pool.has_room()
         if full:
-            pool.on_room = getattr(server, "_compat_wake", None)  # the server below us may be the stdlib's
-            full = not pool.has_room()  # once more: one may have ended before it knew whom to wake
+            pool.on_room = getattr(server, "_compat_wake", None)  # the stdlib's servers have none
+            full = not pool.has_room()  # once more: a call may have ended before on_room was set
         if waited_for and not full and len(server._compat_loops) > 1:
-            waited_for()  # by another thread that serves, which we may have kept from hearing of it
+            waited_for()  # another serving thread's, which may have missed the end of a call
         if full and not self._compat_was_full:
             self.times_full += 1
         self._compat_was_full = full
@@ -199,7 +204,7 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
         return full
 
     def _compat_wait_for_room(self) -> bool:
-        """Wait until a request may be taken; false when the time that `handle_request()` has is up."""
+        """Wait until a request may be taken; false when the time of `handle_request()` is over."""
         server: Any = self
         limits = [limit for limit in (server.socket.gettimeout(), server.timeout) if limit is not None]
         deadline = monotonic() + min(limits) if limits else None
@@ -210,7 +215,7 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
         return True
 
     def _compat_warn(self, calls: list[Call]) -> None:
-        """Tell once; a moment late, as the handlers of a burst have hardly begun and show no stack yet."""
+        """Warn once, and a moment late: the handlers of a burst show no useful stack at first."""
         oldest = max(calls, key=Call.age, default=None)
         if oldest is None or (oldest.age() < LOOK_AGAIN_SECONDS and self.times_full == 1):
             return
@@ -247,7 +252,7 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
 
 
 def _wake(reference: "weakref.ref[Any]") -> bool:
-    """Have the server's loops look after its pool; false when there is none, as with a server of the stdlib below."""
+    """Let the server's loops look after its pool; false if it has none, as the stdlib's have."""
     wake = getattr(reference(), "_compat_wake", None)
     return wake is not None and bool(wake())
 
@@ -271,7 +276,7 @@ def _wait(pool: ThreadPool, seconds: float) -> list[Call]:
 def _shut_down(request: object) -> None:
     if isinstance(request, socket.socket):
         with suppress(OSError):  # closed already
-            socket.socket.shutdown(request, socket.SHUT_RDWR)  # the TCP connection, whatever TLS is on it
+            socket.socket.shutdown(request, socket.SHUT_RDWR)  # below TLS, if any
 
 
 class ThreadingTCPServer(ThreadingMixIn, TCPServer, socketserver.ThreadingTCPServer):

@@ -1,4 +1,4 @@
-"""Handlers as they are given: whether they can be what they are given as, and if not, what to write instead."""
+"""Checks of handlers as they are given: whether they can be that, else what to write instead."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import sys
 import types
 from typing import Any
 
-# Which server takes a protocol of which kind. Others than these may be of both kinds, or of one that does not tell.
+# Which server takes a protocol of which kind; any other class may be of either kind.
 _PROTOCOLS: dict[str, tuple[type, ...]] = {
     "serve": (asyncio.Protocol, asyncio.BufferedProtocol),
     "serve_datagrams": (asyncio.DatagramProtocol,),
 }
 
-# Methods written in C, which have no annotations: `object.__init__`, `object.__new__`, the `__call__` of an object.
+# Methods written in C, without annotations: `object.__init__`, `object.__new__`, a `__call__`.
 _IN_C = (types.WrapperDescriptorType, types.BuiltinFunctionType, types.MethodWrapperType)
 
 
 def check_handler(handler: object, name: str, argument: str) -> None:
-    """Raise TypeError, unless it is a coroutine function of one argument, or an object that is called like one."""
+    """Raise TypeError, unless it is called like a coroutine function of one argument."""
     function = handler
     while isinstance(function, functools.partial):
         function = function.func
@@ -29,7 +29,7 @@ def check_handler(handler: object, name: str, argument: str) -> None:
         advice = _wrapping(function, f"{name}({{}}, ...)")
         advice = advice or "a class; give a coroutine function, or an instance with `async def __call__`"
         raise TypeError(f"{name}() got {shown}, {advice}")
-    called = getattr(type(function), "__call__", None)  # noqa: B004 - not whether it can be called, but what is then
+    called = getattr(type(function), "__call__", None)  # noqa: B004 - what a call calls
     if not (inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)):
         raise TypeError(
             f"{name}() expects a coroutine function, `async def handler({argument})`; got {shown}"
@@ -43,7 +43,7 @@ def check_handler(handler: object, name: str, argument: str) -> None:
 
 
 def check_kind(factory: object, name: str) -> None:
-    """Raise TypeError for a protocol class that is for the other kind of server. What is no class cannot be told."""
+    """Raise TypeError for a protocol class of the other kind of server; only classes show that."""
     other = next(one for one in _PROTOCOLS if one != name)
     if _is_kind(factory, _PROTOCOLS[other]) and not _is_kind(factory, _PROTOCOLS[name]):
         shown = _shown(factory)
@@ -88,7 +88,7 @@ def check_on_error(function: object) -> None:
 
 
 def check_close_callback(function: object) -> None:
-    """Raise TypeError for what `add_close_callback()` cannot call: without arguments, and not awaited."""
+    """Raise TypeError unless `add_close_callback()` can call it: no arguments, not async."""
     if not callable(function) or not _takes(function, 0):
         signature = _signature(function) if callable(function) else ""
         raise TypeError(f"a close callback is a function without arguments; got {_shown(function)}{signature}")
@@ -102,8 +102,8 @@ def _refuse(given: object, name: str) -> None:
 
 
 def _wrapping(given: type, call: str) -> str | None:
-    """Tell what makes a handler of a class that was written for others."""
-    # Whoever has such a class has imported its module; we need not.
+    """Say what makes a handler of a class that was written for another library."""
+    # A program that has such a class has imported its module.
     legacy = getattr(sys.modules.get("socketserver"), "BaseRequestHandler", ())
     if issubclass(given, legacy):
         return "a socketserver handler class; wrap it: " + call.format(f"compat.hosted({_shown(given)})")
@@ -126,20 +126,20 @@ def _takes(function: object, count: int) -> bool:
 
 def _signature(function: object) -> inspect.Signature | None:
     try:
-        # Of a decorated function its own signature counts: that of what it wraps may be another.
+        # The signature of a decorated function counts, not that of what it wraps.
         return inspect.signature(_unannotated(function), follow_wrapped=False)
     except (TypeError, ValueError):  # written in C, without one
         return None
 
 
 def _unannotated(given: Any) -> Any:
-    """Make what is called with the same arguments, and has no annotations.
+    """Make a function that takes the same arguments, and has no annotations.
 
-    From Python 3.14 on annotations are code, which `inspect.signature()` runs in all its formats,
-    though it may use names that only the type checker knows, or do imports that are lazy.
+    From Python 3.14 on `inspect.signature()` runs annotations, in all its formats. They may use
+    names that only the type checker knows, or do imports that are lazy.
     """
     if isinstance(given, types.FunctionType):
-        if hasattr(given, "__signature__"):  # its author says it otherwise
+        if hasattr(given, "__signature__"):  # its author gives another
             return given
         bare = types.FunctionType(given.__code__, {}, given.__name__, given.__defaults__, given.__closure__)
         bare.__kwdefaults__ = given.__kwdefaults__

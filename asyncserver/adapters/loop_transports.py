@@ -1,7 +1,7 @@
-"""transport_for: a transport of ours in the class that the functions of its loop insist on.
+"""transport_for: a transport of ours, in a class that the functions of its loop accept.
 
-`loop.sendfile()` and `loop.start_tls()` of the stock loop ask a transport for two attributes, and the former that it
-is of a class of asyncio's; `loop.start_tls()` of uvloop takes objects of uvloop's own classes only.
+The stock loop's functions ask a transport for two attributes, `loop.sendfile()` also for a class of
+asyncio's; uvloop's `loop.start_tls()` takes only uvloop's own classes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class _AsyncioTransport(ProtocolTransport, asyncio.transports._FlowControlMixin):
-    """Of the class that `loop.sendfile()` of the stock loop insists on."""
+    """In the class that `loop.sendfile()` of the stock loop accepts."""
 
     _start_tls_compatible = True
     _sendfile_compatible = asyncio.constants._SendfileMode.FALLBACK
@@ -40,10 +40,11 @@ def _class_for(loop: type) -> Callable[[Served], ProtocolTransport]:
 
 
 def _class_of(base: Any) -> Callable[[Served], ProtocolTransport]:
-    """Make a class that is the loop's own by type, and says that it is asyncio's, for programs that ask."""
+    """Make a class that is the loop's own by type, and asyncio's for programs that ask."""
     names = {
         "__init__": ProtocolTransport._init,  # not the base's: there is no handle of libuv
-        "__class__": property(lambda _: _AsyncioTransport),  # what isinstance() asks next, and Cython does not
+        # isinstance() asks for this next, Cython does not.
+        "__class__": property(lambda _: _AsyncioTransport),
     }
     made: Any = type("LoopsTransport", (ProtocolTransport, base), names)
     return made  # type: ignore[no-any-return]

@@ -1,9 +1,10 @@
 """ProtocolConnection: a connection that a protocol serves.
 
-It stands on what a Stream stands on: the same socket, poller, TLS, PROXY header and ways to close. Where a Stream
-wakes a task, it calls its transport, which calls the protocol.
+It has the same base as a Stream: socket, poller, TLS, PROXY header and ways to close. Where a
+Stream wakes a task, it calls its transport, which calls the protocol.
 
-    poller -> _on_readable -> ProtocolTransport._read_ready -> the protocol -> ProtocolTransport.write -> the kernel
+    poller -> _on_readable -> ProtocolTransport._read_ready -> the protocol
+           -> ProtocolTransport.write -> the kernel
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ if TYPE_CHECKING:
     from ..net.poller import Poller
     from .transports import ProtocolTransport
 
-# Seconds without progress after which the answer of a protocol that has failed is given up.
+# Seconds without progress until the last answer of a failed protocol is given up.
 _CLOSE_TIMEOUT = 2.0
-# Seconds that a protocol may let pass between two writes of one answer, when a drain asks. Whoever needs longer
-# returns true from eof_received(). Long enough for a query of a database; a drain takes no longer for it.
+# Seconds between two writes of one answer, in a drain: enough for a query of a database. A
+# protocol that needs longer returns true from eof_received().
 _PAUSE = 1.0
 
-# How the end of a connection looks to those who read and write it by asyncio's streams.
+# What asyncio's streams raise at the end of a connection.
 _ENDED = (asyncio.IncompleteReadError, ConnectionError)
 
 
 class Callback(Protocol):
-    """The protocol between a connection, or a TLS that was started on it, and a `(reader, writer)` callback."""
+    """The protocol between a connection, or its TLS, and a `(reader, writer)` callback."""
 
     def unconsumed(self) -> int:
         """Bytes that the callback has yet to take from its reader."""
@@ -57,7 +58,7 @@ def _nothing() -> None:
 
 
 class ProtocolConnection(TLSConnection):
-    """A connection that a protocol serves; in `Server.connections` what a Stream is for other handlers.
+    """A connection that a protocol serves; in `Server.connections` it stands for a Stream.
 
     Attributes:
         peer_address, bytes_received, bytes_sent, proxy_header: as a Stream's.
@@ -93,12 +94,12 @@ class ProtocolConnection(TLSConnection):
         self._broken_by: BaseException | None = None
         self._lost: asyncio.Future[None] = self.loop.create_future()
         self._failure: BaseException | None = None
-        self._ended: bool | None = None  # once eof_received() was called: whether the protocol stays open
+        self._ended: bool | None = None  # after eof_received(): whether the protocol stays open
         self._ending = False  # _end_between_messages() is on its way
-        self._quiet_at = -1  # bytes_sent when the drain last looked, where the kernel does not tell when we sent
+        self._quiet_at = -1  # bytes_sent at the drain's last look; only for Unix sockets
 
     async def run(self, make: Callable[[ProtocolConnection], asyncio.BaseProtocol]) -> None:
-        """Serve the connection, with the protocol that is made for it, until it is lost; raises what that raised."""
+        """Make the protocol and serve until the connection is lost; raises what that raised."""
         self.context: contextvars.Context = contextvars.copy_context()
         try:
             self.protocol = make(self)
@@ -117,14 +118,14 @@ class ProtocolConnection(TLSConnection):
             if self._failure is not None:
                 raise self._failure
         finally:
-            self._failure = self._broken_by = None  # whose tracebacks hold this frame, and so us: a cycle
+            self._failure = self._broken_by = None  # their tracebacks hold this frame: a cycle
 
     async def aclose(self) -> None:
         """See Stream: what was sent reaches the peer."""
         await close_politely(self)
 
     async def _give_up(self) -> None:
-        """When the handler's task is cancelled, so is the callback's; then the connection goes."""
+        """The handler's task is cancelled: cancel the callback's, then abort the connection."""
         if self.task is not None and not self.task.done():
             self.task.cancel()
             await asyncio.wait([self.task])
@@ -132,23 +133,23 @@ class ProtocolConnection(TLSConnection):
         self._close()
 
     def callback_ended(self, task: asyncio.Task[Any]) -> None:
-        """A `(reader, writer)` callback has ended; without an error the connection may well go on."""
+        """A `(reader, writer)` callback has ended; without an error the connection may go on."""
         if task.cancelled() or (task.exception() is None and self._ended and self.draining):
             self._close_softly()
         elif (exc := task.exception()) is not None:
             self.fail(exc)
 
     def fail(self, exc: BaseException) -> None:
-        """End the connection because of what its protocol raised; that the peer has left is no failure."""
+        """End the connection, since its protocol raised; that the peer left is no failure."""
         if self._failure is None:
             self._failure = self._without_the_end(exc)
         self._close_softly()
 
     def _close_softly(self) -> None:
-        """Close, above a TLS layer of the loop's if there is one (`loop.start_tls()`), so that it says that it ends."""
+        """Close: under TLS of `loop.start_tls()` its transport, so that a close_notify is sent."""
         if self.transport is None:
             return
-        over: Any = getattr(self.protocol, "_app_transport", None)  # of the stock loop's; uvloop's does not tell
+        over: Any = getattr(self.protocol, "_app_transport", None)  # the stock loop's TLS only
         if self.callback is not None:
             self.callback.close()
         elif over is not None:
@@ -159,20 +160,21 @@ class ProtocolConnection(TLSConnection):
 
     def _without_the_end(self, exc: BaseException) -> BaseException | None:
         if isinstance(exc, BaseExceptionGroup):
-            return exc.split(lambda one: self._tells_the_end(one))[1]  # noqa: PLW0108 - no methods before 3.13
+            return exc.split(lambda one: self._tells_the_end(one))[1]  # noqa: PLW0108 - before 3.13
         return None if self._tells_the_end(exc) else exc
 
     def _tells_the_end(self, exc: BaseException) -> bool:
-        """Whether it, or all that a group consists of, says that there is no connection any more, and so it is."""
+        """Whether an error, or each of a group, says that the connection has ended, and it has."""
         if isinstance(exc, BaseExceptionGroup):
             return all(map(self._tells_the_end, exc.exceptions))
         if exc is self._broken_by:
             return True
         over = self.ended or self._broken_off or self._lost.done()
-        return over and isinstance(exc, _ENDED) and not isinstance(exc, ConnectionRefusedError)  # of another connection
+        # ConnectionRefusedError is about another connection.
+        return over and isinstance(exc, _ENDED) and not isinstance(exc, ConnectionRefusedError)
 
     def _insist(self, moved: int) -> None:
-        """A peer that does not read must not keep a connection that has failed; one that reads gets all of it."""
+        """Abort when the peer of a failed protocol stops reading; a peer that reads gets it all."""
 
         def look() -> None:
             if self.bytes_moved == moved:
@@ -186,11 +188,11 @@ class ProtocolConnection(TLSConnection):
     # -- between the transport and the protocol
 
     def soon(self, callback: Callable[..., object], *arguments: object) -> None:
-        """Call in the loop's next round, in the connection's own context, as a loop calls protocols."""
+        """Call in the loop's next round, in the connection's context, as a loop calls protocols."""
         self.loop.call_soon(callback, *arguments, context=self.context)
 
     def call(self, name: str, *arguments: object) -> Any:
-        """Call the protocol, and let nothing out that it raises."""
+        """Call the protocol; what it raises ends the connection."""
         try:
             return getattr(self.protocol, name)(*arguments)
         except Exception as exc:
@@ -222,7 +224,7 @@ class ProtocolConnection(TLSConnection):
             self.context.run(transport._write_ready)
 
     def watch_reading(self) -> None:
-        """Tell the transport when there is something to read, or has been for a while."""
+        """Call the transport when there is something to read, or already has been."""
         if not self.ended or self.draining:
             self._watch()
             if self.pending():
@@ -231,23 +233,23 @@ class ProtocolConnection(TLSConnection):
                 self._look_for_the_end()
 
     def unwatch_reading(self) -> None:
-        """Do not, any more."""
+        """Stop that."""
         self._unwatch()
 
     def watch_writing(self) -> None:
-        """Tell the transport when there is room."""
+        """Call the transport when there is room."""
         self._set_events(self._events | WRITE)
 
     def unwatch_writing(self) -> None:
-        """Do not, any more."""
+        """Stop that."""
         self._set_events(self._events & ~WRITE)
 
     def pending(self) -> int:
-        """Bytes that OpenSSL has decrypted, and no poll tells of."""
+        """Count the bytes that OpenSSL has decrypted, which no poll reports."""
         return self._sock.pending() if isinstance(self._sock, ssl.SSLSocket) else 0
 
     def tls_facts(self) -> dict[str, Any] | None:
-        """What transports tell about TLS by get_extra_info(); None without TLS."""
+        """What get_extra_info() of a transport returns about TLS; None without TLS."""
         sock = self._sock
         if not isinstance(sock, ssl.SSLSocket):
             return None
@@ -260,7 +262,7 @@ class ProtocolConnection(TLSConnection):
         }
 
     def lost(self, exc: BaseException | None, *, broken: bool = False) -> None:
-        """Tell the protocol that nothing is left of the connection, and close it: at once if it is broken."""
+        """Call connection_lost() soon, and close the connection: at once if it is broken."""
         self._broken_off, self._broken_by = broken, exc
         self._watching = False
         self._set_events(0)
@@ -269,7 +271,7 @@ class ProtocolConnection(TLSConnection):
     def _tell_lost(self, exc: BaseException | None) -> None:
         self.call("connection_lost", exc)
         self._lost.set_result(None)
-        self.protocol = self.transport = None  # which hold us: a cycle
+        self.protocol = self.transport = None  # they hold this object: a cycle
 
     @property
     def sockname(self) -> Any:
@@ -278,41 +280,41 @@ class ProtocolConnection(TLSConnection):
 
     @property
     def ended(self) -> bool:
-        """Whether the protocol has been told that nothing more will come."""
+        """Whether eof_received() has been called."""
         return self._ended is not None
 
     def peer_ended(self) -> None:
-        """Nothing more will come."""
+        """The peer has ended its side."""
         self._unwatch()
         if not self.ended and not self._end() and self.transport is not None:
             self.transport.close()
 
     def _end(self) -> bool:
-        """Tell the protocol so, once, whether it is the peer's end or the drain; true if it stays open."""
+        """Call eof_received(), once, for the peer's end or the drain; true if it stays open."""
         self._ended = False
         self._ended = bool(self.call("eof_received"))
         return self._ended
 
-    # -- what has been said
+    # -- bytes both ways
 
     def has_received(self, nbytes: int) -> None:
-        """Count what the protocol gets."""
+        """Count the bytes that the protocol gets."""
         self.bytes_received += nbytes
         if self._owed_until is not None:
             self.owe_at_most(self._unread())
 
     def has_written(self) -> None:
-        """Hear that the protocol has said something."""
+        """The protocol has written something."""
         self._answered = self.bytes_received
         self.has_flushed()
 
     def has_flushed(self) -> None:
-        """Hear that all of it has left."""
+        """The kernel has all that was written."""
         if self._owed_until is not None:
             self._look_for_the_end()
 
     def owes_no_payload(self) -> Callable[[], None]:
-        """Before a read: what to call if it finds nothing, though the kernel had something."""
+        """Before a read: returns what to call if it finds nothing, though the kernel had bytes."""
         tls = isinstance(self._sock, ssl.SSLSocket)
         if self._owed_until is not None and tls and self._holds_whole_records():
             return self._found_no_payload
@@ -326,10 +328,10 @@ class ProtocolConnection(TLSConnection):
 
     def _begin_drain(self) -> None:
         if self.transport is not None or self._recv is not self._read:
-            super()._begin_drain()  # otherwise _made() will come by here
+            super()._begin_drain()  # otherwise _made() begins it
 
     def _look_for_the_end(self) -> None:
-        self._recv = self._receive_owed  # nobody calls it; it says that the drain has come to us
+        self._recv = self._receive_owed  # never called; it marks that the drain has begun here
         if not self._ending and self.transport is not None:
             self._ending = True
             self.soon(self._end_between_messages)
@@ -340,12 +342,12 @@ class ProtocolConnection(TLSConnection):
         unconsumed = 0 if self.callback is None else self.callback.unconsumed()
         self._message_start = self.bytes_sent, self.bytes_received - unconsumed
         if transport is None or self.ended or not transport.is_reading() or transport.get_write_buffer_size():
-            return  # it has ended, or is about to go on: whoever pauses has not done yet
+            return  # it has ended, or is about to go on: a protocol that pauses is not done
         if not self.may_end():
             return
         if self.callback is not None:
             self._ended = True
-            self.callback.eof_received()  # it ends the connection, when it has come to its reader's end
+            self.callback.eof_received()  # at its reader's end it ends the connection
             if self.task is not None and self.task.done():
                 self._close_softly()
         elif (pause := self._pause()) > 0:
@@ -357,11 +359,11 @@ class ProtocolConnection(TLSConnection):
             transport.close()
 
     def _pause(self) -> float:
-        """Seconds in which a protocol may still go on with an answer that it has begun."""
+        """Return the seconds in which a protocol may still go on with the answer it has begun."""
         if not self.bytes_sent:
             return 0.0
         ago = sent_ago(self._sock)
-        if ago is None:  # a Unix socket does not tell
+        if ago is None:  # a Unix socket has no such time
             known, self._quiet_at = self._quiet_at, self.bytes_sent
             return 0.0 if known == self.bytes_sent else _PAUSE
         return _PAUSE - ago
@@ -370,14 +372,14 @@ class ProtocolConnection(TLSConnection):
         if self.transport is None:
             if self._recv is refuse_closed:
                 self._close_if_stalled()
-            return  # a handshake has a time of its own
-        if self._failure is not None:  # told before, and still not gone
+            return  # a handshake has a time limit of its own
+        if self._failure is not None:  # ended before, and still not closed
             self.abort()
             return
         self.fail(IdleTimeout(f"nothing received from or sent to {self.peer_address!r} for the idle timeout"))
 
     def abort(self) -> None:
-        """Close at once, without sending what waits."""
+        """Close at once, without sending what is buffered."""
         if self.transport is not None:
             self.transport.abort()
         elif not self._lost.done():

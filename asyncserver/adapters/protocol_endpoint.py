@@ -1,4 +1,4 @@
-"""ProtocolEndpoint: an endpoint with a DatagramProtocol; and the transport which that sees."""
+"""ProtocolEndpoint: an endpoint with a DatagramProtocol, and the transport of that protocol."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class ProtocolEndpoint(BatchReader):
         return super().unfinished or self._transport.sending
 
     def close(self) -> None:
-        """See Endpoint; the protocol is told first."""
+        """See Endpoint; calls connection_lost() first."""
         try:
             self._transport.lost()
         except Exception:
@@ -63,7 +63,7 @@ class ProtocolEndpoint(BatchReader):
 
 
 class EndpointTransport(WriteLimits, asyncio.DatagramTransport):
-    """The transport of a DatagramProtocol, over an endpoint of ours: also for Unix sockets, and on uvloop too."""
+    """The transport of a DatagramProtocol, over an endpoint, also of Unix sockets and on uvloop."""
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class EndpointTransport(WriteLimits, asyncio.DatagramTransport):
     async def _send_rest(self) -> None:
         try:
             while self._unsent:
-                # Until it is sent, what comes later has to wait behind it.
+                # Until it is sent, later datagrams have to wait behind it.
                 data, address, control = self._unsent[0]
                 try:
                     await self._endpoint.send(data, address, control)
@@ -150,7 +150,7 @@ class EndpointTransport(WriteLimits, asyncio.DatagramTransport):
             self._sent()
 
     def _tell(self, name: str, *arguments: object) -> None:
-        """Call the protocol where nobody waits for what it may raise."""
+        """Call the protocol where no caller gets what it may raise: log that."""
         try:
             getattr(self._protocol, name)(*arguments)
         except Exception:

@@ -1,7 +1,7 @@
 """from_protocol and from_callback: existing asyncio servers as handlers.
 
-A protocol gets a transport of ours (_transports.py) over a connection as a Stream has one. So limits, TLS, statistics
-and the drain treat it like any other, and what the protocol raises stays in it.
+A protocol gets a transport (transports.py) over a connection like that of a Stream. So limits, TLS,
+statistics and the drain treat it like any other, and its errors end only this connection.
 
     listener -> ProtocolConnection.run <-> ProtocolTransport <-> the protocol
 """
@@ -24,14 +24,14 @@ __all__ = ["ProtocolHandler", "from_callback", "from_protocol"]
 
 
 class ProtocolHandler:
-    """What `from_protocol` and `from_callback` return; `serve()` and `serve_datagrams()` take it as a handler."""
+    """What `from_protocol` and `from_callback` return, and a server takes as its handler."""
 
     def __init__(self, factory: Callable[[], asyncio.BaseProtocol]) -> None:
         check_factory(factory)
         self._factory = factory
 
     def __repr__(self) -> str:
-        """Tell the factory."""
+        """Show the factory."""
         return f"from_protocol({self._factory!r})"
 
     def make(self, connection: ProtocolConnection | None) -> asyncio.BaseProtocol:
@@ -58,7 +58,7 @@ class _CallbackHandler(ProtocolHandler):
                 result = self._callback(reader, writer)
             except (SystemExit, KeyboardInterrupt):
                 raise
-            except BaseException as exc:  # from Python 3.14.10 on asyncio would keep it to itself
+            except BaseException as exc:  # from Python 3.14.10 on asyncio keeps it
                 connection.fail(exc)
                 return
             if asyncio.iscoroutine(result):
@@ -73,19 +73,19 @@ class _CallbackHandler(ProtocolHandler):
 
 class _CallbackProtocol(asyncio.StreamReaderProtocol):
     def unconsumed(self) -> int:
-        """Bytes that the callback has yet to take from its reader."""
-        reader: Any = self._stream_reader  # type: ignore[attr-defined] # asyncio tells it in no other way
+        """Count the bytes that the callback has yet to take from its reader."""
+        reader: Any = self._stream_reader  # type: ignore[attr-defined] # there is no public way
         return 0 if reader is None else len(reader._buffer)
 
     def close(self) -> None:
-        """Close what the callback writes to: the connection's transport, or that of the TLS which it has started."""
-        transport: asyncio.Transport | None = self._transport  # type: ignore[attr-defined] # nor this
+        """Close the transport that the callback writes to: the connection's, or that of its TLS."""
+        transport: asyncio.Transport | None = self._transport  # type: ignore[attr-defined]
         if transport is not None:
             transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        # A reset has been told to the reader. Nobody need ask for it here; unasked, the garbage collector may log it.
+        # The reader has got the error. Here it is only looked at, so that asyncio does not log it.
         closed: asyncio.Future[None] = self._closed  # type: ignore[attr-defined]
         if not closed.cancelled():
             closed.exception()
@@ -94,19 +94,20 @@ class _CallbackProtocol(asyncio.StreamReaderProtocol):
 def from_protocol(factory: Callable[[], asyncio.BaseProtocol]) -> ProtocolHandler:
     """Use an `asyncio.Protocol`, `BufferedProtocol` or `DatagramProtocol` as a handler, unchanged.
 
-    For `serve()` the factory is called once for each connection, for `serve_datagrams()` once for each address.
-    The protocol's callbacks and its transport's methods are asyncio's, and `loop.start_tls()` takes the transport;
-    `loop.sendfile()`, which uvloop does not have, reads the file and writes it, so not with `fallback=False`. Under TLS
-    a protocol that returns true from `eof_received()` may still answer, as without.
+    For `serve()` the factory is called once per connection, for `serve_datagrams()` once
+    per address. Callbacks and the transport's methods are asyncio's; `loop.start_tls()`
+    takes the transport, and `loop.sendfile()`, which uvloop lacks, reads and writes the
+    file, so not with `fallback=False`. Under TLS too, a protocol may return true from
+    `eof_received()` and still answer.
 
-    When the server drains, a connection between two messages gets `eof_received()`; unless that returns true, it is
-    closed. While reading is paused, while what was written has not left, and for a second after each write, it is not
-    between two messages. Half a message that the protocol keeps since before its last answer is not seen, and does not
-    count. After `loop.start_tls()` it is the loop's TLS layer that ends, on uvloop without a close_notify.
+    When the server drains, a connection between two messages gets `eof_received()`, and is closed
+    unless that returns true. It is not between two messages while reading is paused, while what was
+    written has not left, or within a second after a write. Half a message kept since before the
+    last answer is not seen. TLS of `loop.start_tls()` ends too, on uvloop without a close_notify.
 
-    A peer that ends TLS without close_notify may have been cut off: `eof_received()` is not called, and
-    `connection_lost()` gets a ConnectionAbortedError. What a callback raises closes the connection and is logged as any
-    handler's error.
+    A peer that ends TLS without close_notify may have been cut off: `eof_received()` is not called,
+    and `connection_lost()` gets a ConnectionAbortedError. What a callback raises closes the
+    connection and is logged as any handler's error.
 
     Args:
         factory: called without arguments, returns the protocol.
@@ -121,16 +122,14 @@ def from_callback(callback: Callable[..., Awaitable[object] | None], *, limit: i
     """Use the `(reader, writer)` callback of an `asyncio.start_server` as a handler, unchanged.
 
     As there, the connection stays open until the writer is closed, even when the callback has
-    returned; from Python 3.13 on, asyncio closes a writer that nobody holds any more, and warns.
-    When the server drains, a reader between two messages comes to its end, and the callback ends the
-    connection: it may write on. A peer that ends TLS without close_notify may have been cut off: the
-    reader raises ConnectionAbortedError.
-    When the connection has ended, IncompleteReadError and ConnectionError are no errors of the callback,
-    also inside exception groups; ConnectionRefusedError is one.
+    returned; from Python 3.13 on, asyncio closes an unreferenced writer, and warns. When the server
+    drains, a reader between two messages comes to its end, and the callback ends the connection: it
+    may write on. A peer that ends TLS without close_notify may have been cut off: the reader raises
+    ConnectionAbortedError. After the end of the connection IncompleteReadError and ConnectionError,
+    but not ConnectionRefusedError, are no errors of the callback, also inside exception groups.
 
     Args:
-        callback: called with a StreamReader and a StreamWriter for each connection; a coroutine function or a
-            plain one.
+        callback: called with a StreamReader and a StreamWriter for each connection; async or plain.
         limit: bytes that the reader buffers, as in `asyncio.start_server`.
 
     Raises:

@@ -1,8 +1,8 @@
-"""ProtocolTransport: what asyncio's protocols see of a connection of ours.
+"""ProtocolTransport: a connection as asyncio's protocols see it.
 
-It does what the stock loop's own transport does (asyncio/selector_events.py), on both loops, with TLS and without:
-the connection below reads and writes the descriptor, see _tls_connection.py. What could not be sent at once waits
-here, and counts as sent when the kernel takes it.
+It does what the stock loop's own transport does (asyncio/selector_events.py), on both loops, with
+TLS and without: the connection below reads and writes the descriptor, see tls_connection.py. What
+could not be sent at once waits here, and counts as sent when the kernel takes it.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 # Writes to a lost connection before there is a warning for each: asyncio/constants.py.
 _LOST_WRITES = 5
-# Bytes that TLS transports of asyncio read ahead by default. Ours read nothing ahead, but tell what was set.
+# Bytes that asyncio's TLS transports read ahead by default. Ours only return what was set.
 _READ_AHEAD = 256 * 1024
-# Bytes to ask for after a read that came full: what asyncio always asks for. It is less than half the CPU per byte.
+# Bytes to ask for after a full read, as asyncio always does: less than half the CPU per byte.
 _BULK = 256 * 1024
 
 
 class Served(Protocol):
-    """The connection below a transport, which the two share with the protocol."""
+    """The connection below a transport, as the transport uses it."""
 
     bytes_sent: int
     context: contextvars.Context
@@ -49,63 +49,63 @@ class Served(Protocol):
 
     @property
     def ended(self) -> bool:
-        """Whether the protocol has been told that nothing more will come."""
+        """Whether eof_received() has been called."""
 
     _read: Callable[[int], bytes]
     _send: Callable[[Any], int]
     _sock: socket.socket
 
     def soon(self, callback: Callable[..., object], *arguments: object) -> None:
-        """Call in the loop's next round, in the connection's own context."""
+        """Call in the loop's next round, in the connection's context."""
 
     def call(self, name: str, *arguments: object) -> Any:
-        """Call the protocol, and let nothing out that it raises."""
+        """Call the protocol; what it raises ends the connection."""
 
     def fail(self, exc: BaseException) -> None:
         """End the connection because of what its protocol raised."""
 
     def lost(self, exc: BaseException | None, *, broken: bool = False) -> None:
-        """Tell the protocol that nothing is left of the connection, and close it: at once if it is broken."""
+        """Call connection_lost() soon, and close the connection: at once if it is broken."""
 
     def peer_ended(self) -> None:
-        """Hear that nothing more will come."""
+        """The peer has ended its side."""
 
     def watch_reading(self) -> None:
-        """Tell the transport when there is something to read, or has been for a while."""
+        """Call the transport when there is something to read, or already has been."""
 
     def unwatch_reading(self) -> None:
-        """Do not, any more."""
+        """Stop that."""
 
     def watch_writing(self) -> None:
-        """Tell the transport when there is room."""
+        """Call the transport when there is room."""
 
     def unwatch_writing(self) -> None:
-        """Do not, any more."""
+        """Stop that."""
 
     def pending(self) -> int:
-        """Bytes that OpenSSL has decrypted, and no poll tells of."""
+        """Count the bytes that OpenSSL has decrypted, which no poll reports."""
 
     def tls_facts(self) -> dict[str, Any] | None:
-        """What transports tell about TLS by get_extra_info(); None without TLS."""
+        """What get_extra_info() of a transport returns about TLS; None without TLS."""
 
     def has_received(self, nbytes: int) -> None:
-        """Count what the protocol gets."""
+        """Count the bytes that the protocol gets."""
 
     def has_written(self) -> None:
-        """Hear that the protocol has said something."""
+        """The protocol has written something."""
 
     def has_flushed(self) -> None:
-        """Hear that all of it has left."""
+        """The kernel has all that was written."""
 
     def owes_no_payload(self) -> Callable[[], None]:
-        """Before a read: what to call if it finds nothing, though the kernel had something."""
+        """Before a read: returns what to call if it finds nothing, though the kernel had bytes."""
 
     def _clear_errors(self) -> None:
-        """Forget an error of the system, for the other connections of the thread."""
+        """Empty OpenSSL's queue of errors, for the other connections of the thread."""
 
 
 class ProtocolTransport(WriteLimits):
-    """A connection as its protocol sees it; loop_transports.py adds what the loop's functions look for."""
+    """A connection as its protocol sees it; loop_transports.py adds what the loop asks for."""
 
     _closing = False
     _paused = False
@@ -127,7 +127,7 @@ class ProtocolTransport(WriteLimits):
         self.set_protocol(connection.protocol)
 
     def __repr__(self) -> str:
-        """Tell the peer and the state."""
+        """Show the peer and the state."""
         state = "closed" if self._lost else "closing" if self._closing else "open"
         return f"<ProtocolTransport {self._connection.peer_address!r} {state}>"
 
@@ -163,7 +163,8 @@ class ProtocolTransport(WriteLimits):
         connection.bytes_sent += sent
         if sent != len(data):
             self._unsent += memoryview(data)[sent:]
-            if sent and self._tls is not None and not self._flush():  # it takes a record at a time
+            # TLS takes one record at a time: go on with the others.
+            if sent and self._tls is not None and not self._flush():
                 return
             if self._unsent:
                 connection.watch_writing()
@@ -221,9 +222,9 @@ class ProtocolTransport(WriteLimits):
 
     def set_protocol(self, protocol: asyncio.BaseProtocol | None) -> None:
         self._connection.protocol = protocol
-        # As uvloop tells them apart, whose own TLS layer is of neither class.
+        # As uvloop distinguishes them, whose own TLS layer is of neither class.
         buffered = hasattr(protocol, "get_buffer") and not isinstance(protocol, asyncio.Protocol)
-        # Not bound to us: that would be a cycle.
+        # Not a bound method of ours: that would be a cycle.
         self._take = ProtocolTransport._take_buffered if buffered else ProtocolTransport._take_data
 
     def get_protocol(self) -> asyncio.BaseProtocol:
@@ -260,7 +261,7 @@ class ProtocolTransport(WriteLimits):
     # -- what the loop's functions call
 
     def _force_close(self, exc: BaseException | None) -> None:
-        """Close without sending what waits. Also what a TLS layer of the loop's calls (`loop.start_tls()`)."""
+        """Close without sending what is buffered. TLS of `loop.start_tls()` calls this, too."""
         if not self._lost:
             self._closing = True
             self._unsent.clear()
@@ -335,7 +336,7 @@ class ProtocolTransport(WriteLimits):
             connection.soon(self._read_ready)
 
     def _discard(self) -> None:
-        """The drain has said the end: what the peer still says is nobody's."""
+        """After the drain's eof_received(): throw away what still arrives."""
         if not self._connection._read(CHUNK):
             self._connection.unwatch_reading()
 
@@ -347,7 +348,7 @@ class ProtocolTransport(WriteLimits):
             self._read_ready()
         if not self._flush():
             return
-        self._resume_if_low()  # which may write more, or close
+        self._resume_if_low()  # the protocol may write more, or close
         if not (self._unsent or self._read_waits_for_room):
             self._flushed()
 
@@ -363,7 +364,7 @@ class ProtocolTransport(WriteLimits):
         self._connection.has_flushed()
 
     def _flush(self) -> bool:
-        """Give the kernel what it takes of what waits; false if the connection broke."""
+        """Give the kernel what it takes of the buffer; false if the connection broke."""
         unsent, connection = self._unsent, self._connection
         try:
             while unsent:

@@ -1,4 +1,4 @@
-"""WriteLimits: when a transport tells its protocol to pause writing, and to go on. asyncio's rules and figures."""
+"""WriteLimits: when a protocol is to pause writing and to resume, by asyncio's rules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ HIGH_WATER_TLS = 512 * 1024
 
 
 def water_marks(high: int | None, low: int | None, default: int) -> tuple[int, int]:
-    """What asyncio makes of limits of which one or both are left out.
+    """Complete the limits as asyncio does, where one or both are left out.
 
     Args:
         high: bytes above which to pause; None for four times `low`, or the default.
@@ -30,10 +30,7 @@ def water_marks(high: int | None, low: int | None, default: int) -> tuple[int, i
 
 
 class WriteLimits:
-    """A transport's flow control; it calls `_pause_if_full()` when its buffer grows, `_resume_if_low()` as it shrinks.
-
-    Names of asyncio's `_FlowControlMixin` are kept where its functions look for them.
-    """
+    """Flow control of a transport. Names that asyncio looks for are as in `_FlowControlMixin`."""
 
     _protocol_paused = False
     _default_high = _HIGH_WATER
@@ -41,11 +38,11 @@ class WriteLimits:
     _low_water = _HIGH_WATER // 4
 
     def _tell(self, name: str, *arguments: object) -> Any:
-        """Call the protocol, and see to what it may raise."""
+        """Call the protocol, and handle what it may raise."""
         raise NotImplementedError
 
     def get_write_buffer_size(self) -> int:
-        """Bytes that wait to be sent."""
+        """Count the bytes that wait to be sent."""
         raise NotImplementedError
 
     def get_write_buffer_limits(self) -> tuple[int, int]:

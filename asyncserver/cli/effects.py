@@ -1,4 +1,4 @@
-"""What options need besides to have an effect: without it, it is likely that something else was meant."""
+"""What options need besides to have an effect: without that they are most likely a mistake."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PLACES: dict[str, Sequence[str]] = {
     "reuse_port": _PORTS,
     "unix_mode": _FILES,
 }
-# The form that one of them must have: what somebody else has bound has its options already.
+# The form that one of them must have: an adopted socket has its options already.
 _FORMS = {"reuse_port": ("host", "HOST:PORT"), "unix_mode": ("path", "a path")}
 # Other options.
 _OTHERS = {
@@ -32,14 +32,15 @@ _OTHERS = {
 
 
 def lacking(name: str, values: Mapping[str, Any]) -> str:
-    """Tell what else an option needs to have an effect, and does not have; "" if it has all.
+    """Say what else an option needs to have an effect; "" if it has all.
 
     Args:
         name: the option's.
         values: of all options.
     """
     wanted = _PLACES.get(name, _STREAMS + _DATAGRAMS)
-    served = {one for one in _STREAMS + _DATAGRAMS if values[one]} or {*_PORTS}  # the default address
+    # Without any place it is the default address.
+    served = {one for one in _STREAMS + _DATAGRAMS if values[one]} or {*_PORTS}
     flags = " or ".join(_flag(one) for one in wanted)
     if not {*wanted} & served:
         return flags
@@ -47,8 +48,8 @@ def lacking(name: str, values: Mapping[str, Any]) -> str:
     places = [place for one in wanted for place in values[one]]
     if form and places and not any(form in place for place in places):
         return f"{flags} {shown}"
-    if name == "stuck_timeout" and values["workers"] == 1 and values[name]:  # whom somebody has to watch
-        return "--workers"
+    if name == "stuck_timeout" and values["workers"] == 1 and values[name]:
+        return "--workers"  # only a supervisor can watch for that
     other = _OTHERS.get(name)
     return _flag(other) if other is not None and not values[other] else ""
 

@@ -1,4 +1,4 @@
-"""What the command line loads: MODULE:HANDLER, and classes that were written for socketserver or asyncio, hosted."""
+"""What the command line loads: MODULE:HANDLER; socketserver's and asyncio's classes are hosted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def load(name: str) -> Any:
 
     Raises:
         ValueError: there is no such thing.
-        RuntimeError: the module does not only hold it, but serves at once.
+        RuntimeError: importing the module serves at once.
     """
     module_name, _, attributes = name.partition(":")
     if os.getcwd() not in sys.path and "" not in sys.path:
@@ -30,7 +30,7 @@ def load(name: str) -> Any:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as exc:
         if exc.name is None or not (module_name == exc.name or module_name.startswith(exc.name + ".")):
-            raise  # a module that the handler's own module wants
+            raise  # a module that the handler's module imports
         raise ValueError(f"there is no module {module_name!r} in the current folder or installed") from exc
     finally:
         importing.reset(token)
@@ -43,12 +43,12 @@ def load(name: str) -> Any:
 
 
 def adapted(handler: Any, options: argparse.Namespace) -> Any:
-    """Make a handler of a class that was written for socketserver, or of a protocol's.
+    """Make a handler of a class that was written for socketserver, or of a protocol class.
 
     Raises:
-        ValueError: it is for other places than those given, or --threads for nothing that needs any.
+        ValueError: it is for other places than those given, or --threads for a handler without any.
     """
-    # Whoever has a class of socketserver's has imported that; nobody else needs it.
+    # A program that has a class of socketserver's has imported that module.
     legacy = sys.modules.get("socketserver")
     if legacy is not None and isinstance(handler, type) and issubclass(handler, legacy.BaseRequestHandler):
         _check_kind(handler, legacy.StreamRequestHandler, legacy.DatagramRequestHandler, options)

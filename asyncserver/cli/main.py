@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _DEFAULT_ADDRESS = "127.0.0.1:8080"
 
-# What each option takes of the sockets that systemd:NAME names: those of one unit have one name, of whatever kind.
+# What each option takes of the sockets that systemd:NAME names: all of a unit have one name.
 _INTERNET = (socket.AF_INET, socket.AF_INET6)
 _TAKES: dict[str, tuple[socket.SocketKind, Sequence[int]]] = {
     "tcp": (socket.SOCK_STREAM, _INTERNET),
@@ -41,7 +41,7 @@ _TAKES: dict[str, tuple[socket.SocketKind, Sequence[int]]] = {
 
 
 async def upper(source: Stream | Datagram) -> bytes | None:
-    """Send back in capitals whatever comes."""
+    """Send back in capitals what comes."""
     if hasattr(source, "data"):
         return source.data.upper()
     async for data in source:
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _logger.warning("environment variable of no option: %s", text)
     try:
         greet = _complete(options)
-        # With workers only they import what is named, so that new ones, after SIGHUP, have new code.
+        # With workers, only they import the handler, so that after SIGHUP new ones have new code.
         servings = _servings(options, places_only=options.workers > 1 and not options.check)
     except (TypeError, ValueError, OSError) as exc:
         parser.error(str(exc))
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complete(options: argparse.Namespace) -> Callable[[], object]:
-    """Put the default address where no other is given; returns what is to be called once it is bound."""
+    """Complete the addresses, by default ones if none is given; returns what to call once bound."""
     if options.tcp or options.udp or options.unix or options.unix_datagram:
         for name in _TAKES:
             setattr(options, name, [one for place in getattr(options, name) for one in _of_systemd(name, place)])
@@ -87,7 +87,7 @@ def _complete(options: argparse.Namespace) -> Callable[[], object]:
 
 
 def _of_systemd(option: str, place: dict[str, Any]) -> list[dict[str, Any]]:
-    """Put systemd's sockets where their name stands; leave other places as they are."""
+    """Replace a name of systemd's by its sockets; leave other places as they are."""
     if "systemd" not in place:
         return [place]
     kind, families = _TAKES[option]
@@ -166,14 +166,14 @@ def _tls(options: argparse.Namespace) -> TLSContext | None:
 
 
 def _check(options: argparse.Namespace, servings: list[Serving]) -> None:
-    """Bind, and tell what was found; nothing is served."""
+    """Bind, and print what was found; nothing is served."""
     try:
         print("handler ", options.handler or "upper-casing echo")
         for file, certificate in () if (context := _tls(options)) is None else context.certificates:
             print("TLS     ", f"{file}: {certificate or 'no client can have it by the defaults of OpenSSL'}")
         with contextlib.ExitStack() as stack:  # all of them at once: two may want the same address
             if options.metrics is not None:
-                monitoring = Monitor().serving(options.metrics)  # which warns where prometheus-client is missing
+                monitoring = Monitor().serving(options.metrics)  # warns without prometheus-client
                 stack.callback(monitoring.close)
                 _open(monitoring, stack, "metrics ")
             for serving in servings:

@@ -1,6 +1,6 @@
-"""The options of the command line: one table, of which the parser, the environment and the README's table are made.
+"""The options of the command line: one table, for parser, environment and the README's table.
 
-A new option is one row in OPTIONS; `read()` returns its value under its name, and cli.py uses it.
+A new option is one row in OPTIONS; `read()` returns its value under its name, and main.py uses it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_\d+_|=(tcp|udp|sctp)://
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
-# -- what is typed, as values. Each says what it expected: the parser adds where it was typed, the environment too.
+# -- texts as values. An error says what was expected; parser and environment add where it was.
 
 
 def _wrong(expected: str, text: str) -> argparse.ArgumentTypeError:
@@ -65,7 +65,7 @@ def _wrong(expected: str, text: str) -> argparse.ArgumentTypeError:
 
 
 def count(least: int) -> Callable[[str], int]:
-    """A whole number that is at least so big."""
+    """A whole number that is at least `least`."""
 
     def convert(text: str) -> int:
         if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) >= least):
@@ -100,7 +100,7 @@ def mode(text: str) -> int:
 
 
 def address(text: str) -> dict[str, Any]:
-    """HOST:PORT or fd:N, as keyword arguments of serve() and serve_datagrams(); or systemd:NAME, for cli.py."""
+    """HOST:PORT or fd:N, as arguments of serve() and serve_datagrams(); or systemd:NAME."""
     if text.startswith(_SYSTEMD):
         return {"systemd": text.removeprefix(_SYSTEMD)}
     try:
@@ -122,7 +122,7 @@ def place(text: str) -> str:
 
 
 def path(text: str) -> dict[str, Any]:
-    """A Unix socket's path, as keyword arguments of serve() and serve_datagrams(); or systemd:NAME, for cli.py."""
+    """A Unix socket's path, as arguments of serve() and serve_datagrams(); or systemd:NAME."""
     if text.startswith(_SYSTEMD):
         return {"systemd": text.removeprefix(_SYSTEMD)}
     if not text:
@@ -144,7 +144,7 @@ def groups(text: str) -> list[str]:
 
 
 def on_or_off(text: str) -> bool:
-    """How the environment sets what on the command line is a flag without a value."""
+    """The value in the environment of an option that is a flag on the command line."""
     if text.lower() not in (*_TRUE, *_FALSE):
         raise _wrong(" or ".join((*_TRUE, *_FALSE)), text)
     return text.lower() in _TRUE
@@ -159,7 +159,7 @@ class Option:
 
     Attributes:
         group: the heading under which the help shows it.
-        flag: what is typed; "handler" is the one that is told by its place.
+        flag: what is typed; "handler" is positional.
         metavar: what stands for the value in the help; an option without one is on or off.
         help: what it does, in a line.
         convert: makes a value of the text; raises ArgumentTypeError.
@@ -189,7 +189,7 @@ class Option:
 
     @property
     def summary(self) -> str:
-        """The help, with the default where there is one to tell."""
+        """The help, with the default if there is one to show."""
         if self.several:
             return f"{self.help} (can be repeated)"
         has_default = self.default not in (None, False) and "(default" not in self.help
@@ -275,7 +275,7 @@ OPTIONS: tuple[Option, ...] = (
 
 
 def make_parser(version: str) -> argparse.ArgumentParser:
-    """Make the parser, which leaves out what was not typed. `version` is what --version tells."""
+    """Make the parser, which leaves out what was not typed. `version` is what --version prints."""
     parser = argparse.ArgumentParser(
         prog="python -m asyncserver",
         usage="%(prog)s [MODULE:HANDLER] [OPTION ...]\n       %(prog)s --help",
@@ -311,7 +311,9 @@ def read(
     arguments: Sequence[str] | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> argparse.Namespace:
-    """Read the command line, and the environment for what was not typed. Wrong ones end the program with status 2.
+    """Read the command line, and the environment for what was not typed.
+
+    Wrong options end the program with status 2.
 
     Args:
         parser: of `make_parser()`.
@@ -321,7 +323,7 @@ def read(
     Returns:
         an attribute for each option.
     """
-    if "_ARGCOMPLETE" in environment:  # a shell asks what could come next
+    if "_ARGCOMPLETE" in environment:  # a shell asks for completions
         importlib.import_module("argcomplete").autocomplete(parser)
     values: dict[str, Any] = {option.name: [] if option.several else option.default for option in OPTIONS}
     parsed, unknown = parser.parse_known_args(arguments)
@@ -345,7 +347,7 @@ def read(
 
 
 def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Tell of variables that look like ours and are none, each with the nearest that is."""
+    """Return variables that look like ours and are none, each with the nearest that is."""
     known = [option.variable for option in OPTIONS]
     return [
         name + _meant(name, known)

@@ -1,8 +1,8 @@
 """AskedAddresses: which of our addresses a peer has asked, for answers that name only the peer.
 
-A protocol answers with `sendto(data, addr)`, perhaps much later: from a task, from a timer, from a queue. What it does
-in consequence of a datagram runs in a context that has come of that datagram's, and so is known to answer it. For all
-else, such as a task that was there before, it is the last datagram of that peer.
+A protocol answers with `sendto(data, addr)`, perhaps much later: from a task, a timer or a queue.
+Code that runs because of a datagram runs in a context made from the datagram's, so that datagram is
+known. For other code, such as a task that existed before, the peer's last datagram counts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..net.addresses import Address
     from .datagram import Datagram
 
-# Peers that are remembered; one that has been forgotten is answered as the route has it.
+# Peers that are remembered; the answer to a forgotten one comes from the route's address.
 _MOST_PEERS = 1024
 
 _Peer: TypeAlias = "tuple[object, ...]"
@@ -25,13 +25,13 @@ _asked: ContextVar[_Asked | None] = ContextVar("asyncserver: the datagram that i
 
 
 class AskedAddresses:
-    """Those of one socket; it needs none where it is bound to one address."""
+    """The asked addresses of one socket; empty where it is bound to one address."""
 
     def __init__(self) -> None:
         self._last: dict[_Peer, Control] = {}
 
     def enter(self, datagram: Datagram) -> Token[_Asked | None]:
-        """Answer a datagram, one that has control data, from now on in this context."""
+        """Answer a datagram that has control data, from now on in this context."""
         assert datagram.control is not None
         peer = _peer(datagram.address)
         self._last.pop(peer, None)  # so that it becomes the newest
@@ -41,7 +41,7 @@ class AskedAddresses:
         return _asked.set((self, peer, datagram.control))
 
     def leave(self, token: Token[_Asked | None]) -> None:
-        """Go on with what was before."""
+        """Go back to what was set before `enter()`."""
         _asked.reset(token)
 
     def find(self, address: Address) -> Control | None:

@@ -2,8 +2,7 @@
 
     resume() -> [readable -> places left? -> take, take, ... until there is none] ... -> drain()
 
-The loop says readable once for many datagrams. Who takes them, and what is done with them, is for
-derived classes to say.
+The loop says readable once for many datagrams. Derived classes take and handle them.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
 
     from ..net.binding import BoundSocket
 
-# Datagrams taken in one wake-up: enough to save trips through the loop; and with quick handlers
-# all others wait for a fifth of a millisecond.
+# Datagrams taken in one wake-up: enough to save trips through the loop, and with quick handlers
+# other tasks wait only a fifth of a millisecond.
 _BATCH = 32
 
 
@@ -32,7 +31,7 @@ Run: TypeAlias = "Callable[[Datagram], Coroutine[Any, Any, object]]"
 
 
 class Handling(Protocol):
-    """What a reader asks of its server, which admits datagrams and settles them."""
+    """What a reader needs of its server, which admits datagrams and settles them."""
 
     label: str  # for the log
     _loop: asyncio.AbstractEventLoop
@@ -40,7 +39,7 @@ class Handling(Protocol):
     _run: Run  # what is to be called; may change between two batches
 
     def _tell_change(self) -> None:
-        """Wake whoever waits for the end of the drain."""
+        """Wake the task that waits for the end of the drain."""
 
     def _places_left(self) -> int:
         """How many more handlers may begin: while the server does not pause, at least one."""
@@ -49,13 +48,13 @@ class Handling(Protocol):
         """Run a handler in a task of its own."""
 
     def _keep(self, task: asyncio.Task[object], source: Datagram) -> None:
-        """See a handler that has begun to wait to its end."""
+        """Keep a handler that waits until it ends."""
 
     def _settle(self, source: Datagram, exc: BaseException | None, result: object) -> None:
         """Count how a handler has ended, and send what it returned."""
 
     def _count_answered(self, number: int) -> None:
-        """Settle so many handlers whose answers have been sent."""
+        """Settle `number` handlers whose answers have been sent."""
 
 
 class BatchReader(Endpoint, ABC):
@@ -81,7 +80,7 @@ class BatchReader(Endpoint, ABC):
         if not self._watching and self._remaining != 0:
             add_reader(self._loop, self._fd, self._on_readable)
             self._watching = True
-            if self._remaining is not None:  # there may be none at all, which no event would tell
+            if self._remaining is not None:  # there may be none, and so no event
                 self._loop.call_soon(self._on_readable)
 
     def pause(self) -> None:
@@ -97,12 +96,12 @@ class BatchReader(Endpoint, ABC):
             if self._remaining == 0:
                 self.pause()
                 self._server._tell_change()
-            elif self._remaining is not None:  # if that was the last one, no event would tell
+            elif self._remaining is not None:  # that may have been the last one: no more events
                 self._loop.call_soon(self._on_readable)
 
     @abstractmethod
     def _serve_batch(self) -> None:
-        """Take datagrams until there is none, and have them handled. From the loop's I/O callbacks only."""
+        """Take datagrams until there is none, and run their handlers. For I/O callbacks only."""
 
     def _take(self) -> Datagram | None:
         """Receive a datagram; None if there is none, or the batch is over, or reading pauses."""
@@ -116,7 +115,7 @@ class BatchReader(Endpoint, ABC):
                     self._remaining = 0
             except NotForUs:
                 continue
-            except OSError as exc:  # an ICMP error for something we sent; the next call goes on
+            except OSError as exc:  # an ICMP error for a datagram we sent; the next call goes on
                 _logger.debug("receiving on %s: %s", self._bound.address, exc, extra={"server": url_of(self._bound)})
             else:
                 self.received += 1
@@ -131,9 +130,9 @@ class BatchReader(Endpoint, ABC):
         return bool(self._remaining)
 
     def drain(self) -> None:
-        """Pause; resumed, read what the kernel holds now, then no more. Sending goes on.
+        """Pause; after `resume()` read what the kernel holds now, then no more. Sending goes on.
 
-        If another process goes on with the socket, it reads that.
+        If another process takes over the socket, that process reads it.
         """
         self.pause()
         if self._bound.handed_over:

@@ -1,8 +1,7 @@
 """Datagram, what a handler gets, and Endpoint, the socket that receives and sends them.
 
 Nothing is queued here: what is not read waits in the kernel's buffer, whose drops the kernel
-counts, and whoever sends waits while the socket is full. When to read, and for whom, is the
-business of BatchReader.
+counts; a handler that sends waits while the socket is full. BatchReader decides when to read.
 """
 
 from __future__ import annotations
@@ -29,21 +28,22 @@ if TYPE_CHECKING:
 
 __all__ = ["Datagram"]
 
-# Asked for as SO_RCVBUF: about 1,300 small datagrams. Of a burst of 1,000 Linux's default keeps a quarter.
+# For SO_RCVBUF: about 1,300 small datagrams. Linux's default keeps a quarter of a burst of 1,000.
 _RECEIVE_BUFFER = 1 << 20
-# Seconds between attempts to send to a Unix peer whose queue is full, or when there is no room below the socket
-# (ENOBUFS): poll(2) looks at our own socket and says writable. The first, and the longest.
+# Seconds between attempts, the first and the longest, to send to a Unix peer whose queue
+# is full, or while there is no room below the socket (ENOBUFS): poll(2) looks at our own
+# socket, and says writable.
 _RETRY = (0.001, 0.05)
-# Seconds until such a peer is given up: it does not read, and its answers would keep all handlers there may be.
+# Seconds until such a peer is given up: it does not read, and would keep all handlers waiting.
 _UNIX_PATIENCE = 5.0
 
 _SO_MEMINFO = 55  # asm-generic/socket.h; Python has no name for it
-# What it returns: the SK_MEMINFO_* numbers of linux/sock_diag.h; among them bytes queued, and datagrams dropped.
+# It returns the SK_MEMINFO_* numbers of linux/sock_diag.h; here bytes queued, datagrams dropped.
 _MEMINFO = struct.Struct("9I")
 _QUEUED, _DROPS = 0, 8
-# The least that a queued datagram counts for among the bytes: the kernel's own structures are larger.
+# The least that a queued datagram adds to those bytes: the kernel's structures are larger.
 _LEAST_QUEUED = 512
-# Datagrams that a Unix socket may hold, which has no such numbers: far above net.unix.max_dgram_qlen.
+# Datagrams a Unix socket may hold, which has no such numbers: far above net.unix.max_dgram_qlen.
 _UNIX_QUEUE = 4096
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
@@ -58,8 +58,10 @@ class Datagram:
 
     Attributes:
         data: the payload.
-        address: the sender's address; of a Unix socket without a name "" or None: it cannot be answered.
-        truncated: whether the datagram was longer than the server's `max_datagram_size`; `data` is its beginning.
+        address: the sender's address; of a Unix socket without a name "" or None: it
+            cannot be answered.
+        truncated: whether the datagram was longer than the server's `max_datagram_size`;
+            `data` is its beginning.
     """
 
     __slots__ = ("address", "control", "data", "endpoint", "replied", "truncated", "unsent")
@@ -76,7 +78,7 @@ class Datagram:
         self.unsent: bytes | None = None
 
     def __repr__(self) -> str:
-        """Tell the sender and the size."""
+        """Show the sender and the size."""
         return f"<Datagram from {self.address!r}, {len(self.data)} bytes{', truncated' if self.truncated else ''}>"
 
     @property
@@ -88,7 +90,7 @@ class Datagram:
     def local_address(self) -> Address:
         """The address that the datagram was sent to, and that an answer comes from.
 
-        Of a broadcast or multicast it is the address of ours from which its sender gets the answer.
+        For a broadcast or multicast it is the address of ours that the answer comes from.
         """
         return self.endpoint.local_address(self.control, self.address)
 
@@ -104,8 +106,8 @@ class Datagram:
             TypeError: not bytes.
             OSError: the system refuses; with errno EMSGSIZE the data is too large for one datagram.
             anyio.ClosedResourceError: the server has been closed.
-            anyio.BrokenResourceError: the sender has no address, or (a Unix socket) is gone or has read nothing for
-                5 seconds.
+            anyio.BrokenResourceError: the sender has no address, or (a Unix socket) is gone or has
+                read nothing for 5 seconds.
         """
         try:
             await self.endpoint.send(data, self.address, self.control)
@@ -116,10 +118,10 @@ class Datagram:
     # -- for the server
 
     def _begin_drain(self) -> None:
-        """Nothing to tell: a datagram is one message."""
+        """Nothing to do: a datagram is one message."""
 
     def abort(self) -> None:
-        """Nothing to take away: there is no connection."""
+        """Nothing to do: there is no connection."""
 
 
 class Endpoint:
@@ -143,14 +145,14 @@ class Endpoint:
         self._size = max_datagram_size
         self._buffer = memoryview(bytearray(max_datagram_size))
         self._unix = self.sock.family == socket.AF_UNIX
-        self._writable: asyncio.Future[None] | None = None  # while anybody waits for that
-        self._no_buffers = False  # no room, but not in the socket: poll(2) would say writable
+        self._writable: asyncio.Future[None] | None = None  # while handlers wait for it
+        self._no_buffers = False  # no room below the socket: poll(2) would say writable
         self.received: int = 0
         self.sent: int = 0
         self._counting = True  # what the kernel drops
-        # The kernel has counted since the socket was bound, which may have been in another process.
+        # The kernel counts from the socket's creation, perhaps in another process.
         self._dropped = -kernel_drops(self.sock)
-        # recvmsg is about 1 us more than recvfrom: only where answers need to know more.
+        # recvmsg takes about 1 us more than recvfrom: only where answers need the destination.
         self._receive = self._receive_one
         self._asks_destination = ask_for_destination(self.sock)
         if self._asks_destination:
@@ -160,8 +162,8 @@ class Endpoint:
     # -- receiving: self._receive()
 
     def _receive_one(self) -> Datagram:
-        # With MSG_TRUNC the size is the datagram's own, recv(2). `recvfrom` would then return memory that was never
-        # written, so it has to be the buffer of ours.
+        # With MSG_TRUNC the size is the datagram's own, recv(2). `recvfrom` would then return
+        # memory that was never written; so use our buffer.
         size, address = self.sock.recvfrom_into(self._buffer, 0, socket.MSG_TRUNC)
         return Datagram(self, self._buffer[:size].tobytes(), address, None, size > self._size)
 
@@ -184,11 +186,12 @@ class Endpoint:
 
     def _enlarge_buffer(self) -> None:
         if self._unix:
-            return  # what is queued there counts against the sender
+            return  # the sender's buffer counts there
         if self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= 2 * _RECEIVE_BUFFER:
-            return  # somebody else's, and larger
+            return  # set by the program, and larger
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
-        granted = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2  # socket(7): the kernel doubles it
+        # socket(7): the kernel doubles it
+        granted = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
         if granted < _RECEIVE_BUFFER:
             _logger.info(
                 "%s: the kernel grants a receive buffer of %d bytes instead of %d, so long bursts will be dropped; "
@@ -201,7 +204,7 @@ class Endpoint:
 
     @property
     def dropped(self) -> int:
-        """Datagrams that reached this host for this socket and were given to nobody."""
+        """Datagrams that reached this host for this socket, and no handler."""
         return self._dropped + (kernel_drops(self.sock) if self._counting else 0)
 
     def _queued_at_most(self) -> int:
@@ -231,7 +234,8 @@ class Endpoint:
         except OSError as exc:
             if self.sock.fileno() < 0:
                 raise anyio.ClosedResourceError("no answer can be sent: the server has been closed") from exc
-            if isinstance(address, tuple) and not address[1]:  # anybody can forge port 0: no error of the handler's
+            if isinstance(address, tuple) and not address[1]:
+                # Any client can forge port 0: no error of the handler's.
                 raise anyio.BrokenResourceError(f"the sender {address!r} has no port: it cannot be answered") from exc
             if exc.errno == errno.ENOBUFS:  # the interface's queue is full: udp(7)
                 self._no_buffers = True
@@ -261,7 +265,8 @@ class Endpoint:
         if self._writable is None:
             self._writable = self._loop.create_future()
             self._loop.add_writer(self._fd, self._on_writable)
-        await asyncio.wait([self._writable])  # one future for all who wait: cancelling one must not cancel it
+        # One future for all handlers that wait: cancelling one of them must not cancel it.
+        await asyncio.wait([self._writable])
 
     def _on_writable(self) -> None:
         self._loop.remove_writer(self._fd)
@@ -272,11 +277,11 @@ class Endpoint:
     # -- ending
 
     def _stop_counting(self) -> None:
-        """Leave what the kernel drops from now on to another process, or to nobody."""
+        """Stop counting what the kernel drops; another process may do it from now on."""
         self._dropped, self._counting = self.dropped, False
 
     def close(self) -> None:
-        """Close the socket; what it still held is counted as dropped, unless another process may read it."""
+        """Close the socket; count what it held as dropped, unless other processes may read it."""
         if self._writable is not None:
             self._on_writable()
         for _ in range(0 if self._bound.shared else _RECEIVE_BUFFER // _LEAST_QUEUED):
@@ -298,7 +303,7 @@ def kernel_drops(sock: socket.socket) -> int:
 
 
 def _meminfo(sock: socket.socket) -> tuple[int, ...]:
-    """What the kernel tells about the socket's memory; nothing of Unix sockets, and nothing on some systems."""
+    """The kernel's numbers about a socket's memory; none for Unix sockets, or on some systems."""
     if sock.family == socket.AF_UNIX:
         return ()
     try:

@@ -1,7 +1,7 @@
 """InlineRunner: handlers of many datagrams in one task, as long as they do not wait; their answers.
 
 A task for each datagram would cost more than all else that we do for it. Most handlers answer
-without waiting, and no such handler can tell in which task it ran. So the runner has one task,
+without waiting, and no such handler can see in which task it ran. So the runner has one task,
 which takes datagrams one after the other and runs their handlers in itself.
 
 Theory of operation. The states of the runner's task, and what leads from one to the next:
@@ -11,12 +11,12 @@ Theory of operation. The states of the runner's task, and what leads from one to
     running -> running          a handler has ended without waiting; the next one begins
     running -> ready            there is no datagram left; `wake()` returns
     running -> the handler's    a handler waits, and the task with it; `wake()` returns
-    running -> over             the next handler could tell that there was one before: by an error,
+    running -> over             the next handler could see that there was one before: by an error,
                                 by a cancellation asked for, by a context variable that was set
-    ready   -> over             the drain begins, or somebody cancels all tasks
+    ready   -> over             the drain begins, or the program cancels all tasks
 
-`current` says who owns the task. It is the datagram whose handler runs in the runner's task, and
-whoever learns first what becomes of that handler clears it:
+`current` says whose the task is. It is the datagram whose handler runs in the runner's task; it is
+cleared by the first to see what becomes of that handler:
 
 * the task, when the handler has ended: the task is still the runner's;
 * `_serve_batch()`, when `wake()` has returned and `current` is still set: the handler waits, and
@@ -74,7 +74,7 @@ class InlineRunner(BatchReader):
     def _serve_batch(self) -> None:
         try:
             self._next_batch.wake()
-        except BaseException:  # the end of the program, told by itself
+        except BaseException:  # it ends the program, which shows it
             assert self._task is not None
             self._task.exception()
             raise
@@ -116,7 +116,7 @@ class InlineRunner(BatchReader):
                         raise
                     self.current = None
                     server._settle(datagram, exc, None)
-                    if isinstance(exc, SystemExit | KeyboardInterrupt):  # others have been told of
+                    if isinstance(exc, SystemExit | KeyboardInterrupt):  # others are logged
                         raise
                     return None
                 if self.current is not datagram:
@@ -132,7 +132,7 @@ class InlineRunner(BatchReader):
         for datagram, answer in answers:
             try:
                 quick = type(answer) is bytes and self.try_send(answer, datagram.address, datagram.control)
-            except Exception:  # `_settle` meets it again, and tells
+            except Exception:  # `_settle` gets it again, and logs it
                 quick = False
             if quick:
                 sent += 1

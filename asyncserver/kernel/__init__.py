@@ -1,1 +1,1 @@
-"""The kernel: what Linux, and not every kernel of it, does for sockets beyond what all systems do."""
+"""The kernel: what Linux does for sockets beyond other systems, and not every Linux does."""

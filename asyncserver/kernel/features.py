@@ -1,4 +1,4 @@
-"""Features that not every kernel has: old ones, gVisor, qemu's user mode, seccomp filters. Each is done without."""
+"""Features that some kernels lack (old ones, gVisor, qemu's user mode, seccomp); we do without."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _told: set[str] = set()
 
 
 def tell_missing(feature: str, consequence: str) -> None:
-    """Log what the program does without; once for each feature."""
+    """Log what the program does without, once for each feature."""
     if feature not in _told:
         _told.add(feature)
         _logger.warning("this system has no %s, or does not allow it: %s", feature, consequence)

@@ -1,4 +1,4 @@
-"""Multicast groups: of what this host gets, a socket on every address hears those it has joined, and no others."""
+"""Multicast groups: a socket on every address hears the groups it has joined, and no others."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from .packet_info import has_ipv4, is_for_every_address
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# By default a socket hears every group that any program of the host has joined: ip(7), and since Linux 4.20 IPv6 too.
-_IP_MULTICAST_ALL, _IPV6_MULTICAST_ALL = 49, 29  # linux/in.h, linux/in6.h; Python has no names for them
+# By default a socket hears every group that any program of the host has joined: ip(7), and since
+# Linux 4.20 IPv6 too. Numbers from linux/in.h and linux/in6.h; Python has no names for them.
+_IP_MULTICAST_ALL, _IPV6_MULTICAST_ALL = 49, 29
 # The groups of all hosts, which no program joins: RFC 1112, 4; RFC 4291, 2.7.1.
 _ALL_HOSTS = "224.0.0.1"
 _ALL_NODES = ("ff01::1", "ff02::1")
@@ -26,9 +27,9 @@ _SIOCGIFADDR = 0x8915  # netdevice(7)
 
 
 def hear_own_groups(sock: socket.socket, *, first: bool) -> None:
-    """Hear the groups that this socket joins, and on those of all hosts, if it is the first of several on its port."""
+    """Hear the groups that a socket joins; on the first one of a port those of all hosts, too."""
     if not is_for_every_address(sock):
-        return  # bound to a group, it was asked for
+        return  # a socket bound to a group is to hear it
     try:
         if sock.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MULTICAST_ALL, 0)
@@ -48,12 +49,12 @@ def _join_all_hosts(sock: socket.socket) -> None:
     if has_ipv4(sock):
         for index in itertools.islice(_ipv4_interfaces(), _MOST_INTERFACES):
             joined = struct.pack("4s4xi", socket.inet_aton(_ALL_HOSTS), index)
-            with contextlib.suppress(OSError):  # by whoever gave us the socket
+            with contextlib.suppress(OSError):  # joined already, by the socket's maker
                 sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, joined)
 
 
 def _join_all_nodes(sock: socket.socket, group: bytes) -> None:
-    """On one interface: for what a socket hears, Linux compares the groups of IPv6 only, not the interfaces."""
+    """Join on one interface, which is enough: for IPv6 Linux compares groups, not interfaces."""
     for index, _ in _interfaces():
         try:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, struct.pack("16si", group, index))
@@ -75,7 +76,7 @@ def _ipv4_interfaces() -> Iterator[int]:
 
 
 def _interfaces() -> list[tuple[int, str]]:
-    """All, with their names."""
+    """Return all interfaces: numbers and names."""
     try:
         return socket.if_nameindex()
     except OSError:  # it asks by netlink, which RestrictAddressFamilies= of systemd may forbid

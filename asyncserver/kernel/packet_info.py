@@ -1,7 +1,8 @@
-"""Where a datagram was sent to, and from where its answer comes: IP_PKTINFO (ip(7)), IPV6_PKTINFO (RFC 3542, 6).
+"""Where a datagram was sent to, and from where its answer comes.
 
-On one address the kernel answers from that address by itself. On every interface it would choose one by the route
-back, and from a broadcast address or a multicast group no answer can come: there each datagram has to tell.
+A socket on one address answers from that address. On every interface the kernel would choose one by
+the route back, and from a broadcast address or a multicast group no answer can come: there each
+datagram has to come with its destination, by IP_PKTINFO (ip(7)) or IPV6_PKTINFO (RFC 3542, 6).
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ CONTROL_SIZE = 128
 
 _IP_PKTINFO = 8  # linux/in.h; in `socket` from Python 3.14 on
 _INTERNET = {socket.AF_INET, socket.AF_INET6}
-_MAPPED = bytes(10) + b"\xff\xff"  # how sockets for both show IPv4: RFC 4291, 2.5.5.2
+_MAPPED = bytes(10) + b"\xff\xff"  # how sockets for IPv6 and IPv4 show IPv4: RFC 4291, 2.5.5.2
 _ANY = bytes(4)
 _LIMITED_BROADCAST = b"\xff" * 4  # RFC 919
 
 
 def ask_for_destination(sock: socket.socket) -> bool:
-    """Have each datagram tell where it was sent to, if answers need that; returns whether they do."""
+    """Get each datagram's destination, if answers need it; returns whether they do."""
     if not (is_for_every_address(sock) or is_for_many(sock)):
         return False
     try:
@@ -46,7 +47,7 @@ def has_ipv4(sock: socket.socket) -> bool:
 
 
 def is_for_every_address(sock: socket.socket) -> bool:
-    """Whether it is bound to none in particular."""
+    """Whether it is bound to no address in particular."""
     return sock.family in _INTERNET and not any(_bound_to(sock))
 
 
@@ -56,14 +57,15 @@ def is_for_many(sock: socket.socket) -> bool:
 
 
 def reply_control(control: Control) -> Control | None:
-    """The control data that sends an answer from where the datagram was sent to; None: as the route has it."""
+    """Make the control data for an answer from where the datagram was sent to; None: by route."""
     for level, kind, data in control:
         if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
             source = _own_ipv4(data)
             # Interface 0: route as usual.
             return [(level, kind, _ANY + source + _ANY)] if source else None
         if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO and data[0] != 0xFF and data[:12] != _MAPPED:
-            scoped = data[:2] == b"\xfe\x80"  # a link-local address means something on its own link only
+            # A link-local address is valid on its own link only.
+            scoped = data[:2] == b"\xfe\x80"
             return [(level, kind, data[:16] + (data[16:20] if scoped else _ANY))]
     return None
 
@@ -79,7 +81,7 @@ def sent_to_many(control: Control) -> bool:
 
 
 def source_address(sock: socket.socket, control: Control | None, peer: Any) -> Any:
-    """The address that answers to this peer come from: told by `reply_control()`, else by the route.
+    """The address that answers to this peer come from: by `reply_control()`, else by the route.
 
     For sockets that `ask_for_destination()` has found to need that.
     """
@@ -100,7 +102,7 @@ def source_address(sock: socket.socket, control: Control | None, peer: Any) -> A
 
 
 def _own_ipv4(data: bytes) -> bytes:
-    """The address of ours that it was sent to; of a broadcast or multicast one on that interface; b"" without any."""
+    """Our address that it was sent to, or for a broadcast or multicast the interface's; or b""."""
     own, destination = data[4:8], data[8:12]  # ipi_spec_dst, ipi_addr
     if own == _ANY and not _means_many(destination):  # it came before we asked for that
         own = destination
@@ -114,7 +116,7 @@ def _bound_to(sock: socket.socket) -> bytes:
 
 
 def _means_many(packed: bytes) -> bool:
-    """Whether datagrams to an address, one that some socket here is bound to, can be for several hosts."""
+    """Whether datagrams to an address to which a socket is bound can be for several hosts."""
     if not any(packed):
         return False
     if ipaddress.ip_address(packed).is_multicast or packed == _LIMITED_BROADCAST:
@@ -123,7 +125,7 @@ def _means_many(packed: bytes) -> bool:
 
 
 def _is_broadcast(host: str) -> bool:
-    """Whether it is a broadcast address of one of our networks: only those need SO_BROADCAST, ip(7)."""
+    """Whether it is the broadcast address of a network of ours: it needs SO_BROADCAST, ip(7)."""
     try:
         return _connects(host, broadcast=1) and not _connects(host, broadcast=0)
     except OSError:  # new sockets are not allowed

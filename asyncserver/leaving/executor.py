@@ -1,8 +1,9 @@
-"""CallExecutor: the loop's default executor, for `asyncio.to_thread()`, whose calls cannot keep a program from ending.
+"""CallExecutor: the loop's default executor; its calls do not keep a program from ending.
 
-A thread cannot be stopped from outside. asyncio's own executor is joined when the loop closes, for five minutes or
-for ever (CPython 3.11, uvloop), and again by the interpreter at its end. Here threads are daemonic; who still runs
-some time after the drain is named in the log, and left behind.
+A thread cannot be stopped from outside. asyncio's own executor, used by `asyncio.to_thread()`, is
+joined when the loop closes, for five minutes or for ever (CPython 3.11, uvloop), and again by the
+interpreter at its end. Here threads are daemonic; calls that still run some time after the drain
+are named in the log, and left behind.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 _Result = TypeVar("_Result")
 
-# Seconds beyond the drain's deadline: time for a call to notice that nobody waits for it any more.
+# Seconds beyond the drain's deadline for calls to end by themselves.
 GRACE = 2.0
 # Calls that one line of the log names.
 _NAMED = 10
@@ -41,7 +42,7 @@ class Call:
         self._begun = time.monotonic()
 
     def __str__(self) -> str:
-        """Tell what is called, and since when. Arguments may be secret."""
+        """Show what is called, and since when. Not the arguments, which may be secret."""
         return f"{_name(self._function)}() since {time.monotonic() - self._begun:.1f} s"
 
     def run(self) -> None:
@@ -58,10 +59,10 @@ class Call:
 
 
 class CallExecutor(concurrent.futures.ThreadPoolExecutor):
-    """An executor with daemonic threads. It derives from ThreadPoolExecutor since asyncio takes no other.
+    """An executor with daemonic threads; asyncio takes only subclasses of ThreadPoolExecutor.
 
     Args:
-        loop: the running loop, which it becomes the default executor of.
+        loop: the running loop; this becomes its default executor.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -69,9 +70,9 @@ class CallExecutor(concurrent.futures.ThreadPoolExecutor):
         self._loop = loop
         self._progress = Progress(loop)
         self._limit = min(32, (os.cpu_count() or 1) + 4)  # ThreadPoolExecutor's
-        self._changed = threading.Condition()  # guards what follows
+        self._changed = threading.Condition()  # guards the following
         self._waiting: deque[Call] = deque()
-        self._unfinished: set[Call] = set()  # those that wait or run, and have not been left behind
+        self._unfinished: set[Call] = set()  # calls that wait or run, and are not left behind
         self._alive = 0
         self._idle = 0
         self._shut = False
@@ -123,10 +124,10 @@ class CallExecutor(concurrent.futures.ThreadPoolExecutor):
             return None
 
     async def finish(self, deadline: Callable[[], float]) -> None:
-        """Wait for the calls that there are now, GRACE longer than until the deadline; then leave them behind.
+        """Wait for the calls that there are now, until GRACE after the deadline, then leave them.
 
         Args:
-            deadline: tells the loop's time; it may move, which `hurry()` says.
+            deadline: returns it, in the loop's time; call `hurry()` when it moves.
         """
         with self._changed:
             calls = set(self._unfinished)
@@ -139,16 +140,16 @@ class CallExecutor(concurrent.futures.ThreadPoolExecutor):
         self._leave(calls)
 
     def hurry(self) -> None:
-        """Say that the deadline of `finish()` has moved."""
+        """Look at the deadline of `finish()` again."""
         self._progress.notify()
 
     def _tell(self, _: object) -> None:
-        """In the thread of a call that has ended."""
+        """Wake `finish()`, from the thread of a call that has ended."""
         with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
             self._loop.call_soon_threadsafe(self._progress.notify)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls, and wait for those that there are: for GRACE at most, then they are left behind."""
+        """Take no more calls; wait for the others for GRACE at most, then leave them behind."""
         with self._changed:
             self._shut = True
             if cancel_futures:
@@ -166,7 +167,7 @@ class CallExecutor(concurrent.futures.ThreadPoolExecutor):
             left = [call for call in calls if call in self._unfinished and not call.future.done()]
             self._unfinished.difference_update(left)
         for call in left:
-            call.future.cancel()  # of no effect on those that run
+            call.future.cancel()  # no effect on calls that run
         if left:
             names = ", ".join(str(call) for call in left[:_NAMED])
             more = f", and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
@@ -174,7 +175,7 @@ class CallExecutor(concurrent.futures.ThreadPoolExecutor):
 
 
 def _name(function: Callable[..., Any]) -> str:
-    """Tell what `asyncio.to_thread()` and others have wrapped."""
+    """Name what `asyncio.to_thread()` and others have wrapped."""
     while isinstance(function, functools.partial):
         of_context = isinstance(getattr(function.func, "__self__", None), contextvars.Context)
         function = function.args[0] if of_context and function.args else function.func

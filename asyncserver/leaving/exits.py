@@ -11,13 +11,15 @@ if TYPE_CHECKING:
 
 
 class Exits:
-    """Runs a program's main coroutine to its end, also when SystemExit is raised beside it: in a handler, a task.
+    """Runs a program's main coroutine to its end, also when a handler or task raises SystemExit.
 
-    asyncio lets SystemExit out of the loop wherever it is raised, and cancels what is left. Here the main
-    coroutine is told, and the loop runs on until that has come to its end; then the first of them is raised.
+    asyncio lets SystemExit out of the loop wherever it is raised, and cancels what is
+    left. Here `leave` is called, and the loop runs on until the main coroutine has ended;
+    then the first SystemExit is raised.
 
     Attributes:
-        leave: what tells the main coroutine, set by it; until then SystemExit ends the program at once.
+        leave: set by the main coroutine, called with the SystemExit; while it is None, SystemExit
+            ends the program at once.
     """
 
     def __init__(self) -> None:
@@ -45,4 +47,4 @@ class Exits:
     async def _ended(task: asyncio.Task[Any]) -> None:
         await asyncio.wait([task])
         if not task.cancelled():
-            task.exception()  # SystemExit tells more
+            task.exception()  # looked at, so that asyncio does not log it: SystemExit says more

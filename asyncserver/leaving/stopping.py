@@ -13,8 +13,8 @@ import time
 
 from .._logger import logger as _logger
 
-# Seconds in which the same signal again is the same: `timeout` of GNU coreutils sends it to the program, then to its
-# whole process group, where the program gets it a second time.
+# Seconds in which the same signal again is the same: `timeout` of GNU coreutils sends it to the
+# program, then to its whole process group, where the program gets it a second time.
 _ECHO = 0.1
 
 
@@ -62,7 +62,7 @@ class Stopping:
         self.stage = max(self.stage, Stage.DRAINING)
 
     def is_echo(self, number: int) -> bool:
-        """Whether a signal to stop is the one before, which was only sent twice. Called once for each."""
+        """Whether a signal to stop is the last one, sent twice. Call it once for each signal."""
         now = time.monotonic()
         before, since = self._last_signal
         if number == before and now - since < _ECHO:

@@ -1,4 +1,4 @@
-"""What can keep a program from ending: threads of its own, which Python waits for at its end, without a limit."""
+"""A program's own threads, which keep it from ending: Python waits for them without a limit."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .executor import GRACE
 
 
 def watch_end(status: int | None = None) -> None:
-    """Called at a program's end: where threads go on for GRACE seconds, say in the log which; with a status, leave.
+    """At a program's end: log which threads still run after GRACE seconds; with a status, exit.
 
-    Python joins threads that are not daemonic first and runs `atexit` functions then; to leave with a
-    status skips both, except that logs and the standard streams are flushed.
+    Python first joins threads that are not daemonic, then runs `atexit` functions; to exit with a
+    status skips both, but flushes logs and the standard streams.
 
     Args:
-        status: the one that the program is about to end with, if its end is ours; else it may go on before it
-            ends, and then waits for them.
+        status: the status to end with, if we end the program; None if it may go on before it ends,
+            and then wait for its threads.
     """
     if threading.current_thread() is threading.main_thread() and _others():
         joined = threading.Event()

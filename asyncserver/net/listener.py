@@ -125,8 +125,8 @@ class Listener:
     def close(self) -> None:
         """Accept the connections in the kernel's queue, then close; closing alone would reset them.
 
-        Without descriptors or memory for all of them it goes on in the background, until `closed` or `abandon()`. If
-        another process keeps the socket open, the queue is left to it.
+        Without descriptors or memory for all of them it goes on in the background, until `closed`
+        or `abandon()`. If another process keeps the socket open, the queue is left to it.
         """
         self.pause()
         self._closing = True
@@ -139,7 +139,8 @@ class Listener:
 
     def _empty(self) -> None:
         self._left -= self._accept(self._left)
-        if self._retry is None or not _is_readable(self.sock):  # accept(2) wants a descriptor even for nothing
+        # accept(2) needs a descriptor even if the queue is empty.
+        if self._retry is None or not _is_readable(self.sock):
             self.abandon()
 
     def abandon(self) -> None:
@@ -164,7 +165,7 @@ class Listener:
         """Accept up to `most` connections; returns how many there were."""
         for done in range(most):
             try:
-                fd, address = self.sock._accept()  # type: ignore[attr-defined] # in typeshed for _socket.socket only
+                fd, address = self.sock._accept()  # type: ignore[attr-defined] # typeshed lacks it
             except BlockingIOError:
                 return done
             except OSError as exc:
@@ -197,7 +198,7 @@ class Listener:
 
 
 def _is_readable(sock: socket.socket) -> bool:
-    """Whether anybody is queued, without a descriptor for epoll."""
+    """Whether a connection is queued, without a descriptor for epoll."""
     queue = select.poll()
     queue.register(sock, select.POLLIN)
     return bool(queue.poll(0))

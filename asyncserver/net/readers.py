@@ -1,4 +1,4 @@
-"""add_reader: as the loop's own, also where a callback runs the loop again before it returns (nest_asyncio)."""
+"""add_reader: as the loop's own, also where a callback runs the loop again (nest_asyncio)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 def add_reader(loop: asyncio.AbstractEventLoop, fd: int, callback: Callable[[], object]) -> None:
     """Call `callback()` whenever a descriptor is readable, until `loop.remove_reader(fd)`.
 
-    The loop's own runs the callback in one and the same context. Entered again while a handler runs the
-    loop, that would raise, with a traceback in the log, as often as the loop turns. So a loop that lets
-    itself be run again is given a new context each time.
+    The loop's own runs the callback in one context. Entered again while a handler runs the loop,
+    that would raise, with a traceback in the log, in each round of the loop. So a loop that can be
+    run again gets a new context each time.
     """
     if not _runs_again(loop):
         loop.add_reader(fd, callback)
@@ -28,7 +28,7 @@ def add_reader(loop: asyncio.AbstractEventLoop, fd: int, callback: Callable[[], 
 
 
 def _runs_again(loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether a loop that runs can be run: asyncio's asks `_check_running()`, which nest_asyncio replaces."""
+    """Whether a running loop can be run again: nest_asyncio replaces `_check_running()`."""
     check = getattr(loop, "_check_running", None)
     if check is None or not loop.is_running():
         return False

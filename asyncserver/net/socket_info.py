@@ -11,7 +11,8 @@ import termios
 # Seconds that a peer has for its first bytes. They follow its connect, or a proxy's header, at
 # once, or after one retransmission: a round trip and 200 ms on Linux.
 _FIRST_WORDS = 0.5
-# In struct tcp_info, linux/tcp.h, ms since the last data or the start: tcpi_last_data_recv, tcpi_last_data_sent.
+# In struct tcp_info, linux/tcp.h, ms since the last data or the start:
+# tcpi_last_data_recv, tcpi_last_data_sent.
 _SILENT_FOR = slice(52, 56)
 _SENT_AGO = slice(44, 48)
 
@@ -35,7 +36,7 @@ def first_words_due(sock: socket.socket, waited: float) -> float:
 
 
 def sent_ago(sock: socket.socket) -> float | None:
-    """Seconds since data was last sent; None where the kernel does not tell, as of a Unix socket."""
+    """Seconds since data was last sent; None where the kernel has no such time, as for Unix."""
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SENT_AGO.stop)
     except OSError:
@@ -52,7 +53,7 @@ def unread(fd: int) -> int:
 
 
 def unsent(fd: int) -> int:
-    """Bytes of ours that the kernel has not sent yet, since the peer had no room for them; not those under way."""
+    """Bytes that the kernel has not sent, since the peer has no room; not those under way."""
     try:
         return _ask(fd, _SIOCOUTQNSD)
     except OSError:  # no TCP: a Unix peer has them as soon as they are sent
@@ -60,7 +61,7 @@ def unsent(fd: int) -> int:
 
 
 def unacknowledged(sock: socket.socket) -> int:
-    """Bytes of ours that the peer's host has not got yet as far as ours knows; our end of the stream counts as one."""
+    """Bytes that the peer's host has not acknowledged; our end of stream counts as one."""
     if sock.fileno() < 0 or sock.family not in {socket.AF_INET, socket.AF_INET6}:
         return 0
     try:

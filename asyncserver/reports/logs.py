@@ -1,6 +1,7 @@
-"""What log records tell besides their text, and a line for each connection.
+"""The fields of log records, and a line for each connection.
 
-Every record of the logger "asyncserver" that is about a server has the fields of `about()`, for formatters and filters.
+Every record of the logger "asyncserver" that is about a server has the fields of
+`about()`, for formatters and filters.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from ..net.addresses import Address
 
 
-# A line for each connection that has ended: at DEBUG, or, once somebody has given this logger a level, at INFO.
+# A line for each connection that has ended: at DEBUG, or at INFO if this logger has a level.
 CONNECTIONS = "asyncserver.connection"
 _connections = ContainedLogger(logging.getLogger(CONNECTIONS))
 
@@ -47,8 +48,8 @@ def about(server: Labelled, source: Any = None, **more: object) -> dict[str, obj
 
     Args:
         server: whose address becomes `server`, as in metrics: "tcp://127.0.0.1:8080".
-        source: a stream or datagram, whose peer becomes `peer`, "127.0.0.1:50123"; `bytes_received` and `bytes_sent`
-            are a stream's, so far.
+        source: a stream or datagram, whose peer becomes `peer`, "127.0.0.1:50123"; `bytes_received`
+            and `bytes_sent` are a stream's, so far.
         more: `duration` in seconds, `outcome` as a counter of ServerStats is called.
     """
     fields: dict[str, object] = {"server": server.label, **more}
@@ -59,7 +60,7 @@ def about(server: Labelled, source: Any = None, **more: object) -> dict[str, obj
     return fields
 
 
-# Modules whose frames say little about where in the program something went wrong.
+# Modules whose frames say little about where a program went wrong.
 _NOT_THE_PROGRAM = {"asyncserver", "anyio", "asyncio", "contextlib"}
 
 
@@ -77,7 +78,7 @@ def raised_at(exc: BaseException) -> str:
 def with_lines(
     server: Labelled, run: Callable[[_Connection], Coroutine[Any, Any, object]]
 ) -> Callable[[_Connection], Coroutine[Any, Any, object]]:
-    """Make what a server starts for each connection log it when it has ended, if that is asked for at this time."""
+    """Add to what runs for each connection a log line at its end, if that is now asked for."""
     level = logging.INFO if _connections.logger.level else logging.DEBUG
     if not _connections.isEnabledFor(level):
         return run

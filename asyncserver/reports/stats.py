@@ -1,7 +1,7 @@
-"""What a server tells about itself: ServerStats and Durations at any time, DrainReport when it has closed.
+"""What a server counts: ServerStats and Durations at any time, DrainReport when it has closed.
 
-All that can be counted about one server, in one flat dict of numbers, is a Reading. It is what a worker sends to its
-supervisor; readings of several workers are added up name by name.
+All numbers about one server, in one flat dict, are a Reading. Workers send readings to the
+supervisor, which adds them up name by name.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _Source = TypeVar("_Source")
 # What servers of connections and servers of datagrams both count; of the rest each has its own.
 _OF_ALL = frozenset(("active", "completed", "failed", "cancelled", "timed_out"))
 
-# How the end of its connection looks to a handler that does not care to catch it: not the handler's error.
+# What the end of its connection raises in a handler; uncaught it is no error of the handler's.
 _ENDED = (anyio.EndOfStream, anyio.IncompleteRead, anyio.BrokenResourceError, anyio.ClosedResourceError)
-# What a handler raises whose peer sends something else than it should: too long a line, STARTTLS with more behind.
+# What a handler raises whose peer sends something wrong: too long a line, bytes behind STARTTLS.
 _MISBEHAVED = (anyio.DelimiterNotFound, asyncio.LimitOverrunError, InjectionError)
 # Why a handler raised, the worst first, and how that is counted.
 _OUTCOMES = {
@@ -46,13 +46,13 @@ _OUTCOMES = {
 
 @dataclass(frozen=True, slots=True)
 class DrainReport:
-    """How the handlers have ended that ran, or whose last bytes were still on their way, when `close()` was called.
+    """How the handlers ended that ran, or were still delivering, when `close()` was called.
 
     Attributes:
         completed: handlers that ended by themselves, and whose peers have got what they sent.
         cancelled: handlers that ended because they were cancelled at the deadline.
-        aborted: handlers that had not ended a second after that, whose connections were reset; and those whose peers
-            had not taken all that was sent by the deadline, or were gone before.
+        aborted: handlers that had not ended a second after that, whose connections were reset; and
+            those whose peers had not taken all that was sent by the deadline, or were gone before.
     """
 
     completed: int = 0
@@ -64,27 +64,32 @@ class DrainReport:
 class ServerStats:
     """Counters since the server started.
 
-    Connections: `accepted = entering + active + refused + completed + failed + cancelled + timed_out`.
-    Datagrams: what reached the host = `datagrams_received + datagrams_dropped` (and what the kernel still holds), and
-    `datagrams_received = active + completed + failed + cancelled`, `completed = datagrams_answered + datagrams_silent`.
+    Connections: `accepted = entering + active + refused + completed + failed + cancelled +
+    timed_out`. Datagrams: what reached the host = `datagrams_received + datagrams_dropped` (and
+    what the kernel still holds), and `datagrams_received = active + completed + failed +
+    cancelled`, `completed = datagrams_answered + datagrams_silent`.
 
     Attributes:
         accepted: connections taken from the kernel's queue.
-        entering: connections whose PROXY header or TLS handshake is not complete: not yet in `Server.connections`.
+        entering: connections whose PROXY header or TLS handshake is not complete: not yet
+            in `Server.connections`.
         active: connections or datagrams whose handlers run.
-        refused: connections closed before a handler saw them: over the limit per host, failed in the handshake, or
-            without a valid PROXY header.
+        refused: connections closed before a handler saw them: over the limit per host, failed in
+            the handshake, or without a valid PROXY header.
         proxy_untrusted: of the refused, those that came from outside `trusted_proxies`.
-        proxy_invalid: of the refused, those that ended or broke before their PROXY header, or sent something else.
+        proxy_invalid: of the refused, those that ended or broke before their PROXY
+            header, or sent something else.
         proxy_timed_out: of the refused, those whose PROXY header did not come in time.
-        completed: handlers that ended without an error of their own, also because the peer broke the connection.
+        completed: handlers that ended without an error of their own, also because the
+            peer broke the connection.
         failed: handlers that raised.
         cancelled: handlers that ended because they were cancelled.
-        timed_out: handlers that let `IdleTimeout`, or the TimeoutError of a deadline of their own, end them.
-        misbehaved: of the completed, those that ended because the peer sent what it should not: a line that is too
-            long, plain bytes behind its request to start TLS.
-        undelivered: of the connections that have ended, those whose peer had not taken all that was sent: it read
-            nothing for too long, was gone, or the drain was over.
+        timed_out: handlers that let `IdleTimeout`, or the TimeoutError of a deadline of
+            their own, end them.
+        misbehaved: of the completed, those that ended because the peer sent what it should not: a
+            line that is too long, plain bytes behind its request to start TLS.
+        undelivered: of the connections that have ended, those whose peer had not taken all that was
+            sent: it read nothing for too long, was gone, or the drain was over.
         accept_errors: how often accept(2) failed.
         bytes_received: payload bytes received over connections.
         bytes_sent: payload bytes sent over connections.
@@ -92,8 +97,8 @@ class ServerStats:
         datagrams_sent: datagrams sent by handlers.
         datagrams_answered: datagrams whose handler sent at least one.
         datagrams_silent: datagrams whose handler ended without sending one.
-        datagrams_dropped: datagrams that no handler saw, dropped by the kernel (its buffer was full) or by us (on an
-            abrupt close).
+        datagrams_dropped: datagrams that no handler saw, dropped by the kernel (its buffer was
+            full) or by us (on an abrupt close).
     """
 
     accepted: int = 0
@@ -131,9 +136,9 @@ def outcome_of(exc: BaseException | None) -> str:
 
 
 def fault_of_peer(exc: BaseException) -> str:
-    """What a peer did that made a handler raise: "misbehaved", "timed_out" (it was too slow), or "".
+    """What a peer did that made a handler raise: "misbehaved", "timed_out" (too slow), or "".
 
-    Not told of a peer that only left, or was ended by the server's own idle timeout.
+    "" also for a peer that only left, or was ended by the server's own idle timeout.
     """
     cause = _cause_of(exc)
     return cause if cause in {"misbehaved", "timed_out"} else ""
@@ -147,20 +152,21 @@ def _cause_of(exc: BaseException) -> str:
         return "ended"
     if isinstance(exc, IdleTimeout):
         return "idle"
+    # The second is what StreamReader.readline() raises.
     if isinstance(exc, _MISBEHAVED) or (
-        type(exc) is ValueError and isinstance(exc.__context__, asyncio.LimitOverrunError)  # StreamReader.readline()
+        type(exc) is ValueError and isinstance(exc.__context__, asyncio.LimitOverrunError)
     ):
         return "misbehaved"
-    # One of asyncio.timeout(), wait_for() or fail_after(). What sockets and libraries raise says more.
+    # asyncio.timeout(), wait_for() and fail_after() raise it bare; sockets and libraries say more.
     return "timed_out" if type(exc) is TimeoutError and not exc.args else "failed"
 
 
 class Durations:
     """How long handlers took, as a histogram.
 
-    It covers what has ended: of connections the time from their acceptance, with the TLS handshake and the PROXY
-    header, to the end of the handler. Refused connections are left out, and so are datagrams of protocols
-    (`from_protocol`), which have no handler that could last.
+    It covers what has ended: of connections the time from their acceptance, with the TLS handshake
+    and the PROXY header, to the end of the handler. Refused connections are left out, and so are
+    datagrams of protocols (`from_protocol`), which have no handler that could last.
 
     Attributes:
         bounds: the buckets' upper bounds, in seconds; one more bucket holds what took longer.
@@ -206,7 +212,7 @@ class Account:
         return {}
 
     def reading(self) -> Reading:
-        """All of it. What a handler's `pool_stats()` raises is logged, and its numbers are missing then."""
+        """Return all of it; without a pool's numbers if `pool_stats()` raises, which is logged."""
         stats, datagrams = self.stats(), self._kind == socket.SOCK_DGRAM
         reading: Reading = {
             name: getattr(stats, name)
@@ -227,7 +233,7 @@ class Account:
 def timed(
     run: Callable[[_Source], Coroutine[Any, Any, object]], observe: Callable[[float], object]
 ) -> Callable[[_Source], Coroutine[Any, Any, object]]:
-    """Measure what is run for each source: `observe()` gets the seconds that it took, unless it was refused."""
+    """Measure what runs for each source: `observe()` gets its seconds, unless it is refused."""
 
     async def run_timed(source: _Source) -> object:
         begun = perf_counter()
@@ -245,7 +251,7 @@ def timed(
 
 
 def retired(reading: Reading) -> Reading:
-    """What stays of a process's reading when it has ended: counters, but not what it had at that moment."""
+    """What to keep of the reading of a process that has ended: counters, not its last state."""
     return {
         name: value
         for name, value in reading.items()

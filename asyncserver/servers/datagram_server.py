@@ -1,8 +1,9 @@
-"""DatagramServer: how many datagrams are handled at a time, and what has become of each.
+"""DatagramServer: how many datagrams are handled at a time, and how each of them ends.
 
     places left? -> handlers begin -> those that wait are kept -> all are settled
 
-How datagrams are read, and in which task a handler begins: see batch_reader.py, inline_runner.py.
+For how datagrams are read, and in which task a handler begins, see batch_reader.py and
+inline_runner.py.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class DatagramServer(HandlerServer["Datagram"]):
     # -- settling
 
     def _count_answered(self, number: int) -> None:
-        """See Handling. As `_settle`, whose detours would cost a tenth of the whole answer."""
+        """See Handling. As `_settle`, whose calls would cost a tenth of the whole answer."""
         self._count["completed"] += number
         self._count["datagrams_answered"] += number
         self._tell_change()
@@ -125,7 +126,8 @@ class DatagramServer(HandlerServer["Datagram"]):
             if not datagram.endpoint.try_send(result, datagram.address, datagram.control):
                 datagram.unsent = bytes(result)
         except anyio.BrokenResourceError as error:
-            _logger.debug("%s", error, extra=about(self, datagram))  # the sender's choice, not the handler's error
+            # The sender chose that address: no error of the handler's.
+            _logger.debug("%s", error, extra=about(self, datagram))
             return None
         except OSError as error:
             return error

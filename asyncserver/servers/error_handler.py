@@ -1,4 +1,4 @@
-"""ErrorCalls: the program's `on_error`, called for each error of a handler; an async one is seen to its end."""
+"""ErrorCalls: calls the program's `on_error` for each error of a handler; it may be async."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class ErrorCalls:
-    """Calls `on_error`. What it raises is logged, and does no harm.
+    """Calls `on_error`. What it raises is only logged.
 
     Args:
         function: `on_error`, or None.
@@ -38,7 +38,7 @@ class ErrorCalls:
         self._context = contextvars.copy_context()
 
     def call(self, exc: BaseException, source: Any, extra: dict[str, Any]) -> None:
-        """Tell of an error; an async call has begun by then.
+        """Report an error; when this returns, an async call has begun.
 
         Args:
             exc: what the handler raised.
@@ -49,7 +49,7 @@ class ErrorCalls:
             return
         try:
             result = self._function(exc, source)
-        except (Exception, asyncio.CancelledError):  # the latter of a future that it looked at: nobody cancels it
+        except (Exception, asyncio.CancelledError):  # the latter comes from a future it looked at
             _logger.exception("on_error failed", extra=extra)
             return
         if asyncio.iscoroutine(result):
@@ -62,8 +62,8 @@ class ErrorCalls:
         try:
             await call
         except (Exception, asyncio.CancelledError):
-            if (task := asyncio.current_task()) is not None and task.cancelling():  # by the end of the drain
-                raise
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise  # cancelled at the end of the drain
             _logger.exception("on_error failed", extra=extra)
 
     def _ended(self, task: asyncio.Task[object]) -> None:

@@ -6,12 +6,12 @@ The life of a handler, and of what it handles (its source: a connection, or a da
     _keep               it waits: it is in `_live` from now on
     _on_handler_done    its task is done
     _settle             it is counted by how it ended, its error logged, the result used
-    _close_source       what it handled is closed: at once, or in a task, which is in `_closing_sources`
+    _close_source       what it handled is closed: at once, or in a task in `_closing_sources`
     _on_source_closed   that task is done
-    _release            its place is free; whoever waits for the drain looks again
+    _release            its place is free; the drain looks whether it can end
 
-A handler that ends without waiting skips `_keep`. Each has its own contextvars context, and what it
-raises stays in it, except for SystemExit and KeyboardInterrupt, which end the program.
+A handler that ends without waiting skips `_keep`. Each handler has its own contextvars context. Its
+errors harm nothing else, except for SystemExit and KeyboardInterrupt, which end the program.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ if TYPE_CHECKING:
 
 
 class Source(Protocol):
-    """What a handler handles. Underscores, since handlers get it as their Stream or Datagram."""
+    """What a handler handles. Names with underscores are private: handlers get this object."""
 
     @property
     def peer_address(self) -> Address:
-        """Who is at the other end."""
+        """The address of the other end."""
 
     def _begin_drain(self) -> None:
-        """End as soon as nothing is owed any more: the server has begun to drain."""
+        """End as soon as no answer is owed any more: the server has begun to drain."""
 
     def abort(self) -> None:
-        """Take the connection away, now."""
+        """End the connection now."""
 
 
 AnySource = TypeVar("AnySource", bound=Source)
@@ -97,16 +97,16 @@ class HandlerServer(Server, Generic[AnySource]):
 
     def _measured(self) -> dict[str, int]:
         """See Account."""
-        # What is being closed is counted already, by how it ended.
+        # A source that is being closed is counted already, by how its handler ended.
         return {"active": len(self._live) + (self._starting is not None)}
 
     def _for_this_server(self, handler: Any) -> Any:
-        """The function to call.
+        """Return the function to call.
 
-        The class of a handler that must know its server has a method `__asyncserver_handler__(server)`.
-
-        If it runs in threads it also has `pool_stats()`, which counts them by "threads", "waiting" and
-        "starved". Any other handler is called only: its attributes are the program's own, or a mock's.
+        A handler that must know its server has, in its class, a method
+        `__asyncserver_handler__(server)`, which returns the function. If it runs in threads it also
+        has `pool_stats()`, which counts them by "threads", "waiting" and "starved". Other
+        attributes of a handler are never read: they are the program's own, or a mock's.
         """
         function = handler
         if hasattr(type(handler), "__asyncserver_handler__"):
@@ -117,8 +117,8 @@ class HandlerServer(Server, Generic[AnySource]):
         return function
 
     def _report_step(self, name: str, source: AnySource, seconds: float) -> None:
-        """In debug mode, say which handler has kept the loop from everything else; asyncio would name a callback."""
-        loop: Any = self._loop  # AbstractEventLoop does not promise the attribute; all loops have it
+        """In debug mode, warn of a handler that blocked the loop; asyncio names only a callback."""
+        loop: Any = self._loop  # AbstractEventLoop does not promise slow_callback_duration
         if seconds > loop.slow_callback_duration:
             message = "handler %s of %s kept the event loop busy for %.3f s, and all others waiting"
             peer = format_address(source.peer_address)
@@ -143,19 +143,19 @@ class HandlerServer(Server, Generic[AnySource]):
             self._settle_task(task, source)
         else:
             self._keep(task, source)
-        del task  # holds its error, whose traceback may come to hold this frame (f_back): a cycle
+        del task  # holds its error, whose traceback may later hold this frame (f_back): a cycle
 
     def _keep(self, task: asyncio.Task[object], source: AnySource) -> None:
-        """See a handler that waits to its end."""
+        """Keep a handler that waits until it ends."""
         self._live[task] = source
         task.add_done_callback(self._done_callback, context=self._context)
 
     def _on_handler_done(self, task: asyncio.Task[object]) -> None:
         source = self._live.pop(task, None)
-        if source is not None:  # else given up after it was aborted
+        if source is not None:  # else `_insist` has given it up
             self._settle_task(task, source)
         elif not task.cancelled():
-            task.exception()  # so that asyncio does not log it: nobody else will look
+            task.exception()  # looked at, so that asyncio does not log it
 
     def _settle_task(self, task: asyncio.Task[object], source: AnySource) -> None:
         exc = asyncio.CancelledError() if task.cancelled() else task.exception()
@@ -177,7 +177,7 @@ class HandlerServer(Server, Generic[AnySource]):
         task.add_done_callback(self._on_source_closed)
 
     def _judge(self, exc: BaseException, source: AnySource) -> str:
-        """Tell of what a handler raised; returns the counter that its end belongs to."""
+        """Log what a handler raised; returns the counter that its end belongs to."""
         outcome, fault = outcome_of(exc), fault_of_peer(exc)
         if fault and not self._blame_peer(fault, exc, source):
             outcome = "failed"
@@ -186,30 +186,32 @@ class HandlerServer(Server, Generic[AnySource]):
         return outcome
 
     def _blame_peer(self, fault: str, exc: BaseException, source: AnySource) -> bool:
-        """Tell of what a peer did; false if peers here cannot do such a thing."""
+        """Log what a peer did; false if peers of this server cannot do it."""
         return False
 
     def _close_source(self, source: AnySource) -> Coroutine[Any, Any, object] | None:
-        """Close what a handler handled; what has to wait for that is left to the coroutine returned."""
+        """Close what a handler handled; a coroutine that it returns does what must wait."""
 
     def _abandon(self, source: AnySource) -> bool:
-        """Hear that the time is over in which it could be closed politely; true if that cost its peer something."""
+        """Close now: the time to do it politely is over. True if the peer lost something."""
         source.abort()
         return False
 
     def _on_source_closed(self, task: asyncio.Task[object]) -> None:
-        (source := self._closing_sources.pop(task)).abort()  # no effect unless it was cancelled before its first step
+        # abort() has an effect only if the task was cancelled before its first step.
+        (source := self._closing_sources.pop(task)).abort()
         if not task.cancelled() and outcome_of(exc := task.exception()) == "failed":
             self._report(exc, source)
         self._release(source)
 
     def _release(self, source: AnySource) -> None:
-        """Free the place that a source had. Derived classes do more."""
+        """Free the place of a source. Derived classes do more."""
         self._tell_change()
 
     def _report(self, exc: BaseException | None, source: AnySource) -> None:
-        """Log a handler's error once, and pass it to `on_error`, whose own errors do no harm."""
-        if exc is None or isinstance(exc, SystemExit | KeyboardInterrupt):  # those end the loop, and tell by that
+        """Log a handler's error once, and pass it to `on_error`, whose errors are logged too."""
+        if exc is None or isinstance(exc, SystemExit | KeyboardInterrupt):
+            # The last two end the loop, and come out of it: nothing to log.
             return
         _logger.error(
             "handler of %r failed", source.peer_address, exc_info=exc, extra=about(self, source, outcome="failed")
@@ -227,7 +229,7 @@ class HandlerServer(Server, Generic[AnySource]):
         return bool(self._live or self._closing_sources or self._error_calls.running)
 
     def _occupied(self) -> int:
-        """How many places for handlers are taken; one that waits in `close()` has given up its own."""
+        """Count the places taken by handlers; a handler that waits in `close()` takes none."""
         occupied = len(self._live) + len(self._closing_sources)
         return occupied - sum(task in self._live for task in self._callers) if self._callers else occupied
 
@@ -244,7 +246,7 @@ class HandlerServer(Server, Generic[AnySource]):
         telling = self._error_calls.running - self._callers
         for task in (*left, *telling):
             task.cancel()
-        # What the peers of handlers that had ended before did not take.
+        # Connections closed in this drain, after their handlers, before the peers had taken all.
         cut_off = self._count["undelivered"] - self._undelivered_before
         cut_off += sum([self._abandon(source) for source in tuple(self._closing_sources.values())])
         self._drop_waiting()

@@ -1,21 +1,24 @@
-"""Server: what a program holds of a running server, and how it comes to its end.
+"""Server: what a program holds of a running server, and how the server ends.
 
-    serving -> close(): nothing new -> handlers are told -> they end -> deadline: cancel -> a second later: abort
+   serving -> close(): nothing new -> handlers are notified -> they end
+            -> deadline: the others are cancelled -> a second later: aborted
 
-The same for connections and for datagrams; how handlers run is told in handlers.py.
+This is the same for connections and for datagrams. For how handlers run, see handlers.py.
 
-Theory of the end. `close()` may be called by many tasks, by handlers among them, again and again,
-and each may be cancelled. So nothing happens in the caller:
+Theory of the end. `close()` may be called by many tasks, also by handlers and more than once, and
+each caller may be cancelled. So nothing happens in the caller:
 
-* The first call starts `_drain`, a task that nobody cancels; all callers wait for it (`join`).
-  It ends when all handlers have, or when those left after the deadline were cancelled and aborted.
+* The first call starts `_drain`, a task that is never cancelled; all callers wait for it
+  (`join`). It ends when all handlers have ended, or when those left at the deadline were
+  cancelled and aborted.
 * A caller that is a handler would wait for itself. `_callers` holds such tasks: the drain neither
-  waits for them nor cancels them, and `close()` returns to them while they still run. Nor do they
-  count as running where there is a limit: those who wait in the kernel would wait for ever.
+  waits for them nor cancels them, and `close()` returns to them while they still run. They do not
+  count for limits either: connections that wait in the kernel would wait for ever.
 * `_clean`, a second task, starts as the drain ends. It gives those callers until the deadline, and
   a second at least, then cancels them too, and releases the sockets. Then the server is closed.
-* To be cancelled in `close()` makes the deadline now (`_hurry`); so does a shorter timeout of a
-  later call (`_hasten`). A deadline only ever moves forward, and whoever waits looks again.
+* A caller that is cancelled in `close()` makes the deadline now (`_hurry`); a later call with a
+  shorter timeout makes it earlier (`_hasten`). A deadline is never moved back; the drain looks at
+  it again when it changes.
 """
 
 from __future__ import annotations
@@ -44,14 +47,14 @@ class Intake(Protocol):
     """Where work comes in: a listener, or a datagram endpoint."""
 
     def pause(self) -> None:
-        """Leave to the kernel what comes."""
+        """Leave new work in the kernel."""
 
     def resume(self) -> None:
-        """Take what comes."""
+        """Take new work."""
 
 
 class Server(Account, ABC):
-    """A running server. Made by `serve()` and `serve_datagrams()`; use it in the loop's thread only.
+    """A running server, made by `serve()` or `serve_datagrams()`. Use it in the loop's thread only.
 
     Attributes:
         addresses: where clients reach it, an address for each socket.
@@ -79,7 +82,7 @@ class Server(Account, ABC):
         self._drain_timeout = drain_timeout
         self._intakes: Sequence[Intake] = ()
         self._paused = False  # by `pause()`
-        self._full = False  # as many handlers run as may
+        self._full = False  # the limit of handlers is reached
         self._closing = asyncio.Event()
         self._closed = asyncio.Event()
         self._drainer: asyncio.Task[DrainReport] | None = None
@@ -91,14 +94,16 @@ class Server(Account, ABC):
         self._tell_change, self._until = progress.notify, progress.until
 
     def __repr__(self) -> str:
-        """Tell where it listens and whether it does."""
+        """Show the state and the addresses."""
         state = "closed" if self._closed.is_set() else "closing" if self._closing.is_set() else "serving"
         return f"<{type(self).__name__} {state} on {', '.join(map(str, self.addresses))}>"
 
     # -- for the caller
 
     def add_close_callback(self, callback: Callable[[], object]) -> None:
-        """Call `callback()` when the last handler has ended and the sockets are being closed; its errors are logged.
+        """Call `callback()` when the last handler has ended and the sockets are being closed.
+
+        What it raises is logged.
 
         Raises:
             TypeError: it cannot be called so, or is async.
@@ -114,9 +119,10 @@ class Server(Account, ABC):
     @property
     @abstractmethod
     def connections(self) -> frozenset[Any]:
-        """The connections whose handlers run now, as a snapshot: their Streams, or what stands for them.
+        """A snapshot of the connections whose handlers run now: Streams, or what stands for them.
 
-        One whose PROXY header or TLS handshake is not complete is not among them: nothing may be sent on it yet.
+        A connection whose PROXY header or TLS handshake is not complete is not among
+        them: nothing may be sent on it yet.
         """
 
     @property
@@ -136,10 +142,12 @@ class Server(Account, ABC):
 
     @abstractmethod
     def measure_durations(self) -> None:
-        """Measure how long handlers take that start from now on. Unasked it is not done: it costs 0.6 us for each."""
+        """Measure from now on how long handlers take, which costs 0.6 us per handler."""
 
     def pause(self) -> None:
-        """Take nothing new; the kernel queues connections and datagrams, until its limits. Handlers go on.
+        """Take nothing new; the kernel queues connections and datagrams, until its limits.
+
+        Handlers go on.
 
         Raises:
             RuntimeError: the server has been closed.
@@ -162,13 +170,15 @@ class Server(Account, ABC):
         """Use new certificates for new connections; those that are open keep theirs.
 
         Args:
-            context: the context to use from now on; None reads again the files given to `tls_context()`.
+            context: the context to use from now on; None reads again the files given to
+                `tls_context()`.
 
         Raises:
-            RuntimeError: the server does not speak TLS or has been closed, or the context was not made by
-                `tls_context()` and no new one is given.
+            RuntimeError: the server does not speak TLS or has been closed, or the context was not
+                made by `tls_context()` and no new one is given.
             TypeError: the context is not one for the server side.
-            OSError: a file cannot be read, or does not hold what it should; the old context stays in use.
+            OSError: a file cannot be read, or does not hold what it should; the old
+                context stays in use.
         """
         self._require_open("reload_tls")
         raise RuntimeError(f"{self!r} does not speak TLS: there is nothing to reload")
@@ -176,16 +186,19 @@ class Server(Account, ABC):
     async def close(self, drain_timeout: float | None = None) -> DrainReport:
         """Stop, politely: no new work, then wait for the handlers, then insist.
 
-        * Nothing new is taken. Connections and datagrams that the kernel holds already are still served.
-        * Every handler is told (`stream.closing`). A connection that is between two messages comes to its end of
-          stream, one that has just begun half a second later; one in a message goes on until it has answered.
-        * Handlers that still run after `drain_timeout` seconds are cancelled, and a second later aborted.
+        * Nothing new is taken. Connections and datagrams that the kernel holds already
+          are still served.
+        * Every handler is notified (`stream.closing`). A connection that is between two messages
+          comes to its end of stream, one that has just begun half a second later; one in a message
+          goes on until it has answered.
+        * Handlers that still run after `drain_timeout` seconds are cancelled, and a
+          second later aborted.
 
-        Called again, it waits for the same end, sooner if the new timeout says so. Called from inside a handler it
-        does not wait for that handler, which has until the deadline, and at least a second, to end (but in a task that
-        the handler waits for, it does); its place goes to one that waits for the others to make room. If the caller is
-        cancelled while it waits, the deadline is now: close() ends within about a second, then CancelledError is
-        raised.
+        Called again, it waits for the same end, sooner if the new timeout says so. Called from
+        inside a handler it does not wait for that handler, which has until the deadline, and at
+        least a second, to end (but in a task that the handler waits for, it does); its place goes
+        to one that waits for the others to make room. If the caller is cancelled while it waits,
+        the deadline is now: close() ends within about a second, then CancelledError is raised.
 
         Args:
             drain_timeout: seconds; None for the server's own.
@@ -196,7 +209,8 @@ class Server(Account, ABC):
         deadline = self._loop.time() + (self._drain_timeout if drain_timeout is None else drain_timeout)
         if self._drainer is None:
             self._deadline = deadline
-            # Not by the loop's factory: started eagerly, it would begin before we are known to call it.
+            # Not by the loop's task factory: an eager task would begin before we are
+            # known to call it.
             self._drainer = asyncio.Task(self._drain(self._handlers_ended()), loop=self._loop)
         elif drain_timeout is not None:
             self._hasten(deadline)
@@ -215,11 +229,12 @@ class Server(Account, ABC):
         await self._closed.wait()
 
     async def _end(self) -> None:
-        """Close, and see the last handler end."""
+        """Close, and wait until the last handler has ended."""
         try:
             await self.close()
         finally:
-            if self._cleaner is not None:  # else the program's end has cancelled the drain before its first step
+            if self._cleaner is not None:
+                # None if the program's end has cancelled the drain before its first step.
                 await join(self._cleaner, self._hurry)
 
     def _apply_pause(self) -> None:
@@ -229,7 +244,7 @@ class Server(Account, ABC):
             else:
                 intake.resume()
 
-    # -- what derived classes know of handlers and sockets
+    # -- what derived classes do with handlers and sockets
 
     @abstractmethod
     def _stop(self) -> None:
@@ -237,11 +252,11 @@ class Server(Account, ABC):
 
     @abstractmethod
     def _take_waiting(self) -> None:
-        """Take what waits, if there are places again."""
+        """Start handlers for what waits, as far as there are places."""
 
     @abstractmethod
     def _begin_drains(self) -> None:
-        """Tell the handlers that run."""
+        """Begin the drain of each source whose handler runs."""
 
     @abstractmethod
     def _unfinished(self) -> bool:
@@ -257,7 +272,7 @@ class Server(Account, ABC):
 
     @abstractmethod
     async def _insist(self) -> tuple[int, int]:
-        """Cancel the handlers that are left, then abort; returns how many of each it took."""
+        """Cancel the handlers that are left, then abort; returns how many ended by each."""
 
     @abstractmethod
     def _drop_waiting(self) -> None:
@@ -265,7 +280,7 @@ class Server(Account, ABC):
 
     @abstractmethod
     def _release_sockets(self) -> None:
-        """Close what handlers needed to the end."""
+        """Close the sockets that handlers needed until their end."""
 
     def _handler_of(self, task: asyncio.Task[Any] | None) -> asyncio.Task[Any] | None:
         """The handler that a task belongs to: itself, unless derived classes know better."""
@@ -289,7 +304,7 @@ class Server(Account, ABC):
             self._stop()
             self._closing.set()
             self._begin_drains()
-            self._take_waiting()  # in the place of the handler that has called close()
+            self._take_waiting()  # a handler that has called close() has made a place
             await self._until(lambda: not self._unfinished(), lambda: self._deadline)
             cancelled, aborted = await self._insist()
             return DrainReport(max(0, self._handlers_ended() - before - cancelled - aborted), cancelled, aborted)
@@ -297,7 +312,7 @@ class Server(Account, ABC):
             self._cleaner = asyncio.Task(self._clean(), loop=self._loop)
 
     async def _clean(self) -> None:
-        """Wait for handlers that called close() themselves, then say that all is over."""
+        """Wait for handlers that called close() themselves, then release the sockets."""
         try:
             end = max(self._deadline, self._loop.time() + self._cancel_grace)
             await self._until(lambda: not self._busy(), lambda: end)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def with_timed_steps(
     handler: Callable[[Any], Coroutine[Any, Any, Any]], report: Callable[[str, Any, float], object]
 ) -> Callable[[Any], Coroutine[Any, Any, Any]]:
-    """Make a handler that tells after each step, by `report(name, source, seconds)`, how long it took."""
+    """Make a handler that calls `report(name, source, seconds)` after each of its steps."""
     name = getattr(handler, "__qualname__", None) or repr(handler)
 
     async def run(source: Any) -> Any:
@@ -25,7 +25,7 @@ def with_timed_steps(
 
 @types.coroutine
 def _timed_steps(coroutine: Any, report: Callable[[float], object]) -> Generator[Any, Any, Any]:
-    """Run a coroutine as `yield from` does (PEP 380), and report how long each of its steps took."""
+    """Run a coroutine as `yield from` does (PEP 380), and report how long each step took."""
     step, argument = coroutine.send, None
     while True:
         begun = perf_counter()

@@ -1,4 +1,4 @@
-"""StreamServer: what comes in through listeners. Limits, TLS, idle connections, and what a connection leaves behind."""
+"""StreamServer: connections from its listeners: limits, PROXY, TLS, idle timeout, and their end."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ..net.binding import BoundSocket
     from ..proxy.proxy_protocol import ProxyHeader, TrustedProxies
 
-# Looks at the connections in each idle_timeout: one closes at most an eighth later than it should.
+# Looks at all connections per idle_timeout: one is closed at most an eighth of it late.
 _IDLE_LOOKS = 16
 
 
@@ -53,11 +53,11 @@ class Connected(Source, Protocol):
         """Bytes both ways."""
 
     async def aclose(self) -> None:
-        """Close, and wait as long as that takes."""
+        """Close, and wait until that is done."""
 
     @property
     def _admitted(self) -> bool:
-        """Whether it may be used, as far as it knows itself."""
+        """Whether it may send: its own state only, the server may know more."""
 
     def _bar(self) -> None:
         """Refuse to send until it is let in."""
@@ -76,7 +76,7 @@ class Connected(Source, Protocol):
         """Close at once, unless that could cost the peer something; true if it is closed."""
 
     def _expire(self) -> None:
-        """Hear that the idle timeout has struck."""
+        """The idle timeout is over."""
 
     async def _take_proxy_header(self) -> ProxyHeader:
         """Take a PROXY header off the socket."""
@@ -111,8 +111,10 @@ class StreamServer(HandlerServer[Connected]):
         self._per_host: Counter[str] = Counter()
         self._proxies = proxies
         self._proxy_timeout = proxy_timeout
-        self._entering: set[Connected] = set()  # whose PROXY header or TLS handshake is not complete: nobody sees them
-        self._unnamed: set[Connected] = set()  # whose proxy has not said for whom they are: no host has them
+        # Those whose PROXY header or TLS handshake is not complete: not in `connections`.
+        self._entering: set[Connected] = set()
+        # Those without their proxy's header: not counted for any host.
+        self._unnamed: set[Connected] = set()
         self._seldom = Seldom(loop.time)
         # The class of the connections is the one whose handler `_layers()` builds on.
         protocols = isinstance(self._handler, ProtocolHandler)
@@ -144,7 +146,7 @@ class StreamServer(HandlerServer[Connected]):
 
     @property
     def connections(self) -> frozenset[Any]:
-        """See Server. Nobody gets at a connection that has not been let in."""
+        """See Server. Without those that have not been let in."""
         running = super().connections
         if self._proxies is None and self._ssl is None:
             return running
@@ -197,7 +199,7 @@ class StreamServer(HandlerServer[Connected]):
         return result
 
     async def _run_proxied(self, run: Run[Connected], connection: Connected) -> object:
-        """Hear from the proxy who the client is; then go on as without one."""
+        """Read the client's address from the proxy's header; then go on as without a proxy."""
         try:
             async with asyncio.timeout(self._proxy_timeout):
                 header = await connection._take_proxy_header()
@@ -211,7 +213,8 @@ class StreamServer(HandlerServer[Connected]):
             self._refuse_proxied("proxy_invalid", connection.peer_address, str(exc))
             raise Refused from exc
         except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError) as exc:
-            # Such as a health check that only connects, or has connected only when the server drains.
+            # For example a health check that only connects, or a proxy that has only
+            # connected when the server drains.
             self._count["proxy_invalid"] += 1
             raise Refused from exc
         finally:
@@ -236,7 +239,7 @@ class StreamServer(HandlerServer[Connected]):
         self._unnamed.discard(connection)
 
     def _refuse_proxied(self, counter: str, address: Address, reason: str) -> None:
-        """Count, and tell once in a while: most likely a proxy is not set up as we are, and nothing works."""
+        """Count and log: most likely proxy and server are set up differently, and nothing works."""
         self._count[counter] += 1
         self._tell_refused("proxy", address, reason)
 
@@ -350,12 +353,12 @@ class StreamServer(HandlerServer[Connected]):
     # -- idle connections
 
     def _look_for_idle(self) -> None:
-        """Tell the connections that have not moved a byte. One look at all of them costs less than a timer each."""
+        """Expire connections that moved no byte. One look at all costs less than a timer each."""
         assert self.idle_timeout is not None
         now = self._loop.time()
         for connection in (*self._live.values(), *self._closing_sources.values()):
             if connection in self._entering:
-                continue  # has a time limit of its own
+                continue  # it has another time limit
             moved = connection.bytes_moved
             seen, since = self._idle_seen.get(connection, (-1, now))
             if seen != moved:

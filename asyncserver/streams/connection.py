@@ -1,8 +1,8 @@
-"""Connection: a connected, non-blocking socket, the tasks that wait for it, and how its server ends it.
+"""Connection: a connected, non-blocking socket, the tasks that wait for it, and its end.
 
-What a Stream stands on: the descriptor's watches, the waiters, the PROXY header, the drain, the idle
-timeout, and the ways to close. TLS is one floor up (tls_connection.py); what `_recv` and `_send` are is
-told in states.py, when a drain may end a connection in dialogue.py.
+What a Stream stands on: the descriptor's watches, the waiters, the PROXY header, the drain, the
+idle timeout, and the ways to close. For TLS see tls_connection.py, for what `_recv` and `_send` can
+be states.py, for when a drain may end a connection dialogue.py.
 """
 
 from __future__ import annotations
@@ -31,16 +31,18 @@ if TYPE_CHECKING:
     from ..net.poller import Poller
     from ..proxy.proxy_protocol import ProxyHeader
 
-CHUNK = 65536  # what one receive takes at most unless told otherwise; anyio's default, and a pipe's capacity
+# Bytes that one receive takes at most by default: anyio's default, and a pipe's capacity.
+CHUNK = 65536
 
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # socket(7): SO_LINGER with no time discards what is unsent and resets
+# SO_LINGER with no time: close() discards what is unsent and resets, socket(7).
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Connection(Dialogue):
-    """A connected socket in a server's hands.
+    """A connected socket of a server.
 
     Attributes:
-        proxy_header: what the proxy in front has said, if it has.
+        proxy_header: what the proxy in front has said, or None.
     """
 
     __slots__ = (
@@ -71,16 +73,17 @@ class Connection(Dialogue):
         self._fd = sock.fileno()
         self.peer_address: Address = peer_address
         self._recv: Callable[[int], bytes] = sock.recv
-        # What really reads, where _recv may be a state in front of it.
+        # What really reads; _recv may be a state in front of it.
         self._read: Callable[[int], bytes] = self._recv
         self._send: Callable[[Any], int] = sock.send
         self._reading = Waiter(poller.loop, "receiving from")
         self._writing: Waiter | None = None
-        self._events = 0  # what the poller watches for,
-        self._watching = False  # and whether that includes READ
+        self._events = 0  # what the poller watches for
+        self._watching = False  # whether that includes READ
         self._closing = closing
-        self._buffer: bytearray | None = None  # received from the kernel, and not yet by the handler
-        # `bytes_moved` when the idle timeout struck, until the one that waits, or the next that would, has told.
+        # Taken from the kernel, but not yet by the handler.
+        self._buffer: bytearray | None = None
+        # `bytes_moved` when the idle timeout was over, until a wait has raised IdleTimeout for it.
         self._idle_read = self._idle_write = -1
         self.proxy_header: ProxyHeader | None = None
 
@@ -127,23 +130,24 @@ class Connection(Dialogue):
         waiter = self._reading
         wakeup = waiter.wakeup
         if wakeup is None:
-            self._unwatch()  # nobody waits: a level-triggered loop would call again and again
+            self._unwatch()  # no task waits: a level-triggered loop would call again and again
         else:  # Waiter.wake(), inlined
             waiter.wakeup = None
             waiter.context.run(wakeup, waiter)
-            del wakeup  # holds the task; an error's traceback holds this frame (f_back), and the task the error
+            # A cycle: it holds the task, the task its error, the error's traceback this frame.
+            del wakeup
 
     def _on_writable(self) -> None:
         if self._writing is not None:
             self._writing.wake()
 
     async def _readable(self) -> None:
-        """Wait until the socket may have bytes, or somebody calls `wake_soon()`."""
+        """Wait until the socket may have bytes, or until `wake_soon()` is called."""
         self._watch()
         await self._reading
 
     async def _writable(self) -> None:
-        """Wait until the socket takes bytes, or somebody calls `wake_soon()`."""
+        """Wait until the socket takes bytes, or until `wake_soon()` is called."""
         if self._writing is None:
             self._writing = Waiter(self._poller.loop, "sending to")
         if self._writing.busy:
@@ -161,11 +165,14 @@ class Connection(Dialogue):
             self._writing.wake_soon()
 
     def _unread(self) -> int:
-        """Bytes that nobody has received."""
+        """Count the bytes that have arrived and were not received."""
         return unread(self._fd)
 
     def _broken(self, exc: OSError) -> anyio.BrokenResourceError:
-        """Be broken from now on. The kernel tells an error once and then reports an end, as if all had come."""
+        """Be broken from now on; returns the error to raise.
+
+        The kernel reports an error once, and from then on an end, as if all had come.
+        """
         self._unwatch()
         self._send = functools.partial(self._refuse_broken, exc)
         self._recv = functools.partial(self._receive_rest, exc)
@@ -180,15 +187,16 @@ class Connection(Dialogue):
 
     def _receive_rest(self, exc: OSError, max_bytes: int) -> bytes:
         """Receive what had arrived before the connection broke."""
-        with contextlib.suppress(OSError, ValueError):  # ValueError: TLS came to its end, and then the rest broke
+        with contextlib.suppress(OSError, ValueError):
+            # ValueError: TLS has ended, and then the connection broke.
             if data := self._read(max_bytes):
                 return data
         raise self._brokenness(exc) from exc
 
-    # -- before all else
+    # -- before the first message
 
     def _bar(self) -> None:
-        """Refuse to send until `_let_in()`, or a TLS handshake; nobody but the server should have it, but who knows."""
+        """Refuse to send until `_let_in()` or a TLS handshake, in case a program has the stream."""
         self._send = refuse_unadmitted
 
     def _let_in(self) -> None:
@@ -196,7 +204,9 @@ class Connection(Dialogue):
             self._send = self._sock.send
 
     async def _await_first_byte(self) -> None:
-        """Wait until the peer, who has to speak first, has said something or has ended; leaves it in the kernel.
+        """Wait until the peer, which has to speak first, has sent a byte or has ended.
+
+        The byte stays in the kernel.
 
         Raises:
             anyio.ClosedResourceError: closed meanwhile, for example by a server that drains.
@@ -220,7 +230,7 @@ class Connection(Dialogue):
         refuse_closed(None)
 
     def _end_if_unheard_soon(self) -> None:
-        """The server drains: a peer that has yet to say its first byte is between two messages, but may be about to."""
+        """In a drain: end if no first byte arrives soon: without one no message is under way."""
         self._poller.loop.call_later(first_words_due(self._sock, 0.0), self._end_if_unheard)
 
     def _end_if_unheard(self) -> None:
@@ -243,7 +253,8 @@ class Connection(Dialogue):
                 ahead = sock.recv(parser.wanted, socket.MSG_PEEK)
                 if not ahead:
                     raise anyio.EndOfStream
-                # All that was looked at, unless the header ends in it: what is left lying would be reported again.
+                # Take all that was looked at, or up to the header's end: what stays is
+                # reported again.
                 data = sock.recv(parser.belonging(ahead))
             except BlockingIOError:
                 await self._readable()
@@ -263,9 +274,9 @@ class Connection(Dialogue):
             self._await_first_words()
 
     def _await_first_words(self, waited: float = 0.0, said: int = 0) -> None:
-        """Owe what is here; if nothing has moved since `said`, what may be on its way, while it can be."""
+        """Owe what is here; if no byte has moved since `said`, wait while one may be under way."""
         if self._fd < 0 or (waited and (self.bytes_moved != said or self._recv != self._receive_owed)):
-            return  # they have come, or it has ended, or is in its handshake
+            return  # words have come, or it has ended, or is in its handshake
         due = first_words_due(self._sock, waited)
         if self.begin_drain(self._unread(), due, said):
             self._poller.loop.call_later(due, self._await_first_words, waited + due, said)
@@ -283,13 +294,14 @@ class Connection(Dialogue):
         if self.may_end():
             return b""
         data = self._read(max_bytes)
-        # TLS: its bytes are more than their payload, so what the kernel holds now is the better estimate.
+        # Under TLS bytes are more than their payload: what the kernel holds now is a
+        # better estimate.
         self.owe_at_most(len(data) + self._unread())
-        self._unwatch()  # so that the next receive comes by here before it waits
+        self._unwatch()  # so that the next receive calls this before it waits
         return data
 
     def _expire(self) -> None:
-        """Make the pending or the next wait raise IdleTimeout, unless something moves before."""
+        """Make the pending or the next wait raise IdleTimeout, unless a byte moves before."""
         if self._recv is refuse_closed:
             self._close_if_stalled()
             return
@@ -298,7 +310,7 @@ class Connection(Dialogue):
         self._wake_all()
 
     def _close_if_stalled(self) -> None:
-        """Stop waiting for a peer to take its last bytes, if it has taken none since the last look."""
+        """Close, if the peer has taken none of its last bytes since the last look."""
         left = unacknowledged(self._sock)
         if left == self._idle_write:
             self._let_go()
@@ -319,14 +331,17 @@ class Connection(Dialogue):
     # -- ending
 
     def abort(self) -> None:
-        """Close at once: what the kernel has not sent yet is thrown away and the peer gets a reset. Never waits."""
+        """Close at once: what is unsent is thrown away and the peer gets a reset. Never waits."""
         if self._fd >= 0:
             with contextlib.suppress(OSError):  # some kinds of socket know no lingering
                 self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             self._close()
 
     def _let_go(self) -> None:
-        """Stop waiting for the peer to take its last bytes: the kernel goes on alone, if nothing more comes."""
+        """Close without waiting for the peer to take its last bytes: the kernel sends on.
+
+        Unless more bytes arrive: then it resets the connection.
+        """
         if self._fd >= 0 and unacknowledged(self._sock):
             self._send = refuse_undelivered
         self._close()
@@ -337,7 +352,7 @@ class Connection(Dialogue):
             self._sock.close()
 
     def _release(self) -> None:
-        """Stop using the descriptor, and wake whoever waits for it."""
+        """Stop using the descriptor, and wake the tasks that wait for it."""
         self._watching = False
         self._set_events(0)
         self._fd = -1

@@ -7,8 +7,8 @@ A server of bytes does not know what a message is. It decides by what it can see
     Between    we have sent since bytes were received: a drain may end the connection here
     Owed       bytes that had reached this host when the drain began are not answered yet
 
-There is no socket in here. The connection reports its bytes, or adds to the counters itself where
-every instruction counts (stream.py).
+There is no socket in here. The connection reports its bytes; where every instruction counts, it
+adds to the counters itself (stream.py).
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class Dialogue:
         Args:
             unread: bytes in the kernel, not received yet.
             due: seconds for which first bytes may still be on their way.
-            said: bytes that a peer of which nothing is known has moved so far.
+            said: `bytes_moved` as long as the peer's first words are to come: 0, or what
+                moved before TLS.
 
         Returns:
             whether to wait for the first bytes: call this again when they are due.
@@ -85,7 +86,7 @@ class Dialogue:
     def may_end(self) -> bool:
         """Whether a drain may end the connection: it is between two messages, and owes no answer.
 
-        What was received does not decide it, but where the message under way begins: of a peer that
-        sends without a pause a part of the next message is always here.
+        What decides is where the message under way begins, not how much was received: from a peer
+        that sends without a pause, a part of the next message is always here.
         """
         return self._answered == self.bytes_received and self._message_start[1] >= (self._owed_until or 0)

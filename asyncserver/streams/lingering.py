@@ -1,10 +1,10 @@
-"""Lingering: how what was sent reaches the peer before its connection is closed.
+"""Lingering: deliver what was sent before the connection is closed.
 
-A close throws nothing away by itself: the kernel goes on sending. But where bytes lie unread, or arrive
-afterwards (the next request of a client that does not wait for answers), it resets the connection instead
-(RFC 1122, 4.2.2.13), and what it has yet to send is lost. So if there are such bytes, or if the kernel has
-not even sent all of ours, our side is ended first, and what arrives is thrown away until the peer has
-ended too or has everything.
+A close throws nothing away by itself: the kernel sends on. But where bytes lie unread, or
+arrive afterwards (the next request of a client that does not wait for answers), it resets
+the connection instead (RFC 1122, 4.2.2.13), and what is unsent is lost. So if there are
+unread bytes, or unsent ones, our side is ended first; then what arrives is thrown away
+until the peer has ended too, or has everything.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ if TYPE_CHECKING:
 
     from .tls_connection import TLSConnection
 
-# Seconds that a peer which has got everything may take to end its side, if it may still be sending: a retransmission
-# (RFC 6298 starts at 1 s) fits in, and a draining server is not held up.
+# Seconds for a peer that has everything to end its side, if it may still be sending: enough for a
+# retransmission (RFC 6298 starts at 1 s), and too short to hold up a drain.
 _PATIENCE = 2.0
-# How many times that a peer may take nothing of what is left, outside of a drain, which has a deadline: it may be out
-# of reach for a while. Whoever needs less has an idle_timeout.
+# So many times _PATIENCE may a peer take nothing of what is left: it may be out of reach for a
+# while. Not in a drain, which has a deadline; idle_timeout can make it less.
 _STALLS = 5
 
 _CHUNK = 65536  # what is thrown away at a time
-_TURNS = 16  # such pieces until others may run, or at most where nobody is waited for
+_TURNS = 16  # such pieces until other tasks may run, or at most, where the peer is not waited for
 
 
 class Lingering:
-    """The end of one connection, from the last send on.
+    """The end of one connection, after the last send.
 
     Args:
-        connection: as its last user has left it; nobody uses it any more.
+        connection: as its last user has left it; not used any more.
     """
 
     def __init__(self, connection: TLSConnection) -> None:
         self._connection = connection
         self._broken = isinstance(connection._send, functools.partial)
-        # The last send was interrupted: the rest of it is of little use, and is not waited for long.
+        # The last send was interrupted: its rest is of little use, and not waited for long.
         self._torn = connection._send in {refuse_torn, refuse_busy}
         self._notify = not (self._broken or self._torn or connection._send is refuse_after_eof)
         self._heard = False  # the peer may still be sending
 
     async def run(self) -> bool:
-        """Say that no more comes, and see to it that the peer gets everything.
+        """End our side, and wait until the peer has everything.
 
         Returns:
             false if it did not: it took nothing for too long, or was gone.
@@ -63,16 +63,16 @@ class Lingering:
         try:
             if self._broken:
                 self._discard_leftovers()
-                return True  # whoever used it was told
+                return True  # its user got the error
             return await self._bring_across()
         except OSError:  # broken: nothing more can be done for this peer
             self._connection._clear_errors()
             return self._broken or not unacknowledged(self._connection._sock)
 
     def _discard_leftovers(self) -> None:
-        """Throw away what is there: a close on top of it would reset, and an alert of TLS could be lost.
+        """Throw away what has arrived: unread it makes close() reset, and TLS's alert may be lost.
 
-        There is nothing else to bring across. A peer may go on sending without end, and is not waited for.
+        Nothing else is to be delivered. A peer that goes on sending is not waited for.
         """
         sock = self._connection._sock
         if self._connection._fd >= 0 and self._connection._unread():
@@ -92,15 +92,15 @@ class Lingering:
         if not self._heard and not unsent(connection._fd):
             return True
         connection._sock.shutdown(socket.SHUT_WR)
-        # The kernel says nothing when bytes are acknowledged, but when the last one is: then the socket's state changes
-        # (FIN_WAIT2), which epoll reports where changes are what is asked for, epoll(7).
+        # The kernel reports only the acknowledgement of the last byte: the socket's state changes
+        # then (FIN_WAIT2), which epoll reports if it is edge-triggered, epoll(7).
         connection._writing = connection._reading
         connection._set_events(READ | WRITE | select.EPOLLET)
         connection._watching = True
         return await self._while_it_takes(self._see_it_end)
 
     async def _while_it_takes(self, step: Callable[[], Awaitable[None]]) -> bool:
-        """Run a step, again and again, until it is done; false if the peer takes nothing for too long."""
+        """Repeat a step until it is done; false if the peer takes nothing for too long."""
         stalls, left = 0, math.inf
         while stalls < (1 if self._torn else math.inf if self._connection._closing.is_set() else _STALLS):
             try:
@@ -112,7 +112,7 @@ class Lingering:
                     raise  # the kernel's, ETIMEDOUT
             before, left = left, unacknowledged(self._connection._sock)
             if not left:
-                return True  # it has everything, and does not end
+                return True  # the peer has everything, and does not end its side
             stalls = 0 if left < before else stalls + 1
         return False
 
@@ -133,7 +133,7 @@ class Lingering:
 
 
 async def close_politely(connection: TLSConnection) -> None:
-    """Close both directions, see `Stream.aclose()`; nothing, if that has been done."""
+    """Close both directions, see `Stream.aclose()`, unless that has been done."""
     if connection._recv is refuse_closed:
         return
     lingering = Lingering(connection)

@@ -1,4 +1,4 @@
-"""What handlers send and look for: bytes. Anything else is told with the call that got it."""
+"""What handlers send and look for: bytes. An error for anything else names the call."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ _BYTES = (bytes, bytearray, memoryview)
 
 
 def octets(given: object, call: str) -> memoryview | bytes:
-    """View what is not bytes, but like them, as bytes, whatever the format of its items is.
+    """View a bytes-like object as bytes, whatever the format of its items is.
 
     Args:
         given: what is to be sent.
-        call: by which method, for an error.
+        call: the method's name, for an error.
 
     Raises:
-        TypeError: it is nothing of the kind.
+        TypeError: it is not bytes-like.
     """
     if isinstance(given, bytes):
         return given
@@ -28,7 +28,7 @@ def octets(given: object, call: str) -> memoryview | bytes:
 
 
 def check_delimiter(delimiter: object) -> None:
-    """Raise TypeError or ValueError, unless it is some bytes."""
+    """Raise TypeError or ValueError, unless it is at least one byte."""
     if not isinstance(delimiter, _BYTES):
         raise TypeError(f"receive_until() looks for bytes, such as b'\\n'; got {delimiter!r}")
     if not delimiter:

@@ -2,11 +2,11 @@
 
 A stream's attributes `_recv` and `_send` are the functions that its next receive or send calls: the
 socket's own methods while all is well, else one of these. So the hot path needs no checks, and none
-can be forgotten: to close, end or break a stream is to set another function. The state can be read
-by comparing: `self._send is refuse_busy`.
+can be forgotten: to close, end or break a stream is to set another function. To read the state,
+compare: `self._send is refuse_busy`.
 
-Methods of the connection are `_receive_owed` (it drains), `_receive_rest` and `_refuse_broken` (it
-broke), `_read_tls` and `_send_tls`.
+More states are methods of the connection: `_receive_owed` (it drains), `_receive_rest` and
+`_refuse_broken` (it broke), `_read_tls` and `_send_tls`.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def refuse_torn(_: object) -> NoReturn:
 
 
 def refuse_unadmitted(_: object) -> NoReturn:
-    """State: the server has yet to let the peer in, by its PROXY header, the limit of its host, its TLS handshake."""
+    """State: not let in yet: PROXY header, limit of its host or TLS handshake are to come."""
     raise anyio.ClosedResourceError("this connection has not been let in: nothing can be sent on it yet")
 
 
 def refuse_before_first_byte(_: object) -> NoReturn:
-    """State: the first byte of the peer's TLS handshake or PROXY header has not come."""
+    """State: the first byte of the peer's TLS handshake or PROXY header has not come yet."""
     refuse_torn(None)
 
 
@@ -56,5 +56,5 @@ def at_end(_: int) -> bytes:
     return b""
 
 
-#: The states in which nothing can be sent now, but for what is broken.
+#: The states in which nothing can be sent, apart from `_refuse_broken`.
 NOT_SENDING = frozenset((refuse_busy, refuse_closed, refuse_torn, refuse_unadmitted, refuse_undelivered))

@@ -2,14 +2,15 @@
 
 Theory of operation:
 
-* Nothing is held in between. `receive()` waits until the loop says readable, then takes bytes out of the kernel
-  itself, one `recv` per wake-up so that no connection can starve the others; `send()` returns when the kernel has
-  every byte. A handler that does not read lets the kernel's buffer fill, and TCP slows the peer down: flow control
-  needs no code here. Only `receive_exactly` and `receive_until` keep what they read too much of, in one buffer.
-* The descriptor is watched from the first wait on. When it turns readable and nobody waits, the watch ends; an
-  unwatched stream tries `recv` first, and watches again when that would block.
-* TLS is the same: an `SSLSocket` in non-blocking mode, OpenSSL reading and writing the descriptor itself. Its
-  "want read" is one more way to say "would block".
+* No bytes are held in between. `receive()` waits until the loop says readable, then takes bytes out
+  of the kernel itself, one `recv` per wake-up so that no connection can starve the others; `send()`
+  returns when the kernel has every byte. While a handler does not read, the kernel's buffer fills,
+  and TCP slows the peer down: flow control needs no code here. Only `receive_exactly` and
+  `receive_until` keep what they have read beyond their answer, in one buffer.
+* The descriptor is watched from the first wait on. When it turns readable and no task waits, the
+  watch ends; an unwatched stream tries `recv` first, and watches again when that would block.
+* TLS is the same: an `SSLSocket` in non-blocking mode. OpenSSL reads and writes the descriptor
+  itself, and says "want read" where a socket would block.
 """
 
 from __future__ import annotations
@@ -42,23 +43,26 @@ if TYPE_CHECKING:
 
 __all__ = ["Stream"]
 
-# Operations that may find their answer at once before the stream lets others run. At about 5 us each that is a
-# third of a millisecond, which is what another connection then waits.
+# Operations in a row that need not wait, until the stream lets others run. At about 5 us each,
+# another connection waits a third of a millisecond for them.
 _SPIN_LIMIT = 64
 
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError)
 
 
 class Stream(TLSConnection, ByteStream):
-    """One connection, as its handler sees it. Made by a server, and closed by it when the handler ends.
+    """One connection, as its handler sees it. Its server closes it when the handler ends.
 
-    One task may receive while another sends; two that receive, or two that send, at once get `BusyResourceError` and
-    nothing is lost. Cancelling a receive loses nothing either. Cancelling `send` may leave a part of its data sent,
-    and how much is not known: the peer can no longer tell where a message begins.
+    One task may receive while another sends. Two that receive at once, or two that send,
+    get `BusyResourceError`, and nothing is lost. Cancelling a receive loses nothing
+    either. Cancelling `send` may leave a part of its data sent, and how much is not
+    known: the peer can no longer see where a message begins.
 
     Attributes:
-        proxy_header: what the proxy in front has said, with `proxy_protocol=True`; then `peer_address` is the client's.
-        peer_address: (host, port), of IPv6 (host, port, flowinfo, scope); of a Unix peer its path, mostly "".
+        proxy_header: what the proxy in front has said, with `proxy_protocol=True`; then
+            `peer_address` is the client's.
+        peer_address: (host, port), of IPv6 (host, port, flowinfo, scope); of a Unix peer
+            its path, mostly "".
         bytes_received: payload bytes received so far.
         bytes_sent: payload bytes sent so far.
     """
@@ -73,7 +77,7 @@ class Stream(TLSConnection, ByteStream):
         self._spins = 0
 
     def __repr__(self) -> str:
-        """Tell the peer and the state."""
+        """Show the peer and the state."""
         return f"<Stream {self.peer_address!r} {'closed' if self._fd < 0 else 'open'}>"
 
     # -- receiving
@@ -85,25 +89,28 @@ class Stream(TLSConnection, ByteStream):
             max_bytes: how many bytes to take at most; at least 1.
 
         Raises:
-            anyio.EndOfStream: the peer has ended its side, or the server drains and no message is under way.
-            anyio.BrokenResourceError: the connection broke; under TLS also an end without close_notify
-                (RFC 8446, 6.1), since data may be missing. `__cause__` is the system's error.
+            anyio.EndOfStream: the peer has ended its side, or the server drains and no
+                message is under way.
+            anyio.BrokenResourceError: the connection broke; under TLS also an end without
+                close_notify (RFC 8446, 6.1), since data may be missing. `__cause__` is
+                the system's error.
             anyio.ClosedResourceError: the stream has been closed on this side.
             anyio.BusyResourceError: another task is receiving.
-            IdleTimeout: nothing went either way for the server's `idle_timeout`. The stream can still be used.
+            IdleTimeout: nothing went either way for the server's `idle_timeout`. The
+                stream can still be used.
         """
         if max_bytes < 1:
             raise ValueError(f"max_bytes must be at least 1, got {max_bytes}")
         return await self._chunk(max_bytes, anyio.EndOfStream)
 
     async def receive_exactly(self, nbytes: int) -> bytes:
-        """Receive exactly so many bytes. Cancelled, it keeps what has arrived for the next receive.
+        """Receive exactly `nbytes` bytes. Cancelled, it keeps what has arrived for the next call.
 
         Args:
             nbytes: how many bytes.
 
         Raises:
-            anyio.IncompleteRead: the stream ended before. What had arrived stays to be received.
+            anyio.IncompleteRead: the stream ended before. What has arrived stays to be received.
             Exception: as `receive()`, except EndOfStream.
         """
         if nbytes < 0:
@@ -118,11 +125,13 @@ class Stream(TLSConnection, ByteStream):
 
         Args:
             delimiter: the bytes to look for; taken from the stream, not returned.
-            max_bytes: how many bytes to look through for the whole delimiter.
+            max_bytes: how many bytes to search for the whole delimiter.
 
         Raises:
-            anyio.DelimiterNotFound: the first `max_bytes` bytes do not hold the delimiter. They stay to be received.
-            anyio.IncompleteRead: the stream ended before the delimiter. What had arrived stays to be received.
+            anyio.DelimiterNotFound: the first `max_bytes` bytes do not hold the
+                delimiter. They stay to be received.
+            anyio.IncompleteRead: the stream ended before the delimiter. What had arrived
+                stays to be received.
             Exception: as `receive()`, except EndOfStream.
         """
         check_delimiter(delimiter)
@@ -141,10 +150,10 @@ class Stream(TLSConnection, ByteStream):
     def _chunk(
         self, max_bytes: int = CHUNK, end: type[BaseException] = StopAsyncIteration, *, more: bool = False
     ) -> Generator[Any, None, bytes]:
-        """Take what the buffer holds (unless we want more), or else the kernel; raises `end` at the end.
+        """Take from the buffer, unless `more` is asked for, or from the kernel; raises `end`.
 
-        The hot path, and so a generator that yields the waiter itself: every function in between would be one more
-        frame that each wake-up has to pass through.
+        This is the hot path, and so a generator that yields the waiter itself: each function in
+        between would be one more frame for every wake-up.
         """
         if self._buffer and not more and self._spun():
             yield None
@@ -171,7 +180,8 @@ class Stream(TLSConnection, ByteStream):
                 self._check_idle_read()
                 self._watch()
                 continue
-            except ssl.SSLWantWriteError:  # OpenSSL must answer (a key update) before it can read on
+            except ssl.SSLWantWriteError:
+                # OpenSSL must answer (a key update) before it can read on.
                 yield from self._writable().__await__()
                 continue
             except OSError as exc:
@@ -179,7 +189,7 @@ class Stream(TLSConnection, ByteStream):
             if data:
                 self.bytes_received += len(data)
                 return data
-            self._unwatch()  # a descriptor at its end is readable for ever
+            self._unwatch()  # at its end a descriptor stays readable
             self._recv = at_end
             raise end
 
@@ -196,7 +206,7 @@ class Stream(TLSConnection, ByteStream):
 
     @staticmethod
     def _pause_reading(waiter: Waiter) -> Generator[None, None, None]:
-        """Let others run, but none of them receive: what the buffer holds has been looked at already."""
+        """Let other tasks run, but not receive: the buffer has been looked at already."""
         waiter.busy = True
         try:
             yield
@@ -220,7 +230,10 @@ class Stream(TLSConnection, ByteStream):
         return data
 
     async def _take_turns(self) -> None:
-        """Let others run now and then, also while the buffer answers. Before anything is taken: it may be cancelled."""
+        """Let others run now and then, also while the buffer has enough.
+
+        Before anything is taken: here the task may be cancelled.
+        """
         if self._spun():
             await asyncio.sleep(0)
 
@@ -234,7 +247,7 @@ class Stream(TLSConnection, ByteStream):
     # -- sending
 
     async def send(self, item: bytes | bytearray | memoryview) -> None:
-        """Send all the bytes; returns when the kernel has taken them, so a slow peer slows the handler down.
+        """Send all the bytes; returns when the kernel has them: a slow peer slows the handler.
 
         Args:
             item: any bytes-like object.
@@ -258,21 +271,24 @@ class Stream(TLSConnection, ByteStream):
             await self._send_rest(memoryview(item)[sent:], blocked=not sent)
         if self._answered != self.bytes_received:
             self._answered = self.bytes_received
-        elif self._spun():  # nothing was received since the last send, so nothing may have been waited for
+        elif self._spun():
+            # Nothing was received since the last send: perhaps this task never waits.
             await asyncio.sleep(0)
 
     async def _send_rest(self, rest: memoryview, *, blocked: bool) -> None:
         tls = isinstance(self._sock, ssl.SSLSocket)
         write, self._send = self._send, refuse_busy
-        # What the next send() does: OpenSSL insists on finishing the record it has begun.
+        # What the next send() calls: OpenSSL insists on finishing the record it has begun.
         after = refuse_torn if tls and blocked else write
-        blocked = blocked or not tls  # we give OpenSSL a record at a time, a plain socket as much as there is room for
+        # A plain socket took all it had room for; OpenSSL gets one record at a time.
+        blocked = blocked or not tls
         try:
             while rest:
                 if blocked:
                     self._check_idle_write()
                     await self._writable()
-                    self._check_idle_write()  # before a try: the kernel may take a little without the peer's doing
+                    # Before write(): the kernel may take a little although the peer took nothing.
+                    self._check_idle_write()
                 elif self._spun():
                     await asyncio.sleep(0)
                 if self._send is not refuse_busy:  # closed meanwhile
@@ -292,13 +308,14 @@ class Stream(TLSConnection, ByteStream):
                 self._send = after
 
     async def send_eof(self) -> None:
-        """End our side of the connection; the peer's side stays open. Under TLS that is a close_notify.
+        """End our side; the peer's stays open. Under TLS this sends a close_notify.
 
         Raises:
             anyio.BusyResourceError: a send is under way.
             anyio.BrokenResourceError: the connection is broken.
             anyio.ClosedResourceError: the stream has been closed.
-            OSError: under TLS, no descriptors are left for it (errno EMFILE, ENFILE); nothing was sent.
+            OSError: under TLS, no descriptors are left for it (errno EMFILE, ENFILE);
+                nothing was sent.
         """
         if self._send is refuse_after_eof:
             return
@@ -311,7 +328,8 @@ class Stream(TLSConnection, ByteStream):
             else:
                 self._sock.shutdown(socket.SHUT_WR)
         except OSError as exc:
-            if exc.errno in {errno.EMFILE, errno.ENFILE}:  # ours, not the connection's; nothing has been sent
+            if exc.errno in {errno.EMFILE, errno.ENFILE}:
+                # The process's error, not the connection's; nothing has been sent.
                 self._send = send
                 raise
             raise self._broken(exc) from exc
@@ -320,22 +338,24 @@ class Stream(TLSConnection, ByteStream):
     # -- ending
 
     async def aclose(self) -> None:
-        """Close both directions; whoever still waits on the stream gets `ClosedResourceError`. May be called twice.
+        """Close both directions; tasks that wait on the stream get `ClosedResourceError`.
 
-        What was sent still reaches the peer. Mostly the kernel sees to that alone, and this does not wait. Where bytes
-        are left that the peer had no room for yet, or that we have not read, closing could make the kernel send a reset
-        instead, and the peer would lose our last answer (RFC 1122, 4.2.2.13); then our side is ended first, and what
-        still arrives is thrown away until the peer has everything. A peer that takes nothing for ten seconds is given
-        up, in a drain at its deadline; one that goes on sending has two seconds to end, too. Under TLS a close_notify
-        is sent; the peer's is not waited for. Cancelled, it closes at once, and leaves the rest to the kernel.
+        What was sent still reaches the peer. Mostly the kernel does that alone, and this does not
+        wait. But where the peer had no room for all bytes yet, or where bytes are unread, closing
+        could make the kernel send a reset, and the peer would lose our last answer (RFC 1122,
+        4.2.2.13). Then our side is ended first, and what still arrives is thrown away until the
+        peer has everything. A peer that takes nothing for ten seconds is given up, in a drain at
+        its deadline; a peer that goes on sending has two seconds to end, too. Under TLS a
+        close_notify is sent; the peer's is not waited for. Cancelled, it closes at once and leaves
+        the rest to the kernel. May be called twice.
         """
         await close_politely(self)
 
     def detach(self) -> socket.socket:
-        """Give the socket away: non-blocking, and a `ssl.SSLSocket` under TLS. The stream then counts as closed.
+        """Give the socket away, non-blocking, a `ssl.SSLSocket` under TLS; the stream is closed.
 
         Raises:
-            RuntimeError: bytes taken from the socket still wait in the stream; receive them first.
+            RuntimeError: received bytes still wait in the stream; receive them first.
             anyio.ClosedResourceError: the stream has been closed.
         """
         if self._recv is refuse_closed:
@@ -346,19 +366,21 @@ class Stream(TLSConnection, ByteStream):
         return self._sock
 
     async def start_tls(self, context: ssl.SSLContext) -> None:
-        """Go over to TLS, as the server side, on this same stream. Put it under `asyncio.timeout()` to bound it.
+        """Start TLS on this stream, as the server side. Bound it with `asyncio.timeout()`.
 
         Args:
             context: a context for the server side.
 
         Raises:
-            RuntimeError: the stream is under TLS already; or plain bytes wait that came behind the request to start
-                TLS. Those are not under its protection: to go on would be an injection (RFC 3207, 6; CVE-2011-0411).
-            anyio.BrokenResourceError: the handshake failed; `__cause__` tells why.
-            Exception: as `receive()` and `send()`. After an error or a cancellation only `aclose()` is left.
+            RuntimeError: the stream is under TLS already; or plain bytes came behind the
+                request to start TLS: TLS does not protect them, to go on would be an
+                injection (RFC 3207, 6; CVE-2011-0411).
+            anyio.BrokenResourceError: the handshake failed; `__cause__` says why.
+            Exception: as `receive()` and `send()`. After an error or a cancellation only
+                `aclose()` is left.
         """
         if isinstance(self._sock, ssl.SSLSocket):
-            raise RuntimeError("start_tls(): this stream is under TLS already")  # noqa: TRY004 - a state, no argument
+            raise RuntimeError("start_tls(): this stream is under TLS already")  # noqa: TRY004
         if self._buffered():
             raise InjectionError("start_tls(): the peer sent plain bytes behind its request to start TLS")
         if self._send in {refuse_after_eof, refuse_busy}:

@@ -1,13 +1,13 @@
 """TLSConnection: a connection that can go over to TLS, as the server side.
 
-Theory of operation. The socket becomes an `ssl.SSLSocket` in non-blocking mode: OpenSSL reads and writes
-the descriptor itself, and "want read" is one more way to say "would block". Four things are odd:
+Theory of operation. The socket becomes an `ssl.SSLSocket` in non-blocking mode: OpenSSL reads and
+writes the descriptor itself, and says "want read" where a socket would block. Four things are odd:
 
-* OpenSSL's queue of errors belongs to the thread (openssl.py): it is cleared wherever a system error
-  has been met, or other connections of the thread would be told of it.
-* What OpenSSL has decrypted already is seen by no poll: after a full read the next one is tried first.
-* A send that would block has begun a record, which only the same bytes can finish: the stream is torn if
-  they do not come.
+* OpenSSL's queue of errors belongs to the thread (tls/openssl.py): it is cleared after each system
+  error, or other connections of the thread would get that error.
+* No poll sees what OpenSSL has decrypted already: after a full read the next one is tried first.
+* A send that would block has begun a record, which only the same bytes can finish:
+  without them the stream is torn.
 * To end our side alone, OpenSSL writes its alert into another socket, see `_half_close_notify`.
 """
 
@@ -32,7 +32,7 @@ _RECORD = 16384  # the payload of a TLS record at most (RFC 8446, 5.1)
 
 
 class TLSConnection(Connection):
-    """A connection, and what TLS changes about it once it is under it."""
+    """A connection, and what TLS changes about it once it has started."""
 
     __slots__ = ()
 
@@ -40,7 +40,7 @@ class TLSConnection(Connection):
     bytes_sent: int
 
     def _unread(self) -> int:
-        """Bytes in the kernel, and in OpenSSL, that nobody has received."""
+        """Count the bytes in the kernel and in OpenSSL that were not received."""
         return super()._unread() + (self._sock.pending() if isinstance(self._sock, ssl.SSLSocket) else 0)
 
     def _unsent(self) -> bool:
@@ -63,11 +63,12 @@ class TLSConnection(Connection):
             clear_errors()
 
     def _close_if_quiet(self) -> bool:
-        """Close now, if that cannot cost the peer anything: no TLS to end, nothing unread or unsent."""
+        """Close now, if the peer loses nothing by it: no TLS to end, nothing unread or unsent."""
         if self._sock.fileno() != self._fd >= 0:
-            self._release()  # closed behind our back, by way of the raw socket
+            self._release()  # the handler has closed the raw socket
         if self._fd >= 0:
-            # At its end nothing can be unread, or come to take what is unsent away, unless the drain said that it is.
+            # Once the peer has ended, nothing is unread, and nothing can arrive and cause a reset.
+            # But in a drain the end may be the server's.
             quiet = self._recv is at_end and not self._closing.is_set()
             if isinstance(self._sock, ssl.SSLSocket) or not (quiet or not (self._unread() or self._unsent())):
                 return False
@@ -75,7 +76,7 @@ class TLSConnection(Connection):
         return True
 
     async def _secure(self, context: ssl.SSLContext) -> None:
-        """Go over to TLS; who comes through the handshake while we drain has its first words still before it."""
+        """Start TLS. In a drain the peer's first words are then still to come."""
         try:
             await self._handshake(context)
         except OSError as exc:
@@ -84,10 +85,11 @@ class TLSConnection(Connection):
             self._await_first_words(said=self.bytes_moved)
 
     async def _handshake(self, context: ssl.SSLContext) -> None:
-        """Become the server side of a TLS connection. Fails with OSError, and is then good for closing only."""
+        """Do the handshake, as the server side. After an OSError it can only be closed."""
         self._unwatch()
         self._recv = self._send = refuse_torn
-        self._sock.getpeername()  # fails after a reset; up to Python 3.12 wrap_socket() then leaves the descriptor open
+        # Raises after a reset, where wrap_socket() up to Python 3.12 leaves the descriptor open.
+        self._sock.getpeername()
         try:
             self._sock = sock = context.wrap_socket(
                 self._sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
@@ -100,7 +102,7 @@ class TLSConnection(Connection):
             self._recv = refuse_torn
             await self._shake_hands(sock)
         finally:
-            self._unwatch()  # what is watched is waited for before anybody asks for the state
+            self._unwatch()  # a watched stream would wait before it calls the state in `_recv`
         self._recv = self._read = self._read_tls
         self._send = self._send_tls
 
@@ -114,17 +116,18 @@ class TLSConnection(Connection):
                 await self._writable()
             else:
                 return
-            if self._recv is refuse_closed:  # by another task, which may still wait for the peer
+            if self._recv is refuse_closed:  # another task closes; it may wait for the peer
                 refuse_closed(None)
 
     def _read_tls(self, max_bytes: int) -> bytes:
         sock = self._sock
         try:
-            data: bytes = sock.read(max_bytes)  # type: ignore[attr-defined] # an SSLSocket; the hot path asks nothing
+            data: bytes = sock.read(max_bytes)  # type: ignore[attr-defined] # an SSLSocket
         except ssl.SSLZeroReturnError:  # both sides have sent close_notify
             return b""
         if len(data) == max_bytes:
-            self._unwatch()  # the rest of a record is in OpenSSL, where the loop cannot see it: try that first
+            # The rest of a record may be in OpenSSL, where the loop cannot see it: try that first.
+            self._unwatch()
         return data
 
     def _receive_owed(self, max_bytes: int) -> bytes:
@@ -137,7 +140,7 @@ class TLSConnection(Connection):
             raise
 
     def _holds_whole_records(self) -> bool:
-        """Whether what the kernel holds ends where a TLS record does, so that OpenSSL will keep no part of one."""
+        """Whether the kernel holds whole records only, of which OpenSSL will keep no part."""
         end, ahead = 0, b"?"
         with contextlib.suppress(OSError):
             ahead = socket.socket.recv(self._sock, CHUNK, socket.MSG_PEEK)
@@ -146,15 +149,16 @@ class TLSConnection(Connection):
         return end == len(ahead)
 
     def _owes_no_payload(self) -> bool:
-        self.owe_at_most(self._unread())  # what was read were TLS's own records: a key update (RFC 8446, 4.6.3)
+        # What was read were TLS's own records, such as a key update (RFC 8446, 4.6.3).
+        self.owe_at_most(self._unread())
         return self.may_end()
 
     def _send_tls(self, item: Any) -> int:
-        """Send a record: given more, OpenSSL goes on until the kernel is full, and does not tell how far it came."""
+        """Send one record: given more, OpenSSL does not say how far it came when it blocks."""
         return self._sock.send(item if len(item) <= _RECORD else memoryview(item)[:_RECORD])
 
     async def _close_notify(self) -> None:
-        """Send TLS's end of stream, if any, before the socket is closed; does not wait for the peer's."""
+        """Send TLS's end of stream before the socket is closed; does not wait for the peer's."""
         while isinstance(self._sock, ssl.SSLSocket):
             try:
                 self._sock.unwrap()
@@ -170,12 +174,13 @@ class TLSConnection(Connection):
     async def _half_close_notify(self, sock: ssl.SSLSocket) -> None:
         """Send TLS's end of stream and leave the peer's side alone.
 
-        Python's `unwrap()` goes on to look for the peer's close_notify, and OpenSSL gives the connection up when it
-        finds data there instead. So what it has decrypted already is kept here first; and for the time of the call
-        the descriptor is a socket that nothing comes out of, and what was written into that is sent on.
+        Python's `unwrap()` then looks for the peer's close_notify, and OpenSSL breaks the
+        connection when it finds data instead. So what it has decrypted already is kept here first;
+        and during the call the descriptor is another socket, from which nothing can be read. What
+        was written into that is sent on.
         """
         while pending := sock.pending():
-            if self._reading.busy:  # at a pause, with nothing taken: it comes first
+            if self._reading.busy:  # a receive that has paused and taken nothing comes first
                 await asyncio.sleep(0)
                 continue
             data = sock.read(pending)
@@ -189,7 +194,7 @@ class TLSConnection(Connection):
                 await self._writable()
 
     def _end_of_stream(self, sock: ssl.SSLSocket) -> bytes:
-        """Have OpenSSL write its end of stream to us instead of the peer; never waits."""
+        """Let OpenSSL write its end of stream to us instead of the peer; never waits."""
         ours, theirs = socket.socketpair()
         with ours, theirs:
             ours.setblocking(False)
@@ -199,7 +204,7 @@ class TLSConnection(Connection):
                 with contextlib.suppress(ssl.SSLWantReadError):
                     sock.unwrap()
             finally:
-                # epoll watches what the descriptor stood for, and that lives on in `kept`.
+                # epoll watches the open file, not the descriptor; `kept` has kept it open.
                 os.dup2(kept, self._fd, inheritable=False)
                 os.close(kept)
             theirs.setblocking(False)

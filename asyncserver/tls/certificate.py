@@ -1,7 +1,7 @@
-"""A certificate as clients get it: the names that it is for, of which kind its key is, and until when it is valid.
+"""A certificate as clients get it: its names, the kind of its key, and until when it is valid.
 
-Which of a file's certificates that is, OpenSSL alone decides (`sent_certificate`). Python's ssl tells what is in a
-peer's certificate only, and after it was verified.
+Only OpenSSL decides which of a file's certificates is sent (`sent_certificate`). Python's ssl shows
+the contents only of a peer's certificate, and only after it was verified.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from datetime import UTC, datetime
 _SEQUENCE, _UTC_TIME, _EXTENSIONS, _DNS_NAME, _IP_ADDRESS = 0x30, 0x17, 0xA3, 0x82, 0x87
 _SUBJECT_ALT_NAME = (0x06, b"\x55\x1d\x11")  # the object identifier 2.5.29.17
 
-# Turns after which a handshake is over: TLS 1.3 needs two each, TLS 1.2 and a HelloRetryRequest one more.
+# Turns that end a handshake: TLS 1.3 needs two each, TLS 1.2 and a HelloRetryRequest one more.
 _TURNS = 4
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What a certificate says.
+    """The contents of a certificate.
 
     Attributes:
-        names: DNS names, in lower case, perhaps with a `*` for their first label. The subject's common name is no
-            host's name any more (RFC 9525).
+        names: DNS names, in lower case, perhaps with a `*` as the first label. The subject's common
+            name does not count (RFC 9525).
         addresses: IP addresses, packed.
-        key: its key's algorithm, an object identifier (RFC 5280, 4.1.2.7). A context has room for one of each.
+        key: the algorithm of its key, an object identifier (RFC 5280, 4.1.2.7). A context
+            holds one certificate of each.
         expires: when its validity ends.
     """
 
@@ -36,18 +37,18 @@ class Certificate:
     expires: datetime
 
     def __str__(self) -> str:
-        """Tell for which names, and until when."""
+        """Show for which names, and until when."""
         return f"{', '.join(self.names) or 'no DNS name'}; until {self.expires:%Y-%m-%d %H:%M} UTC"
 
 
 def sent_certificate(context: ssl.SSLContext) -> bytes:
-    """Return the certificate, DER, that a server with this context sends: asked as a client, in memory.
+    """Return the certificate (DER) that a server with this context sends, by a handshake in memory.
 
-    OpenSSL chooses it among what a file holds by rules that nothing tells (comments, indented lines,
-    Bag Attributes, a byte order mark, lines of more than 254 bytes), and Python's ssl cannot be asked.
+    OpenSSL chooses it among what a file holds by undocumented rules (comments, indented lines, Bag
+    Attributes, a byte order mark, lines of more than 254 bytes), and Python's ssl does not show it.
 
     Raises:
-        ssl.SSLError: no client of this OpenSSL can have it, unless told to allow more than by default.
+        ssl.SSLError: no client with this OpenSSL's defaults can have it.
     """
     asking = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     asking.check_hostname = False

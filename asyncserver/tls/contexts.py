@@ -1,4 +1,4 @@
-"""tls_context: a server's side of TLS with today's defaults, that can be read again from its files."""
+"""tls_context: TLS for servers with today's defaults, which can reload its files."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _Path: TypeAlias = str | os.PathLike[str]
 
 
 class SNIAttribute(TypedAttributeSet):
-    """What `stream.extra()` tells under a context of `tls_context()`, besides anyio's TLSAttribute."""
+    """For `stream.extra()` under a context of `tls_context()`, besides anyio's TLSAttribute."""
 
-    #: the server's name that the client asked for, in lower case (RFC 6066); None if it asked for none
+    #: the server name that the client asked for, in lower case (RFC 6066), or None
     server_name: str | None = typed_attribute()
 
 
 class KeyExchangeAttribute(TypedAttributeSet):
-    """What `stream.extra()` tells under TLS from Python 3.15 on, besides anyio's TLSAttribute."""
+    """For `stream.extra()` under TLS from Python 3.15 on, besides anyio's TLSAttribute."""
 
-    #: the key exchange group in use, as OpenSSL calls it: "X25519MLKEM768"; None if there is none
+    #: the key exchange group in use, by OpenSSL's name: "X25519MLKEM768"; None if there is none
     group: str | None = typed_attribute()
 
 
@@ -47,11 +47,12 @@ class _Object(ssl.SSLObject):  # what the loops' own transports use
 class TLSContext(ssl.SSLContext):
     """An `ssl.SSLContext` that remembers what it was made from.
 
-    Its sockets (`ssl.SSLSocket`, `ssl.SSLObject`) have an attribute `server_name`, the name that the client asked for.
+    Its sockets (`ssl.SSLSocket`, `ssl.SSLObject`) have an attribute `server_name`, the
+    name that the client asked for.
 
     Attributes:
-        certificates: what clients get, each with its file: names, key, when it expires; None for one that no
-            client can have by the defaults of OpenSSL (an unusual curve).
+        certificates: what clients get, each with its file: names, key, when it expires; None for
+            one that no client can have with OpenSSL's defaults (an unusual curve).
     """
 
     sslsocket_class: type[ssl.SSLSocket] = _Socket
@@ -81,25 +82,27 @@ def tls_context(
     Args:
         certfile: the certificate chain, PEM, the server's own first; it may hold the key as well.
         keyfile: the private key, PEM.
-        more_certificates: further pairs of such files. A client gets the first certificate that is for the name it
-            asks for (SNI), else one for a wildcard (`*.example.org`) that covers it, else that of `certfile`. Of
-            several for one name, with keys of different kinds (RSA, ECDSA), it gets the one that it understands.
+        more_certificates: further pairs of such files. A client gets the first certificate that is
+            for the name it asks for (SNI), else one for a wildcard (`*.example.org`) that covers
+            it, else that of `certfile`. Of several for one name, with keys of different kinds (RSA,
+            ECDSA), it gets the one that it understands.
         password: that of the keys.
-        client_ca: certificates of the authorities, PEM, one of which must have signed the client's certificate
-            (mutual TLS); None asks clients for none.
-        client_cert: with `client_ca`, "optional" lets in clients without a certificate too; a handler finds out by
-            `stream.extra(TLSAttribute.peer_certificate)`.
+        client_ca: certificates of the authorities, PEM, one of which must have signed the client's
+            certificate (mutual TLS); None asks clients for none.
+        client_cert: with `client_ca`, "optional" lets in clients without a certificate too; a
+            handler finds out by `stream.extra(TLSAttribute.peer_certificate)`.
         alpn: application protocols to offer, the preferred first (RFC 7301).
-        minimum_version: TLS 1.2 unless told otherwise (RFC 8996 retired what came before).
+        minimum_version: TLS 1.2 by default (RFC 8996 retired what came before).
         groups: key exchange groups, the preferred first: ["X25519MLKEM768", "X25519"]; None leaves
             them to OpenSSL. Needs Python 3.15. A handler finds the one in use as
             `stream.extra(KeyExchangeAttribute.group)`.
 
     Raises:
-        OSError: a file cannot be read; as ssl.SSLError it does not hold what it should. The message names the file.
-        ValueError: one of `more_certificates` would never be sent, or `client_cert` is given without
-            `client_ca`; a key is encrypted and there is no password; OpenSSL does not know one of `groups`,
-            or Python is too old for them.
+        OSError: a file cannot be read; as ssl.SSLError it does not hold what it should.
+            The message names the file.
+        ValueError: one of `more_certificates` would never be sent, or `client_cert` is given
+            without `client_ca`; a key is encrypted and there is no password; OpenSSL does not know
+            one of `groups`, or Python is too old for them.
     """
     if client_cert not in {"required", "optional"}:
         raise ValueError(f'client_cert must be "required" or "optional", got {client_cert!r}')
@@ -146,9 +149,11 @@ def _make(
     """Make a context with these certificates, no two of them with keys of one kind."""
     context = TLSContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = minimum_version
-    context.options |= ssl.OP_NO_RENEGOTIATION  # costs the server more than the client, and TLS 1.3 has it no more
+    # A renegotiation costs the server more than the client; TLS 1.3 has none.
+    context.options |= ssl.OP_NO_RENEGOTIATION
     _load(context, *pairs[0], password)
-    context.certificates = ((str(pairs[0][0]), _sent(context)),)  # before anything else has a say in handshakes
+    # Before other settings can change handshakes.
+    context.certificates = ((str(pairs[0][0]), _sent(context)),)
     for pair in pairs[1:]:
         _load(context, *pair, password)
     if groups is not None:
@@ -169,7 +174,8 @@ def _make(
 def _load(context: TLSContext, certfile: _Path, keyfile: _Path | None, password: str | None) -> None:
     with _explained("certificate and key", certfile, keyfile):
         try:
-            # Without a password OpenSSL would ask for one on the terminal, and the server would hang there.
+            # Without a password OpenSSL would ask for it on the terminal, and the server
+            # would hang.
             context.load_cert_chain(certfile, keyfile, password if password is not None else _no_password)
         except ssl.SSLError as exc:
             mismatch = exc.reason in {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"}
@@ -182,7 +188,7 @@ def _explanation(error: ssl.SSLError, sentence: str | None) -> ssl.SSLError:
 
 
 def _sent(context: TLSContext) -> Certificate | None:
-    """Tell what clients get; None if those with the defaults of this OpenSSL can get nothing (a strange curve)."""
+    """Return what clients get; None if OpenSSL's defaults let them have nothing (unusual curve)."""
     try:
         return read_certificate(sent_certificate(context))
     except ssl.SSLError:

@@ -1,7 +1,7 @@
-"""Which of several certificates a client gets: by the name that it asks for, then by the kinds of keys that it takes.
+"""Which of several certificates a client gets: by the name it asks for and the keys it takes.
 
-A context holds one certificate for each kind of key (RSA, ECDSA), of which OpenSSL sends one that the client
-understands. So those for one name and of several kinds are offered together: by one context.
+A context holds one certificate for each kind of key (RSA, ECDSA); OpenSSL sends one that the client
+understands. So certificates for one name with keys of several kinds are offered by one context.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ Offer = tuple[int, ...]
 
 
 def offers(given: Sequence[tuple[str, Certificate | None]]) -> tuple[Offer, dict[str, Offer]]:
-    """Tell what to offer.
+    """Decide what to offer.
 
     Args:
-        given: certificates with the files they are from, the default first; None for one that no client can have
-            by default, and that so is for no name.
+        given: certificates with their files, the default first; None for one that no client can
+            have by default, and that so is for no name.
 
     Returns:
-        the offer to clients that ask for no name, or for one of nobody's; and those for each name.
+        the offer to clients that ask for no name, or for an unknown one; and those for each name.
 
     Raises:
         ValueError: one of them would never be sent.
@@ -55,7 +55,7 @@ def _adds(certificates: Sequence[Certificate | None], offer: Offer, number: int)
 
 
 def _covers(one: Certificate | None, first: Certificate | None) -> bool:
-    """Whether whoever is content with the names in the first is so with those in the other."""
+    """Whether a certificate is for all names and addresses of the first."""
     if one is None or first is None:
         return False
     wanted = {*first.names, *first.addresses}

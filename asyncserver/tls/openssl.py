@@ -1,4 +1,4 @@
-"""OpenSSL's queue of errors, which belongs to the thread, not to the connection.
+"""OpenSSL's queue of errors, one for each thread, not for each connection.
 
 A system error, such as the reset of one connection, is raised as OSError and stays in the queue.
 From OpenSSL 3.4 on, every later operation of the thread that only wants to wait is then reported

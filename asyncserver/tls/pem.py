@@ -1,6 +1,7 @@
-"""What is wrong with a PEM file that OpenSSL will not take: it says "PEM lib" to it all.
+"""What is wrong with a PEM file that OpenSSL refuses: its own error is always "PEM lib".
 
-For the sentence in an error only: what a file holds that OpenSSL does take, nobody but OpenSSL tells (certificate.py).
+Only for the sentence in an error: what OpenSSL takes from a file only OpenSSL knows
+(certificate.py).
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ if TYPE_CHECKING:
 _BEGIN = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----")
 _HIDDEN = re.compile(rb"^[^\n-]+-----BEGIN ", re.MULTILINE)
 _BASE64 = re.compile(rb"[A-Za-z0-9+/=\s]+")
-# OpenSSL takes off what stands behind a line's last character that is no space, crypto/pem/pem_lib.c.
+# OpenSSL removes them from the end of lines, crypto/pem/pem_lib.c.
 _SPACES = bytes(range(0x21))
 
 _REQUEST = "holds a request for a certificate: give the certificate that the authority has answered"
 
-# What files hold that others ask for by the same name, and how to get what is wanted here.
+# What files hold that other programs call the same, and how to convert it.
 _OTHERS: dict[bytes, str] = {
     b"CERTIFICATE REQUEST": _REQUEST,
     b"NEW CERTIFICATE REQUEST": _REQUEST,
@@ -33,7 +34,7 @@ _PKCS12 = re.compile(rb"\x30[\x80-\x84]?[^\x02]{0,4}\x02\x01\x03", re.DOTALL)
 
 
 def explain(certfile: str | os.PathLike[str], keyfile: str | os.PathLike[str] | None) -> str | None:
-    """Tell why OpenSSL takes no certificate or no key from these files; None if that cannot be seen.
+    """Say why OpenSSL takes no certificate or no key from these files; None if that is not seen.
 
     Raises:
         OSError: a file cannot be read.
@@ -57,7 +58,7 @@ def explain(certfile: str | os.PathLike[str], keyfile: str | os.PathLike[str] | 
 
 
 def explain_mismatch(certfile: str | os.PathLike[str], keyfile: str | os.PathLike[str] | None) -> str:
-    """Tell what to do where OpenSSL finds that the first certificate is not the key's."""
+    """Say what to do where OpenSSL finds that the first certificate is not the key's."""
     return (
         f"the first certificate in {certfile} is not that of the key in {keyfile or certfile}: the server's own "
         "comes first, behind it those of the authorities that have signed it; is that their order, and the key its?"
@@ -65,7 +66,7 @@ def explain_mismatch(certfile: str | os.PathLike[str], keyfile: str | os.PathLik
 
 
 def explain_authorities(file: str | os.PathLike[str]) -> str | None:
-    """Tell why OpenSSL takes no authorities' certificates from a file; None if that cannot be seen."""
+    """Say why OpenSSL takes no authorities' certificates from a file; None if that is not seen."""
     labels, mistake = _blocks(Path(file).read_bytes())
     if mistake is not None:
         return f"{file} {mistake}"
@@ -124,12 +125,12 @@ def _blocks(content: bytes) -> tuple[list[bytes], str | None]:
 
 
 def _fits(label: bytes, line: bytes) -> bool:
-    """Whether it may be a line of such a block. Those of an encrypted key may be a header (RFC 1421, 4.4)."""
+    """Whether a line may be in such a block; an encrypted key may have headers (RFC 1421, 4.4)."""
     return _BASE64.fullmatch(line) is not None or (label.endswith(b"PRIVATE KEY") and not line.startswith(b"-"))
 
 
 def _no_use(labels: list[bytes]) -> str | None:
-    """Tell of a file that holds nothing but what others want."""
+    """Say so, if a file holds only what other programs want."""
     if labels and all(label in _OTHERS for label in labels):
         return _OTHERS[labels[0]]
     return None

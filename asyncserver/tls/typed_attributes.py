@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def socket_attributes(sock: socket.socket, peer_address: Any) -> dict[Any, Callable[[], Any]]:
-    """What `extra()` finds: SocketAttribute's, and TLSAttribute's if the socket speaks TLS."""
+    """Make what `extra()` finds: SocketAttribute's, and TLSAttribute's if the socket has TLS."""
     attributes: dict[Any, Callable[[], Any]] = {
         SocketAttribute.family: lambda: sock.family,
         SocketAttribute.local_address: sock.getsockname,

@@ -67,7 +67,8 @@ def run_worker(
         loop_factory: makes the event loop.
         reload_tls: whether to read certificates again.
         measure: whether to measure how long handlers take.
-        report_every: seconds between reports; the counters of the last such time are lost when it is killed.
+        report_every: seconds between reports; the counters of the last such time are lost
+            when it is killed.
     """
     status = 1
     try:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from ..serving import Serving
 
 NEVER = float("inf")
-# On this signal a worker writes its stacks, with no help of the interpreter. Programs do not use it.
+# On this signal a worker writes its stacks, with no help of the interpreter. Programs do
+# not use it.
 DUMP = signal.SIGRTMAX
 
 # Seconds after which a worker's death is not an early one any more.
@@ -64,10 +65,10 @@ class Worker:
             os.kill(self.pid, number)
 
     def wait(self, flags: int = 0) -> int | None:
-        """Return its exit status, as `os.waitstatus_to_exitcode()` has it; None if it still runs."""
+        """Return its exit status as `os.waitstatus_to_exitcode()` has it; None if it still runs."""
         try:
             ended, status = os.waitpid(self.pid, flags)
-        except ChildProcessError:  # somebody else in this program has waited for it
+        except ChildProcessError:  # other code in this program has waited for it
             return 255
         return os.waitstatus_to_exitcode(status) if ended else None
 

@@ -1,12 +1,13 @@
 """Workers: processes that serve the same addresses, and the supervisor that keeps their number.
 
-    supervisor   binds; forks a worker for each slot; replaces the dead; passes signals on; adds up their counters
-    slot         one worker's place: its sockets, which the supervisor keeps open however workers come and go
-    worker       serves on its slot's sockets; told by the supervisor, over a socket pair, how to end
+    supervisor   binds, forks a worker for each slot, replaces the dead, adds up their counters
+    slot         one worker's place: its sockets, which stay open however workers come and go
+    worker       serves on its slot's sockets; the supervisor ends it over a socket pair
 
-Each slot has sockets of its own on every address (SO_REUSEPORT: the kernel picks one for each client) and so a queue
-of its own. A worker that dies or is replaced leaves its slot's queue where it is, and its successor goes on with it:
-nothing queued is reset. The supervisor runs no event loop, no threads and no handler, so it can fork at any time.
+Each slot has sockets of its own on every address (SO_REUSEPORT: the kernel picks one for each
+client) and so a queue of its own. A worker that dies or is replaced leaves its slot's queue where
+it is, and its successor goes on with it: nothing queued is reset. The supervisor runs no event
+loop, no threads and no handler, so it can fork at any time.
 """
 
 from __future__ import annotations
@@ -43,24 +44,26 @@ if TYPE_CHECKING:
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-# Seconds beyond `drain_timeout`, in which handlers are cancelled and aborted, until a worker is killed: one whose
-# loop is blocked.
+# Seconds beyond `drain_timeout` until a worker is killed: handlers are cancelled and aborted in
+# this time, unless its loop is blocked.
 _GRACE = 5.0
 
 
 class Supervisor:
-    """Binds, keeps workers running, and ends when it is told to and they have ended.
+    """Binds, keeps workers running, and ends on a signal when they have ended.
 
     Args:
         servings: what to serve; bound here. The handlers in it are not called here.
-        load: called in each new worker for the servings to serve there, the same places in the same order.
+        load: called in each new worker; returns the servings to serve there, the same
+            places in the same order.
         loop_factory: makes a worker's event loop.
         count: workers.
         started: called when everything is bound.
-        monitor: where to tell metrics and readiness over HTTP, if at all.
-        drain_delay: seconds between the first signal to stop, when it is ready no more, and the drain.
+        monitor: where to serve metrics and readiness over HTTP, if at all.
+        drain_delay: seconds from the first signal to stop, when /ready begins to say no,
+            to the drain.
         stuck_timeout: seconds that a worker's loop may not turn until it is killed; 0 for ever.
-        notify: where to tell systemd.
+        notify: where to report to systemd.
     """
 
     def __init__(
@@ -100,7 +103,7 @@ class Supervisor:
         self._failure = ""
 
     def run(self) -> None:
-        """Serve until told to stop; see `run()`."""
+        """Serve until a signal to stop; see `run()`."""
         with self._watching_signals():
             try:
                 self._bind()
@@ -110,7 +113,7 @@ class Supervisor:
                     self._turn()
                 self._log_stats()
             finally:
-                self._kill(self._workers)  # nobody is left, unless this is an error
+                self._kill(self._workers)  # none is left, unless this is an error
                 for worker in self._workers:
                     worker.wait()
                     worker.close()
@@ -122,7 +125,7 @@ class Supervisor:
             raise ChildProcessError(f"{self._failure} before all workers served: see the log for its error")
 
     def stats(self) -> list[ServerStats]:
-        """Count what has happened so far in all workers, those that have ended included, for each server."""
+        """Count what has happened so far, per server, in all workers, also in those that ended."""
         return self._counters.stats()
 
     def _bind(self) -> None:
@@ -147,8 +150,9 @@ class Supervisor:
             writing.setblocking(False)
             self._wakeup = (reading, writing)
             before = {number: signal.signal(number, do_nothing) for number in SIGNALS}
-            # pidfd_open(2) would tell a worker's death too, but needs Linux 5.3, and gVisor has none.
-            # Ignored, as whoever started us may have left it, the kernel would bury workers before we know how.
+            # pidfd_open(2) would report a worker's death too, but needs Linux 5.3, and gVisor lacks
+            # it. The parent may have left SIGCHLD ignored: then the kernel would reap workers
+            # before we know how they ended.
             before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, do_nothing)
             mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
             descriptor = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
@@ -216,7 +220,7 @@ class Supervisor:
         self._watchdog.stop()
         for slot in self._slots:
             if slot.worker is None and self._stopping.started:
-                self._fill(slot)  # for those in its queue, which would be reset
+                self._fill(slot)  # for the clients in its queue, which would be reset
             slot.restart_at = NEVER
         self._counters.freeze_drops()
         self._close_sockets()  # so that a worker that closes its own, emptied, closes the last
@@ -231,10 +235,11 @@ class Supervisor:
         self._watchdog.report_if_ready()
 
     def _on_message(self, worker: Worker) -> None:
-        message = worker.receive() if worker in self._workers else None  # it may have been buried in this turn
+        # It may have been removed in this turn.
+        message = worker.receive() if worker in self._workers else None
         if message:
             self._on_words(worker, message)
-        elif message is not None:  # it is ending; SIGCHLD will tell when it has
+        elif message is not None:  # it is ending; SIGCHLD comes when it has
             self._selector.unregister(worker.channel)
 
     def _on_words(self, worker: Worker, message: bytes) -> None:
@@ -261,8 +266,8 @@ class Supervisor:
         self._watchdog.report_if_ready()
 
     def _on_death(self, worker: Worker, status: int) -> None:
-        """Bury a worker, and see to its successor."""
-        while message := worker.receive():  # what it said last
+        """Remove a worker, and start its successor."""
+        while message := worker.receive():  # its last reports
             self._on_words(worker, message)
         self._workers.discard(worker)
         with contextlib.suppress(KeyError):
@@ -343,12 +348,13 @@ class Supervisor:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         stacks, stacks_end = socket.socketpair()
         with ours, theirs, stacks, stacks_end:
-            # Until the child has handlers of its own, the signals' bytes would go to the supervisor.
+            # Until the child has handlers of its own, its signals' bytes would go to the
+            # supervisor.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             try:
                 with warnings.catch_warnings():
-                    # It is about threads of the program's. Where warnings are errors, Python 3.15 would
-                    # raise it in the parent when the child runs already.
+                    # The warning is about the program's threads. Where warnings are errors, Python
+                    # 3.15 would raise it in the parent, after the fork.
                     warnings.simplefilter("ignore", DeprecationWarning)
                     pid = os.fork()
                 if pid == 0:
@@ -364,10 +370,10 @@ class Supervisor:
         self._selector.register(worker.channel, selectors.EVENT_READ, functools.partial(self._on_message, worker))
         return worker
 
-    # -- what it tells
+    # -- reports
 
     def _is_ready(self) -> bool:
-        """Whether every slot has a worker that takes new work, and no signal has come to end that."""
+        """Whether every slot has a worker that takes new work, and no signal to stop has come."""
         return not self._stopping.stopping and all(
             slot.worker is not None and slot.worker.taking for slot in self._slots
         )
@@ -377,7 +383,7 @@ class Supervisor:
             _logger.info("on %s: %s", place, stats)
 
     def _forget_others(self, slot: Slot, other_ends: Iterable[socket.socket], mask: set[int | signal.Signals]) -> None:
-        """In a worker: close what it has inherited of others, so that their ends are noticed."""
+        """In a worker: close what it has inherited of others, so that their end is noticed."""
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._selector.close()
         self._watchdog.close()

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 # Seconds without a message from a worker until that is logged. Where systemd's watchdog sets the
 # time until it is stuck, that is at least the second number.
 _SILENCE, _LEAST_SILENCE = 10.0, 3.0
-# Seconds between two reports of a worker at most, and at least how many it sends in the time it has.
+# Seconds between two reports of a worker at most, and at least how many it sends in the
+# time it has.
 _REPORT_EVERY, _REPORTS = 1.0, 4
 # Seconds that a stuck worker has to write its stacks.
 _WRITING = 1.0

@@ -1,4 +1,4 @@
-"""The stock event loop as it waits for us: with what eventlet leaves of `select`, and unnoticed by the program."""
+"""The stock event loop as used here: with what eventlet leaves of `select`, without a log line."""
 
 import asyncio
 import functools
@@ -13,7 +13,7 @@ from typing import Any
 @functools.cache
 def _selector_class(base: type[Any]) -> type[Any]:
     class _Poll(base):  # type: ignore[misc]
-        """Polls as if no loop ran: signal handlers of the program are called meanwhile, and may `asyncio.run`."""
+        """Polls as if no loop ran: the program's signal handlers may call `asyncio.run`."""
 
         def select(self, timeout: float | None = None) -> Any:
             asyncio._set_running_loop(None)
@@ -23,22 +23,22 @@ def _selector_class(base: type[Any]) -> type[Any]:
 
 
 def _selector() -> Any:
-    """One that polls; or what eventlet leaves, which takes the others away, when its monkey_patch() has been called."""
+    """A selector that polls; or that selects, after eventlet's monkey_patch() has removed that."""
     return _selector_class(getattr(selectors, "PollSelector", selectors.SelectSelector))()
 
 
 class SelectAsPoll:
-    """What is needed of `select.poll()`, where eventlet has taken that away."""
+    """What is needed of `select.poll()`, where eventlet has removed that."""
 
     def __init__(self) -> None:
         self._descriptors: set[int] = set()
 
     def register(self, descriptor: int, _: int) -> None:
-        """Wait for its reading side."""
+        """Wait until it is readable."""
         self._descriptors.add(descriptor)
 
     def unregister(self, descriptor: int) -> None:
-        """Wait for it no more."""
+        """Stop that."""
         self._descriptors.discard(descriptor)
 
     def poll(self, milliseconds: int) -> list[int]:
@@ -47,12 +47,12 @@ class SelectAsPoll:
 
 
 def _is_not_about_us(record: logging.LogRecord) -> bool:
-    """Keep the "Using selector: _Poll" of our own loops out of the log of a program that knows nothing of them."""
+    """Keep the "Using selector: _Poll" of our own loops out of the program's log."""
     return record.args != ("_Poll",)
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """The stock loop, over a selector in user space, without a word in the log.
+    """The stock loop, over a selector in user space, without a log line.
 
     Raises:
         OSError: no descriptors are left.
@@ -63,13 +63,13 @@ class Loop(asyncio.SelectorEventLoop):
         try:
             super().__init__(_selector())
         except OSError:
-            self._closed = True  # without descriptors it is half made, and its __del__ would stumble over that
+            self._closed = True  # it is half made, and its __del__ would fail
             raise
 
 
 def may_handle_signals() -> bool:
-    """Ask the interpreter too: `threading` takes the thread that first imports it for the main one."""
-    if threading.current_thread() is not threading.main_thread():  # may be a greenlet of that thread, one of several
+    """Ask the interpreter too: for `threading` the main thread is the one that first imports it."""
+    if threading.current_thread() is not threading.main_thread():  # or a greenlet in it
         return False
     try:
         signal.set_wakeup_fd(signal.set_wakeup_fd(-1), warn_on_full_buffer=False)

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
     from compat.intake.overrides import HookedServer
 
-PATIENCE_SECONDS = 0.05  # an honest client on a slow line needs longer, and then costs a thread, not an error
+PATIENCE_SECONDS = 0.05  # a client that needs longer takes a thread, without an error
 MAX_ACCEPTORS = 100  # silent clients hold one each, until the time limit of the handshake
 
 
 def without_handshake(server: HookedServer) -> tuple[ssl.SSLSocket, Any]:
-    """`get_request()` of a TLS listener, with the handshake still to be made."""
+    """Call `get_request()` of a TLS listener, and leave the handshake to be done."""
     listener = server.socket
     with listener_lock(server):
         listener.do_handshake_on_connect = False
@@ -40,7 +40,7 @@ def without_handshake(server: HookedServer) -> tuple[ssl.SSLSocket, Any]:
 
 
 def with_limited_handshake(server: HookedServer) -> tuple[ssl.SSLSocket, Any]:
-    """`get_request()` of a TLS listener where no loop runs, as in `handle_request()`.
+    """Call `get_request()` of a TLS listener where no loop runs, as in `handle_request()`.
 
     Raises:
         OSError: the handshake failed, or took too long.
@@ -59,7 +59,7 @@ def with_limited_handshake(server: HookedServer) -> tuple[ssl.SSLSocket, Any]:
 
 
 class Serving(Protocol):
-    """What a handshake asks of the loop that serves; in the serving thread only, but for `wake()`."""
+    """What a handshake needs of the serving loop; except `wake()`, in the serving thread only."""
 
     server: HookedServer
     loop: asyncio.SelectorEventLoop
@@ -69,7 +69,7 @@ class Serving(Protocol):
         """Run a step outside the running loop."""
 
     def hold(self, seconds: float) -> None:
-        """Take no request from the listener for so long."""
+        """Take no request from the listener for `seconds`."""
 
     def go_on(self) -> None:
         """End a `hold`."""
@@ -82,7 +82,7 @@ class Serving(Protocol):
 
 
 class Handshake:
-    """The handshake of one accepted socket; then `verify_request` and so on, in the serving thread."""
+    """The handshake of one accepted socket, and then its hooks, in the serving thread."""
 
     def __init__(self, serving: Serving, request: ssl.SSLSocket, client_address: Any) -> None:
         self.serving = serving
@@ -97,7 +97,7 @@ class Handshake:
         serving.handshakes.add(self)
 
     def step(self) -> None:
-        """Go as far as the bytes at hand allow; outside the running loop, as the context has callbacks."""
+        """Go as far as the bytes allow; outside the loop, since the context has callbacks."""
         if self.request.fileno() < 0:  # the time was up
             return
         try:
@@ -106,7 +106,7 @@ class Handshake:
             self.serving.loop.add_reader(self.request.fileno(), self._ready)
         except ssl.SSLWantWriteError:
             self.serving.loop.add_writer(self.request.fileno(), self._ready)
-        except (OSError, ValueError):  # as in the stdlib: closed without a word, no hook is called
+        except (OSError, ValueError):  # as in the stdlib: closed without a log line or a hook
             clear_errors()  # the program may use TLS in this thread
             self.fail()
         else:
@@ -115,7 +115,7 @@ class Handshake:
             self.serving.server._compat_proceed(self.request, self.client_address)
 
     def fail(self) -> None:
-        """End the connection; closing alone would not, where children forked meanwhile have copies of the socket."""
+        """End the connection; close() does not, if forked children have copies of the socket."""
         self._end()
         with contextlib.suppress(OSError):  # reset already
             socket.socket.shutdown(self.request, socket.SHUT_RDWR)
@@ -139,10 +139,10 @@ class Handshake:
 
 
 class Acceptors:
-    """Threads for a `get_request()` override that wraps the socket itself and so waits for the client.
+    """Threads for a `get_request()` override that wraps the socket, and so waits for the client.
 
-    The serving thread waits a moment for each, which keeps the order of well-behaved clients, and goes on
-    without those that take longer. All other hooks run in the serving thread as always.
+    The serving thread waits a moment for each, which keeps the order of quick clients, and goes on
+    without the slow ones. All other hooks run in the serving thread as always.
     """
 
     def __init__(self, serving: Serving) -> None:
@@ -163,7 +163,7 @@ class Acceptors:
         try:
             self.pool.add(self._accept, [])
             self.pool.wake()
-        except RuntimeError:  # no thread to be had: better wedged than deaf
+        except RuntimeError:  # no thread can start: rather block than take no request
             self.pool.take_back()
             self.outcomes.append(self._get())
             self.serving.wake()
@@ -172,7 +172,7 @@ class Acceptors:
             self.serving.loop.call_later(limit, self._cut_off, limit)
 
     def deliver(self) -> None:
-        """Go on with what the threads have got."""
+        """Go on with the requests that the threads have got."""
         while self.outcomes:
             self.serving.go_on()
             request, client_address, error = self.outcomes.popleft()
@@ -182,12 +182,12 @@ class Acceptors:
             elif error is not None:
                 raise error
             else:
-                # A handshake empties OpenSSL's queue as it begins, but this one was in another thread.
+                # A handshake empties OpenSSL's queue of errors, but that one was in another thread.
                 self.pool.clear_tls_errors()
                 self.server._compat_proceed(request, client_address)
 
     def close(self) -> None:
-        """Wake those that still wait for a client: they have nobody left to deliver to."""
+        """Wake the threads that still wait for a client: no loop is left to take their requests."""
         self.closed = True
         self.pool.shutdown(wait=False)
         self._discard()
@@ -195,7 +195,7 @@ class Acceptors:
             threading.Thread(target=self._sweep, name="get_request-sweep", daemon=True).start()
 
     def _sweep(self) -> None:
-        """Cut off all that are left, again and again, as one may be just before its handshake."""
+        """Cut off all that are left, repeatedly, as one may be just before its handshake."""
         while len(self.pool):
             self._cut_off(0.0)
             time.sleep(PATIENCE_SECONDS)
@@ -213,7 +213,7 @@ class Acceptors:
             outcome = self._get()
         finally:
             _sockets.pop(threading.get_ident(), None)
-        sockets.clear()  # before anybody gets the outcome: its socket must not be shut down any more
+        sockets.clear()  # from here on `_cut_off` must not shut down the outcome's socket
         self.outcomes.append(outcome)
         self.serving.wake()
         if self.closed:
@@ -227,7 +227,7 @@ class Acceptors:
                     self.server.shutdown_request(request)
 
     def _cut_off(self, limit: float) -> None:
-        """Wake the threads whose client has been silent for so long, by shutting their sockets down."""
+        """Wake threads whose client has been silent for `limit`, by shutting their sockets down."""
         for call in self.pool.calls():
             if call.age() >= limit - PATIENCE_SECONDS:
                 (sockets,) = call.args
@@ -240,18 +240,17 @@ class Acceptors:
                     socket.socket.shutdown(waiting, socket.SHUT_RDWR)
 
 
-# Nobody but the frame of the blocked `do_handshake` knows its socket, and the variables of a frame
-# that another thread runs must not be read: without the GIL that corrupts memory (python/cpython
-# gh-128421). So each thread notes the TLS sockets that it makes, in the one place where the
-# interpreter tells of them.
+# Only the frame of the blocked `do_handshake` knows its socket, and the variables of a frame that
+# another thread runs must not be read: without the GIL that corrupts memory (python/cpython
+# gh-128421). So each thread notes the TLS sockets that it makes, by the interpreter's audit event.
 
-# For each thread by its identity; values of a `threading.local` would end the thread after its first call.
+# By the thread's identity: with values in a `threading.local` the thread would not be used again.
 _sockets: dict[int, list[ssl.SSLSocket]] = {}
 
 
 @functools.cache
 def _note_sockets() -> None:
-    """Hear of all sockets that are made from now on. For ever, so only where a server needs it."""
+    """Note sockets that are made from now on, for ever: so only where a server needs it."""
     sys.addaudithook(_note_socket)
 
 

@@ -1,11 +1,12 @@
 """The loop that waits on behalf of one server, inside one call of its `serve_forever()`.
 
-The stock event loop does nothing but wait: its callbacks only note what happened and stop it. Hooks and
-handlers run after `run_forever()` has returned, outside any running loop, so they may themselves call
-`asyncio.run`. Re-entering the loop costs about 4 us, which batches share out.
+The stock event loop only waits: its callbacks note what happened and stop it. Hooks and handlers
+run after `run_forever()` has returned, outside any running loop, so they may themselves call
+`asyncio.run`. Entering the loop again costs about 4 us, shared by a batch.
 
-What is polled is kept in user space (`PollSelector`): a forked child shares no kernel state with us, and a
-listener that another thread closes is not reported for ever through a duplicate of its descriptor.
+What is polled is kept in user space (`PollSelector`): a forked child shares no kernel
+state with us, and a listener that another thread closes is not reported for ever through
+a duplicate of its descriptor.
 """
 
 import asyncio
@@ -31,16 +32,17 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("compat")
 
 BATCH = 64  # requests between two looks at everything else; more gains nothing measurable
-RETRY_SECONDS = 0.05  # until a request or a thread that the system refused is tried again: no spin, no long wait
-FAILURES_IN_A_ROW = 10  # an override may refuse so many clients one after the other, and mean it
-BREATH_SECONDS = 0.001  # after more of them: no busy loop, and no long wait for those behind a thousand of them
+RETRY_SECONDS = 0.05  # until the next attempt to get what the system refused
+FAILURES_IN_A_ROW = 10  # an override may mean to refuse so many clients in a row
+BREATH_SECONDS = 0.001  # after more: no busy loop, and no long wait for clients behind them
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-# Errors that the next attempt would meet as well: no resources, no listener.
+# Errors that the next attempt would get as well: no resources, no listener.
 LASTING = EXHAUSTED | {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
 HOOKS = ("get_request", "verify_request", "process_request", "service_actions", "_handle_request_noblock")
 
 live: "set[ServingLoop]" = set()  # all that serve in this process
-_borrowed: dict[tuple[int, int], tuple[int, bool]] = {}  # process and inode: how many serve it, whether it blocked
+# By process and inode: how many loops serve the listener, and whether it was blocking.
+_borrowed: dict[tuple[int, int], tuple[int, bool]] = {}
 _borrowing = threading.Lock()
 beginning: list[Callable[[], object]] = []  # called as a loop begins in the main thread
 
@@ -50,11 +52,11 @@ class ServingLoop:
 
     Args:
         server: whose `fileno()` is watched and whose hooks are called.
-        poll_interval: seconds between two calls of `service_actions()`, when somebody has overridden it;
-            None is for ever.
+        poll_interval: seconds between two calls of `service_actions()` if that is overridden; None:
+            it is called only when the loop wakes up anyway.
 
     Raises:
-        OSError: too few descriptors are left, of which it needs two, and two more in the main thread.
+        OSError: too few descriptors are left: it needs two, and two more in the main thread.
     """
 
     def __init__(self, server: "HookedServer", poll_interval: float | None) -> None:
@@ -85,7 +87,7 @@ class ServingLoop:
         live.add(self)
 
     def run(self) -> None:
-        """Serve. What hooks raise beyond `Exception`, or `get_request` beyond `OSError`, comes out."""
+        """Serve. BaseExceptions of hooks, and what `get_request` raises but OSError, come out."""
         descriptor = self.server.fileno()
         if descriptor < 0:
             raise ValueError(f"Invalid file descriptor: {descriptor}")
@@ -105,7 +107,8 @@ class ServingLoop:
             handshake.fail()
         if self.acceptors is not None:
             self.acceptors.close()
-        self.loop.set_exception_handler(None)  # it holds us, and we the server, whose end closes its socket
+        # It holds us, and we hold the server, whose socket is closed when it is not referenced.
+        self.loop.set_exception_handler(None)
         self.loop.close()
         for end in self._signals:
             end.close()
@@ -123,18 +126,19 @@ class ServingLoop:
         return ends
 
     def _pass_signals_on(self, end: socket.socket) -> None:
-        """Give the numbers of the signals to the descriptor where the program itself wants them."""
+        """Write the numbers of the signals to the program's own wake-up descriptor."""
         numbers = end.recv(4096)
         if self._program_wakeup >= 0:
-            with contextlib.suppress(OSError):  # full or closed: as the interpreter, which does not care either
+            with contextlib.suppress(OSError):  # full or closed: ignored, as by the interpreter
                 os.write(self._program_wakeup, numbers)
 
     def _keeps_from_blocking(self, descriptor: int) -> bool:
-        """Keep `accept()` from blocking when another thread or process takes the connection that woke us.
+        """Whether to keep `accept()` from blocking if others take the connection that woke us.
 
-        Below the socket object, which still calls itself blocking and whose accepted sockets are. Not for
-        datagrams: handlers send through the same descriptor. Not for a `fileno()` that is no listener's, nor
-        for a `get_request()` that may accept twice; except one that blocks a thread of the acceptors.
+        On the descriptor: the socket object still calls itself blocking, and accepted sockets are.
+        Not for datagrams: handlers send through the same descriptor. Not for a `fileno()` of
+        something else, nor for a `get_request()` that may accept twice, unless it blocks only a
+        thread of the acceptors.
         """
         listener = getattr(self.server, "socket", None)
         if not isinstance(listener, socket.socket) or listener.type != socket.SOCK_STREAM or descriptor < 0:
@@ -145,7 +149,7 @@ class ServingLoop:
     # For other threads.
 
     def _borrow(self, descriptor: int) -> None:
-        """Note how the listener came to us; several servers may have copies of one."""
+        """Note how the listener was; several servers may have copies of one."""
         self._borrowed = (self.pid, os.fstat(descriptor).st_ino)
         blocking = os.get_blocking(descriptor) or self.server._compat_has_made(descriptor)
         with _borrowing:
@@ -153,8 +157,9 @@ class ServingLoop:
             _borrowed[self._borrowed] = (borrowers + 1, blocking)
 
     def restore_blocking(self) -> None:
-        """Give the listener back as it was, when the last of us that serves it does: others may hold it as well."""
-        if self._borrowed is None or self.pid != os.getpid():  # a child shares the setting, and may close its copy
+        """The last loop on a listener restores its blocking mode, for others that hold it."""
+        # A child shares the setting, and may close its copy.
+        if self._borrowed is None or self.pid != os.getpid():
             return
         with _borrowing:
             borrowers, blocking = _borrowed.pop(self._borrowed)
@@ -175,10 +180,10 @@ class ServingLoop:
                 _logger.debug("woken after the end of serve_forever()")
 
     def is_mine(self) -> bool:
-        """Whether the calling thread is the one that would have to end the loop, or its copy in a child."""
+        """Whether the calling thread runs this loop, or is a copy of that thread in a child."""
         return self.thread == threading.get_ident() or self.pid != os.getpid()
 
-    # For what goes on beside the listener; serving thread only.
+    # For work besides the listener; serving thread only.
 
     def soon(self, step: Callable[[], object]) -> None:
         """Run a step outside the running loop."""
@@ -195,7 +200,7 @@ class ServingLoop:
         self._hold_until = 0.0
 
     def failed(self) -> bool:
-        """Whether the last attempt to get a request failed; hold when the next would or might fail as well."""
+        """Whether the last attempt to get a request failed; hold, if the next may fail as well."""
         error, self.server._compat_error = self.server._compat_error, None
         if error is None:
             self._failures = 0
@@ -228,13 +233,13 @@ class ServingLoop:
         self._watched = descriptor
 
     def _descriptor(self) -> int:
-        """What to watch, -1 for nothing at the moment: held, full, or closed by another thread."""
+        """Return what to watch; -1 for nothing now: held, full, or closed by another thread."""
         held = self.loop.time() < self._hold_until
         if self.server._compat_full():
             held = True
             self._look_later()
-            if self.server._compat_unwarned:
-                self.loop.call_later(RETRY_SECONDS, self.loop.stop)  # when the handlers' stacks can be told
+            if self.server._compat_unwarned:  # the warning needs the handlers' stacks
+                self.loop.call_later(RETRY_SECONDS, self.loop.stop)
         if held or (self.acceptors is not None and self.acceptors.full()):
             return -1
         return self._open_descriptor()
@@ -242,7 +247,7 @@ class ServingLoop:
     def _open_descriptor(self) -> int:
         try:
             descriptor: int = self.server.fileno()
-        except (OSError, ValueError, AttributeError):  # an override that does not answer -1 once it is closed
+        except (OSError, ValueError, AttributeError):  # a closed server's override may raise
             return -1
         return descriptor
 
@@ -267,11 +272,11 @@ class ServingLoop:
             raise error
 
     def _divert_signals(self, descriptor: int) -> int:
-        """Have a byte written there for each signal; only while waiting, as hooks may have own loops."""
+        """Let signals write a byte there, only while waiting: hooks may have loops of their own."""
         return signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
 
     def _keep_exception(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Hold on to what a signal handler raised while one of our callbacks ran: it has to come out."""
+        """Keep what a signal handler raised while one of our callbacks ran: it has to come out."""
         self._raised = context.get("exception")
         self.loop.stop()
 
@@ -288,7 +293,7 @@ class ServingLoop:
         self.server.service_actions()
 
     def _look_later(self) -> None:
-        """See after a moment whether a thread can be had, or one of those at the bound has been lost."""
+        """Look later whether a thread can start now, or one of those at the bound has been lost."""
         if self._look is None:
             self._look = self.loop.call_later(RETRY_SECONDS, self._look_now)
 
@@ -297,7 +302,7 @@ class ServingLoop:
         self.soon(self.server._compat_look)
 
     def _take_batch(self) -> None:
-        """Take what has arrived; workers are woken after it, unless somebody else's hook might block."""
+        """Take what has arrived, then wake workers; only one request if a hook might block."""
         server = self.server
         descriptor = self._watched
         nonblocking = self._keeps_from_blocking(descriptor)
@@ -308,14 +313,14 @@ class ServingLoop:
             for _ in range(BATCH if batched else 1):
                 if server._compat_full():
                     break
-                if nonblocking:  # each time, as who serves it in another process may have given it back
+                if nonblocking:  # each time: a loop in another process may have restored it
                     os.set_blocking(descriptor, False)
                 take()
                 if self.failed() or server._compat_stopping() or not self._poll.poll(0):
                     break
         finally:
             server._compat_batching = 0
-            server._compat_hand_over()  # also when a hook has raised: what came before it is owed an answer
+            server._compat_hand_over()  # also if a hook has raised: for the requests before it
 
     def _how_to_take(self) -> Callable[[], None]:
         server = self.server
@@ -340,7 +345,7 @@ class ServingLoop:
 
 
 def warn_of_waiting(server: Any, error: OSError) -> None:
-    """Tell that a server cannot go on for the moment."""
+    """Warn that a server cannot take requests for the moment."""
     _logger.warning(
         "%s on %s cannot get requests (%s); they wait, and it tries again every %d ms",
         type(server).__name__,

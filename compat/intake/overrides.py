@@ -1,4 +1,4 @@
-"""Overrides: which hooks of a server are its program's own, and what can be known of them.
+"""Overrides: which hooks of a server are the program's own, and what can be known of them.
 
 A program may put anything in the place of `get_request()`, `process_request()` and the others: in a
 subclass, in a mix-in, on the class or on the object. What is taken in batches, and which thread
@@ -30,7 +30,7 @@ _trusted = {socketserver.__name__}
 
 
 class HookedServer(Protocol):
-    """What the loop asks of a server. Hooks may be anything, so an answer may also be an error."""
+    """What the loop needs of a server. Hooks may be anything, and may raise anything."""
 
     ssl_handshake_timeout: float | None
     server_address: Any
@@ -54,7 +54,7 @@ class HookedServer(Protocol):
         """Take one request and go on with it."""
 
     def service_actions(self) -> None:
-        """Do what the program wants done in each turn."""
+        """Do what the program does in each turn."""
 
     def shutdown_request(self, request: Any) -> None:
         """End a request."""
@@ -66,7 +66,7 @@ class HookedServer(Protocol):
         """Whether `shutdown()` has been called."""
 
     def _compat_ticks(self) -> bool:
-        """Whether `service_actions()` has to be called although nothing arrives."""
+        """Whether `service_actions()` has to be called even if nothing arrives."""
 
     def _compat_full(self) -> bool:
         """Whether no request should be taken now."""
@@ -92,7 +92,7 @@ def is_ours(hook: Any) -> bool:
 
 
 def listener_lock(server: object) -> threading.RLock:
-    """Held while the listener says that it makes no handshakes: several threads may serve at once."""
+    """Return the lock for changing the listener's handshakes: several threads may serve it."""
     lock: threading.RLock = vars(server).setdefault("_compat_listener_lock", threading.RLock())
     return lock
 
@@ -107,9 +107,9 @@ def is_tls_listener(server: Any) -> bool:
 
 
 def needs_acceptors(server: HookedServer) -> bool:
-    """Whether `get_request()` is overridden and makes handshakes, as far as can be known before it is called.
+    """Whether `get_request()` is overridden, and shows a sign that it makes handshakes.
 
-    Not for forking servers: threads and fork do not mix.
+    False for forking servers: threads and fork do not mix.
     """
     if is_ours(server.get_request) or isinstance(server, getattr(socketserver, "ForkingMixIn", ())):
         return False

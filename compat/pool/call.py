@@ -1,4 +1,4 @@
-"""One call of a pool, and what may be asked about it."""
+"""Call: one call of a pool, with its age and its stack."""
 
 import sys
 import traceback
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import threading
 
-# What Thread.start() gives a new thread: an empty context; or from Python 3.14 on, if
-# `-X thread_inherit_context` or free threading says so, a copy of its starter's.
+# The context that Thread.start() gives a new thread: an empty one; or from Python 3.14 on, with `-X
+# thread_inherit_context` or free threading, a copy of its starter's.
 _new_context: Callable[[], Context] = copy_context if getattr(sys.flags, "thread_inherit_context", 0) else Context
 
 
@@ -34,10 +34,10 @@ class Call:
         return monotonic() - self.started if self.started else 0.0
 
     def stack(self) -> str:
-        """Where the call is just now, as text; empty when it is not running.
+        """Return where the call is now, as text; "" when it is not running.
 
-        Empty also on Python 3.13 without the GIL: looking at the frames of a thread that runs is a
-        use-after-free there (python/cpython gh-152355). 3.14 locks what we look at.
+        Also "" on Python 3.13 without the GIL: to look at the frames of a running thread is a
+        use-after-free there (python/cpython gh-152355). From 3.14 on they are locked.
         """
         if sys.version_info < (3, 14) and not getattr(sys, "_is_gil_enabled", lambda: True)():
             return ""
@@ -45,13 +45,13 @@ class Call:
         return "".join(traceback.format_stack(frame)) if frame else ""
 
     def break_off(self) -> None:
-        """Tell the future of a submitted call that an exception from outside has ended it, if nobody has."""
+        """An exception from outside has ended the call: let its future fail, unless it is done."""
         if self.function is fulfil and not self.args[0].done():
             self.args[0].set_exception(RuntimeError("an exception from outside has interrupted the call"))
 
 
 def fulfil(future: Future[Any], fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Run what has been submitted, and tell its future."""
+    """Run a submitted call, and set the result in its future."""
     if not future.set_running_or_notify_cancel():
         return
     try:

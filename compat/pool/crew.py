@@ -1,26 +1,31 @@
-"""A pool of threads in which no call ever waits for another call to end, unless a bound says so.
+"""A pool of threads in which no call waits for another call to end, unless there is a bound.
 
-Theory of operation. Calls wait in one shared deque. Those who have been woken or started for it and have not looked at
-it yet are on the list of the *woken*:
+Theory of operation. Calls wait in one shared deque. Workers that were woken or started for it, and
+have not looked at it yet, are *woken*. A deque with calls in it means one of these:
 
-    a non-empty deque  =>  a worker is woken, or has come and not passed on, or a producer is between add() and wake(),
-                           or every thread that may exist is at work and takes the next call when it ends
+* a worker is woken, or has come and not passed on;
+* a producer is between add() and wake();
+* every thread that may exist is at work, and takes the next call when it ends.
 
-1. A producer adds calls (`add`), as many as it has at hand, and then sees to them once (`wake`): if nobody is woken,
-   it wakes an idle worker or starts a new one.
-2. A worker that comes takes itself off the list, then takes one call and, *before* it runs that call, wakes another one
-   if the deque is not empty. So handlers that wait for one another always meet.
-3. A worker that has finished a call takes the next one without waking anybody. So quick calls drain a whole batch while
-   the next worker is still waking up.
-4. Where the oldest call has waited too long (`LATE_SECONDS`) and no call has ended since, the machine is busy and the
-   chain too slow: then each one that comes may wake two, so that their number doubles.
-5. A worker that lies down shows itself as idle first and looks at the deque afterwards; what was added in between may
-   have found somebody woken who has looked before.
+What producers and workers do:
 
-Exceptions may arrive between any two steps: from other threads (PyThreadState_SetAsyncExc), trace functions, signal
-handlers, for want of memory. So nothing is counted, everything is looked up: what runs is what workers hold, who lives
-is who the interpreter says lives, taking a call is one step, and each other step may be taken twice. A worker that ends
-takes itself off the books; what even that has missed, the next look finds: by the next producer, worker or `look()`.
+* A producer adds as many calls as it has (`add`), then calls `wake` once: if no worker is woken, it
+  wakes an idle one or starts a new one.
+* A worker that comes is woken no more, takes one call and, *before* it runs that call, wakes
+  another worker if the deque is not empty. So handlers that wait for one another always meet.
+* A worker that has finished a call takes the next one without waking another. So quick calls empty
+  a whole batch while the next worker is still waking up.
+* Where the oldest call has waited too long (`LATE_SECONDS`) and no call has ended since,
+  the machine is busy and this chain too slow: then each worker that comes may wake two,
+  so that their number doubles.
+* A worker that becomes idle shows that first, and looks at the deque afterwards: a producer may
+  have added a call in between, and found a woken worker that had looked before.
+
+Exceptions may arrive between any two steps: from other threads (PyThreadState_SetAsyncExc), trace
+functions, signal handlers, for lack of memory. So nothing is counted, everything is looked up:
+calls run if workers hold them, workers live if the interpreter says so, taking a call is one step,
+and each other step may be repeated. A worker that ends removes itself; what it has missed is found
+by the next producer, worker or `look()`.
 """
 
 from __future__ import annotations
@@ -44,9 +49,9 @@ if TYPE_CHECKING:
 
     from compat.pool.call import Call
 
-# A quiet machine brings 200 workers in a row in this time. On a busy one each may take as long.
+# On a quiet machine 200 workers come in a row in this time; on a busy one, one may need as long.
 LATE_SECONDS = 0.01
-REAP_SECONDS = 1.0  # between two looks for workers that have ended and said nothing, which cost 0.1 us for each worker
+REAP_SECONDS = 1.0  # between looks for workers that ended unnoticed: 0.1 us for each worker
 
 
 class Crew:
@@ -64,27 +69,29 @@ class Crew:
         self.idle_seconds = 0.0
         self.reuse_threads = True
         self.closed = False
-        self.starved = False  # the last thread that we wanted could not be started
+        self.starved = False  # the last thread could not be started
         self.on_start: Callable[[threading.Thread], object] | None = None  # a thread has started
-        self.on_starved: Callable[[], object] | None = None  # look() soon; returns whether somebody will
+        # Asks for look(), and returns whether that will come.
+        self.on_starved: Callable[[], object] | None = None
         self.on_room: Callable[[], object] | None = None  # a call has ended
         self.clear_tls_errors: Callable[[], object] = quick_clearing()  # of the calling thread
         self._reset()
 
     def _reset(self) -> None:
         self._queue: deque[Call] = deque()
-        self._next: Iterator[Call] = iter(self._queue.popleft, None)  # takes a call, for what wants an iterator
-        # Dicts, because each step on them is one that no exception divides.
+        self._next: Iterator[Call] = iter(self._queue.popleft, None)  # each step takes a call
+        # Dicts: no exception comes in the middle of one step on them.
         self._workers: dict[Worker, None] = {}
         self._idle: dict[Worker, None] = {}
         self._woken: dict[Worker, None] = {}
-        self._reaped = self._roused = self._ended = 0.0  # when; the last of them: when a call has ended
+        # Times of the last look for ended workers, of the last `_rouse()`, of the last call's end.
+        self._reaped = self._roused = self._ended = 0.0
         self.threads: JoinableThreads = JoinableThreads()
 
     # How workers are found.
 
     def _send_workers(self, may_start: bool = True) -> Exception | None:
-        """Wake or start somebody if calls wait and nobody is woken; return what stopped us."""
+        """Wake or start a worker if calls wait and none is woken; return what prevented it."""
         queue = self._queue
         if not queue:
             return None
@@ -104,7 +111,7 @@ class Crew:
             return False
 
     def _lacks_woken(self) -> bool:
-        """Whether more may be woken than there are, after a look at those who should have come."""
+        """Whether more may be woken than are now, after a look at those that should have come."""
         if monotonic() - self._roused > LATE_SECONDS:
             self._roused = monotonic()
             self._rouse()
@@ -116,13 +123,13 @@ class Crew:
         for worker in list(self._woken):
             if worker.has_ended():
                 self._bury(worker)
-            elif worker.calls:  # it had come before it was put on the list
+            elif worker.calls:  # it came before it was listed as woken
                 self._woken.pop(worker, None)
             else:
-                worker.wake()  # its waker was interrupted; otherwise nothing comes of it
+                worker.wake()  # its waker may have been interrupted; otherwise this has no effect
 
     def _send_one(self, may_start: bool) -> tuple[bool, Exception | None]:
-        """Wake an idle worker or start a new one, and put it on the list before."""
+        """Wake an idle worker or start a new one; it is listed as woken before."""
         try:
             self._wake_idle()
         except KeyError:
@@ -148,7 +155,7 @@ class Crew:
             self.starved = True
             return False, error
         except BaseException:
-            self._forget(worker)  # it comes back by itself if it has started
+            self._forget(worker)  # if it has started it adds itself again
             raise
         self.starved = False
         self._remember(worker)
@@ -166,7 +173,7 @@ class Crew:
         return len(self._workers) >= limit
 
     def _enlist(self, worker: Worker) -> bool:
-        """Put a worker on the books; false when others were there before and `max_threads` is for them."""
+        """Add a worker; false when those added before have reached `max_threads`."""
         self._workers[worker] = None
         limit = self.max_threads
         if limit is None or len(self._workers) <= limit or worker in list(self._workers)[:limit]:
@@ -174,14 +181,14 @@ class Crew:
         self._workers.pop(worker, None)
         return False
 
-    # What workers tell.
+    # What workers report.
 
     def _enter(self, worker: Worker) -> None:
-        self._workers[worker] = None  # again: its starter may have been interrupted, and taken it off
+        self._workers[worker] = None  # again: its starter may have been interrupted and removed it
         self._remember(worker)
 
     def _remember(self, worker: Worker) -> None:
-        """Let others join it. Called by both threads, as either may be the first to look for it there."""
+        """Let others join it. Called by both threads, as either may be the first to need it."""
         self.threads.append(worker.thread)
         if self.on_start is not None:
             self.on_start(worker.thread)
@@ -192,12 +199,12 @@ class Crew:
             self.on_starved()
 
     def _bury(self, worker: Worker, itself: bool = False) -> None:
-        """Take a worker that ends, or has ended, off the books, and have others do what it has not begun.
+        """Remove a worker that ends, or has ended, and let others do what it has not begun.
 
         Args:
-            worker: where it has been before, nothing happens.
-            itself: its own thread does it. A thread that it started would begin as its last call has left it, so
-                that others are asked to, if there are any.
+            worker: one that was removed already has no effect.
+            itself: its own thread calls this. A thread that this one starts could inherit what its
+                last call has left, so others are asked to start one, if there are any.
         """
         self._woken.pop(worker, None)
         self._idle.pop(worker, None)
@@ -219,7 +226,7 @@ class Crew:
             self._queue.appendleft(call)
 
     def _reap(self) -> None:
-        """Bury those that could not do it themselves."""
+        """Remove workers that ended and could not do it themselves."""
         if monotonic() - self._reaped < REAP_SECONDS:
             return
         self._reaped = monotonic()
@@ -228,34 +235,33 @@ class Crew:
                 self._bury(worker)
 
     def _alive_after_all(self) -> bool:
-        """Whether a worker lives that could take what waits."""
+        """Whether a worker lives that could take the calls that wait."""
         return any(not worker.has_ended() for worker in list(self._workers))
 
 
 _numbers = itertools.count(1)  # one for all pools: thread names are unique among all live handlers
 
-exiting = threading.Event()  # the interpreter waits for non-daemon threads: they must not lie down any more
-
-# For whoever has chosen an idle worker, and has to wake it, to do so: two steps, between which it may be interrupted.
+exiting = threading.Event()  # set when non-daemon threads must not become idle any more
+# For a thread that has chosen an idle worker to wake it: it may be interrupted between the two.
 CHOSEN_SECONDS = 1.0
 
 
 class _Life:
-    """Held by what a thread runs and nobody else: it goes when that has ended, in whatever way."""
+    """Referenced only by what a thread runs: it is freed when that has ended, in whatever way."""
 
     __slots__ = ("__weakref__",)
 
 
 class Worker:
-    """A thread and what the pool's books say about it.
+    """A thread, and what the pool knows about it.
 
-    Beside the thread, not on it: programs put attributes of any name on `threading.current_thread()`.
+    Not as attributes of the thread: programs set any name on `threading.current_thread()`.
 
     Args:
         pool: whose calls it takes.
 
     Attributes:
-        calls: the call that it has taken, if any. Its thread alone adds to it.
+        calls: the call that it has taken, if any. Only its thread adds to it.
         thread: not started yet.
     """
 
@@ -265,7 +271,7 @@ class Worker:
         self.calls: deque[Call] = deque()
         self._wakeup = threading.Lock()
         self._wakeup.acquire()
-        # An inherited context would be kept, with all that is in it, as long as the thread lives.
+        # An inherited context would be kept, with all its values, as long as the thread lives.
         own: dict[str, Any] = {"context": Context()} if sys.version_info >= (3, 14) else {}
         life = _Life()
         self._end = weakref.ref(life, self._on_end)
@@ -279,7 +285,7 @@ class Worker:
             return
 
     def has_ended(self) -> bool:
-        """Whether its thread has been started and is no more, as the interpreter knows it."""
+        """Whether its thread has been started and has ended, by what the interpreter knows."""
         return self.thread.ident is not None and not self.thread.is_alive()
 
     # What its thread does.
@@ -292,7 +298,7 @@ class Worker:
             self.pool._bury(self, itself=True)
 
     def _on_end(self, _: object) -> None:
-        """Take what even `finally` does not see: an exception before `_run` has begun, or one more inside of it."""
+        """For what `finally` misses: an exception before `_run` begins, or a second one in it."""
         self.pool._bury(self, itself=True)
 
     def _serve(self) -> None:
@@ -312,7 +318,7 @@ class Worker:
                 return
 
     def _take(self) -> bool:
-        """Take a call in one step: no exception from outside finds it neither in the queue nor with us."""
+        """Take a call in one step: whenever an exception comes, the queue or this worker has it."""
         pool = self.pool
         if not pool._queue:
             return False
@@ -339,16 +345,16 @@ class Worker:
             room()
         if self.thread.name != self.name:  # a handler renamed its thread
             self.thread.name = self.name
-        pool.clear_tls_errors()  # errors of its connections must not meet the next call
+        pool.clear_tls_errors()  # the next call must not get errors of its connections
 
     def _rest(self) -> bool:
-        """Lie down until somebody wakes us; false when it is time to go."""
+        """Be idle until woken; false when it is time to end."""
         pool = self.pool
         pool._idle[self] = None
-        pool._send_workers()  # for what was added just before
+        pool._send_workers()  # for calls that were added just before
         woken = self._wakeup.acquire(timeout=self._patience())
-        if pool._idle.pop(self, self) is self:  # somebody has chosen us
-            if self not in pool._woken:  # and is about to say so: what woke us was older
+        if pool._idle.pop(self, self) is self:  # another thread has chosen this worker
+            if self not in pool._woken:  # and is about to wake it: what woke it now was older
                 self._wakeup.acquire(timeout=CHOSEN_SECONDS)
             return True
         return woken or self._stays_after_all()
@@ -359,14 +365,14 @@ class Worker:
         return 0 if leaving else pool.idle_seconds
 
     def _stays_after_all(self) -> bool:
-        """Leave, unless the last look shows a call for which a producer may have counted on us."""
+        """End, unless a last look shows a call for which a producer may rely on this worker."""
         pool = self.pool
         pool._workers.pop(self, None)
         return bool(pool._queue) and pool._enlist(self)
 
 
 def report(thread: threading.Thread) -> None:
-    """Do with the current exception what `threading.Thread` does with it, and live on."""
+    """Do with the current exception what `threading.Thread` does, and go on."""
     kind, error, trace = sys.exc_info()
     if kind is None:
         return

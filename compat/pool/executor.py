@@ -1,4 +1,4 @@
-"""The pool of threads as an executor: what producers do, what may be asked, and how it ends."""
+"""ThreadPool: the pool of threads as an executor: for producers, its numbers, and its end."""
 
 import contextlib
 import os
@@ -14,12 +14,10 @@ from compat.pool.crew import Crew, exiting
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
-IDLE_SECONDS = (
-    5.0  # bridges the pauses between bursts; after that a thread's stack is worth more than its start (60 us)
-)
+IDLE_SECONDS = 5.0  # bridges pauses between bursts; then a stack costs more than a start (60 us)
 
-# For its keyrefs(), a list made in one step: iterating a WeakSet fails when another thread makes a
-# pool meanwhile.
+# For its keyrefs(), a list made in one step: to iterate over a WeakSet fails when another
+# thread makes a pool meanwhile.
 _pools: "weakref.WeakKeyDictionary[ThreadPool, None]" = weakref.WeakKeyDictionary()
 
 
@@ -27,10 +25,10 @@ class ThreadPool(Crew, Executor):
     """An executor whose threads are started on demand, reused, and retired when idle.
 
     Unlike `concurrent.futures.ThreadPoolExecutor` it never queues a call while a thread may still
-    be started, runs each call in a context of its own, as a new thread does, can be daemonic (the
-    interpreter's exit does not wait for running calls) and can be asked what it is doing.
-    A thread is used again only where the call has left it as new: without values of a
-    `threading.local`, trace function, signal mask, and whatever else belongs to a thread.
+    be started. It runs each call in a context of its own, as a new thread does, can be daemonic
+    (the interpreter's exit does not wait for running calls), and shows what it is doing. A thread
+    is used again only where the call has left it as new: without values of a `threading.local`,
+    trace function, signal mask, and whatever else belongs to a thread.
 
     Args:
         max_threads: the most threads at a time; None is no bound. May be changed at any time.
@@ -60,7 +58,7 @@ class ThreadPool(Crew, Executor):
     # What producers do.
 
     def add(self, function: Callable[..., object], /, *args: Any) -> None:
-        """Queue a call; nobody need notice before the caller has called `wake()`, which it must.
+        """Queue a call. It may stay there until the caller has called `wake()`, which it must.
 
         Raises:
             RuntimeError: the pool is closed.
@@ -73,15 +71,15 @@ class ThreadPool(Crew, Executor):
         """Make sure that every queued call is taken as soon as there may be a thread for it.
 
         Raises:
-            RuntimeError, MemoryError: no thread can be started and none lives; the calls are still queued,
-            see `take_back`.
+            RuntimeError, MemoryError: no thread can be started and none lives; the calls are still
+                queued, see `take_back`.
         """
         error = self._send_workers()
         if error is not None and self._queue and not self._alive_after_all():
             raise error
 
     def look(self) -> None:
-        """Find what exceptions in the wrong place have left behind, and see to it. For whoever has a timer."""
+        """Repair what exceptions have left behind. To be called by a timer."""
         self._reap()
         self._send_workers()
 
@@ -89,19 +87,20 @@ class ThreadPool(Crew, Executor):
         """Run a call in some thread and return its future. Do not mix with `add` in one pool.
 
         Raises:
-            RuntimeError, MemoryError: the pool is closed, or no thread can be started and none lives.
+            RuntimeError, MemoryError: the pool is closed, or no thread can be started and
+                none lives.
         """
         future: Future[_R] = Future()
         self.add(fulfil, future, fn, args, kwargs)
         try:
             self.wake()
         except (RuntimeError, MemoryError) as error:
-            if future in self._refuse(error):  # and with it what other producers have left to our attempt
+            if future in self._refuse(error):  # with calls of producers that relied on this attempt
                 raise
         return future
 
     def _refuse(self, error: Exception) -> list[Future[Any]]:
-        """Fail the futures whose calls nobody has begun and nobody can; return them."""
+        """Fail the futures of calls that no thread has begun; return them."""
         futures: list[Future[Any]] = [call.args[0] for call in self.take_back()]
         for future in futures:
             if future.set_running_or_notify_cancel():
@@ -109,24 +108,24 @@ class ThreadPool(Crew, Executor):
         return futures
 
     def take_back(self) -> list[Call]:
-        """Empty the queue and return the calls that nobody has begun."""
+        """Empty the queue and return the calls that no thread has begun."""
         calls = []
         with contextlib.suppress(IndexError):  # workers take from the other end at the same time
             while True:
                 calls.append(self._queue.pop())
         return calls[::-1]
 
-    # What may be asked.
+    # What it is doing.
 
     def calls(self) -> list[Call]:
         """The calls that wait or run, oldest first."""
-        waiting = list(self._queue.copy())  # first: one that is taken meanwhile is then in both, and not in none
+        waiting = list(self._queue.copy())  # first: a call taken meanwhile is in both, not in none
         taken = [call for worker in list(self._workers) for call in worker.calls.copy()]
         return list(dict.fromkeys(sorted(taken, key=_start) + waiting))
 
     @property
     def waiting(self) -> int:
-        """How many calls nobody has begun."""
+        """How many calls no thread has begun."""
         return len(self._queue)
 
     @property
@@ -141,7 +140,7 @@ class ThreadPool(Crew, Executor):
     def has_room(self) -> bool:
         """Whether fewer calls wait or run than `max_threads`."""
         limit = self.max_threads
-        # First what costs nothing: no more can run than are not idle.
+        # First what is cheap: at most as many run as are not idle.
         return limit is None or len(self._workers) - len(self._idle) + len(self._queue) < limit or len(self) < limit
 
     def __bool__(self) -> bool:
@@ -153,11 +152,11 @@ class ThreadPool(Crew, Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; those that are queued still run, and the threads end after the last.
 
-        If no thread lives and none can be started, the futures of queued calls fail with that error; what was
-        added is left to `take_back`.
+        If no thread lives and none can be started, the futures of queued calls fail with that
+        error; what was added is left to `take_back`.
 
         Args:
-            wait: do not return before that.
+            wait: return only then.
             cancel_futures: cancel what was submitted (not added) and has not begun.
 
         Raises:
@@ -177,7 +176,7 @@ class ThreadPool(Crew, Executor):
     def _dismiss_idle(self) -> None:
         with contextlib.suppress(KeyError):
             while True:
-                self._wake_idle()  # it finds nothing to do, and leaves
+                self._wake_idle()  # it finds nothing to do, and ends
 
 
 def _start(call: Call) -> float:
@@ -200,8 +199,8 @@ def _forget_threads_after_fork() -> None:
         pool._reset()
 
 
-# The interpreter joins non-daemon threads before it runs atexit functions; concurrent.futures relies on the
-# same hook. Where it is missing, idle threads end by themselves a few seconds later.
+# The interpreter joins non-daemon threads before it runs atexit functions; concurrent.futures
+# relies on the same hook. Where it is missing, idle threads end by themselves a few seconds later.
 getattr(threading, "_register_atexit", lambda _: None)(_send_idle_threads_home)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_threads_after_fork)

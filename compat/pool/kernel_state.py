@@ -1,10 +1,11 @@
-"""What the kernel keeps for each thread and a program can change: clone(2) and pthreads(7) tell what that is.
+"""What the kernel keeps for each thread and programs can change, by clone(2) and pthreads(7).
 
-Only privileged threads can change their privileges, and only with CAP_SYS_ADMIN their namespaces: capabilities(7).
-So the others are not asked for them.
+Only privileged threads can change their privileges, and only with CAP_SYS_ADMIN their namespaces,
+capabilities(7); so those of others are not looked at.
 """
 
-import _signal  # type: ignore[import-not-found]  # `signal` makes enums of what it says, and takes as long again
+# `signal` makes enums of the results, and takes twice as long.
+import _signal  # type: ignore[import-not-found]
 import functools
 import os
 import sys
@@ -27,10 +28,10 @@ Look = Callable[[], object]
 
 
 def looks() -> list[Look]:
-    """Functions that tell about the calling thread, whose results can be compared.
+    """Return functions that read the calling thread's state; their results can be compared.
 
     Raises:
-        NotImplementedError: it cannot be known.
+        NotImplementedError: it cannot be read.
     """
     if ctypes is None or not hasattr(_library(), "capget"):
         raise NotImplementedError
@@ -85,12 +86,12 @@ def _capabilities_reader() -> Callable[[], bytes]:
 
 
 def _identity() -> object:
-    """setfsuid(2): it returns the old one, and -1 changes nothing. It follows when the effective one changes."""
+    """setfsuid(2): returns the old ID, which follows the effective one; -1 changes nothing."""
     return _library().setfsuid(-1), _library().setfsgid(-1), os.getgroups()
 
 
 def _namespaces_reader() -> Look:
-    """namespaces(7); one that this kernel was built without has no link."""
+    """namespaces(7); kinds that this kernel was built without have no link."""
     buffer = ctypes.create_string_buffer(32 * len(_NAMESPACES))
     readlink = _library().readlink  # os.readlink lets other threads run meanwhile
     reads = [

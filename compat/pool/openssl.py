@@ -1,8 +1,8 @@
-"""OpenSSL's queue of errors, which belongs to the thread and so outlives a request.
+"""OpenSSL's queue of errors, one for each thread, which outlives a request.
 
-A system error on one TLS socket stays in it, and from OpenSSL 3.4 on whatever else the thread does
-with TLS may be told that error: see asyncserver/tls/openssl.py, which these server classes do not
-import, as it would bring all of asyncserver.
+A system error on one TLS socket stays in it, and from OpenSSL 3.4 on other TLS sockets of
+the thread may report it: see asyncserver/tls/openssl.py, which is not imported here, as
+it would bring all of asyncserver.
 """
 
 import _ssl
@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 
 def clear_errors() -> None:
-    """Empty the queue of this thread: a handshake without a peer does, as it begins."""
+    """Empty the queue of this thread: a handshake does that as it begins, also without a peer."""
     nothing = ssl.MemoryBIO()
     with contextlib.suppress(ssl.SSLWantReadError):
         _context().wrap_bio(nothing, nothing, server_side=True).do_handshake()
@@ -25,15 +25,15 @@ def _context() -> ssl.SSLContext:
 
 
 def quick_clearing() -> Callable[[], object]:
-    """Find a way for the plain path, where it is done after each request, in 0.2 us.
+    """Return a quick way, 0.2 us, since it is done after each request.
 
-    It is OpenSSL's own function, in the library that Python's `_ssl` is linked with. Where that cannot
-    be reached it is `clear_errors`: OpenSSL is linked in statically, there is no ctypes, no descriptor is
-    left, or memory may not be made executable (an older libffi's MemoryError). ctypes keeps one
-    descriptor of the process, that of a newer libffi.
+    It is OpenSSL's own function, in the library that Python's `_ssl` is linked with. Where that
+    cannot be called it is `clear_errors`: OpenSSL is linked in statically, there is no ctypes, no
+    descriptor is left, or memory may not be made executable (MemoryError of an older libffi).
+    ctypes keeps one descriptor of the process open, for a newer libffi.
     """
     try:
-        import ctypes  # noqa: PLC0415 - 5 ms, for those who have threads
+        import ctypes  # noqa: PLC0415 - 5 ms, only for programs with threads
 
         function = ctypes.PyDLL(_ssl.__file__).ERR_clear_error  # ERR_clear_error(3ssl)
     except (ImportError, AttributeError, OSError, MemoryError):

@@ -1,17 +1,17 @@
-"""How many threads this system lets a process have: the default bound of a server."""
+"""How many threads this system allows a process: the default bound of a server."""
 
 import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
 
-RESERVE = 1 / 8  # of the least limit: for the program's own threads, its children, and the neighbours
-MEMORY_AREAS = 2  # for each thread, its stack and the guard page before it: mmap(2), pthread_create(3)
+RESERVE = 1 / 8  # of the least limit: for the program's own threads, children and neighbours
+MEMORY_AREAS = 2  # of each thread: stack and guard page, mmap(2), pthread_create(3)
 FALLBACK = 4096  # where no limit can be read
 
 
 def threads_to_be_had(root: Path = Path("/")) -> int:
-    """The least of the limits that Linux has for threads, less a reserve; at least 1.
+    """Return the least of Linux's limits for threads, less a reserve; at least 1.
 
     Args:
         root: where `proc` and `sys` are, for tests.

@@ -1,7 +1,8 @@
-"""Whether a call has left its thread as a new thread would be: only then the next call may have it.
+"""Whether a call has left its thread like a new one: only then it is used for another call.
 
-A thread ends with its request in the stdlib, and with it all that belongs to a thread. So a thread that is used again
-is looked at first; where something is left over it ends as well. What a look costs stands in CONTRIBUTING.md.
+In the stdlib a thread ends with its request, and with it all that belongs to a thread. So
+before a thread is used again it is compared; if something is left over, it ends as well.
+CONTRIBUTING.md says what a look costs.
 """
 
 import gc
@@ -22,7 +23,7 @@ except ImportError:  # an interpreter without libffi
 
 
 class ThreadState:
-    """What the calling thread is like now, to be compared later by the same thread.
+    """The state of the calling thread now, to be compared later by the same thread.
 
     Args:
         thread: the calling thread.
@@ -37,7 +38,7 @@ class ThreadState:
         self._was = self._look()
 
     def is_as_new(self) -> bool:
-        """Whether nothing is left over; false as well where that cannot be known."""
+        """Whether nothing is left over; false also where that cannot be known."""
         return bool(self._looks) and self._look() == self._was
 
     def _look(self) -> list[object]:
@@ -48,22 +49,24 @@ class ThreadState:
             sys.get_coroutine_origin_tracking_depth(),
             _get_running_loop(),
             len(vars(self._thread)),
-            weakref.getweakrefcount(self._thread),  # values kept for each thread in a WeakKeyDictionary
+            weakref.getweakrefcount(self._thread),  # values for threads in a WeakKeyDictionary
         ] + [look() for look in self._looks]
 
 
 def _locals_counter() -> Callable[[], int]:
-    """What counts the `threading.local` objects that have values in the calling thread."""
+    """Make a function that counts the `threading.local` objects with values in this thread."""
+    # Another interpreter, or threads are greenlets of gevent's or eventlet's.
     if sys.implementation.name != "cpython" or threading.local.__module__ != "_thread":
-        raise NotImplementedError  # another interpreter, or a thread is a greenlet of gevent's or eventlet's
+        raise NotImplementedError
     if sys.version_info < (3, 13):
         return _entries_counter()
     probe = threading.local()
     probe.value = None
-    # From 3.13 on each of them has a weak reference to one object of the thread (Modules/_threadmodule.c).
+    # From 3.13 on each of them has a weak reference to one object of the thread
+    # (Modules/_threadmodule.c).
     (watchdogs,) = (one for one in gc.get_referents(probe) if isinstance(one, set))
     (watchdog,) = watchdogs
-    mine = weakref.ref(watchdog())  # not the object itself, whose end tells that the thread has ended
+    mine = weakref.ref(watchdog())  # not the object itself, whose end means the thread's end
 
     def count() -> int:
         return weakref.getweakrefcount(mine())
@@ -72,7 +75,7 @@ def _locals_counter() -> Callable[[], int]:
 
 
 def _entries_counter() -> Callable[[], int]:
-    """Until 3.12 each of them has an entry in the thread's dictionary, where other things are as well."""
+    """Up to 3.12: each has an entry in the thread's dictionary, which has other entries too."""
     if ctypes is None:
         raise NotImplementedError
     python = ctypes.PyDLL(None)

@@ -1,11 +1,11 @@
-"""The threads that a pool has started and somebody may have to join."""
+"""The threads that a pool has started and a server may have to join."""
 
 import threading
 from collections.abc import Iterator
 
 
 class JoinableThreads:
-    """Threads to join; each step is one operation on a dict, so any thread may take it at any time."""
+    """Threads to join; each step is one operation on a dict, so any thread may do it any time."""
 
     def __init__(self) -> None:
         self._threads: dict[threading.Thread, None] = {}
@@ -19,7 +19,7 @@ class JoinableThreads:
 
     def append(self, thread: threading.Thread) -> None:
         """Remember a thread that has started."""
-        if len(self) >= self._reap_at:  # each time the number has doubled, so that it costs little per thread
+        if len(self) >= self._reap_at:  # the number has doubled: so it costs little per thread
             self.reap()
             self._reap_at = 2 * len(self) + 16
         self._threads[thread] = None

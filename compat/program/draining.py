@@ -12,22 +12,24 @@ from typing import Any
 from compat.intake.loop import beginning, live
 from compat.threads import ThreadingMixIn
 
-# Seconds in which the signal again is the same: `timeout` of GNU coreutils sends it to the program, then to its group.
+# Seconds in which a second signal is the same: `timeout` of GNU coreutils sends it to the program,
+# then to its process group.
 _ECHO = 0.1
 
 
 class Drain:
     """Handles SIGTERM, unless it is ignored or the program installs a handler of its own.
 
-    The first signal ends every `serve_forever()`. When one of them runs in the main thread the program goes
-    on after it, as after `shutdown()`; otherwise SystemExit is raised in the main thread, unless that has
-    ended; then the servers are closed at once. Servers that the program has not closed when it ends are closed.
-    A second signal, or one that comes while nothing is served, kills as always. So does the first in a child
-    of fork, unless it serves in its main thread (a daemon): a handler in Python misses a signal that comes
-    just after the fork, or just before a blocking call, and a pool would wait for that worker for ever.
+    The first signal ends every `serve_forever()`. If one of them runs in the main thread the
+    program goes on after it, as after `shutdown()`; otherwise SystemExit is raised in the main
+    thread. If that thread has ended, the servers are closed at once. Servers that the program has
+    not closed at its end are closed then. A second signal, or one while nothing is served, kills as
+    always. So does the first in a child of fork, unless the child serves in its main thread (a
+    daemon): a handler in Python misses a signal that comes just after the fork, or just before a
+    blocking call, and a pool would wait for that worker for ever.
 
     Args:
-        graceful_timeout: for threaded servers that have None.
+        graceful_timeout: seconds, for threaded servers that have None.
     """
 
     def __init__(self, graceful_timeout: float) -> None:
@@ -52,8 +54,8 @@ class Drain:
         self._forked = False
 
     def _on_signal(self, _: int, __: FrameType | None) -> None:
-        # Not those of the parent, of which a daemon has copies. A copy first, in one step: other threads begin and
-        # end serving meanwhile.
+        # Not those of the parent, of which a daemon has copies. list() first, in one step: other
+        # threads begin and end serving meanwhile.
         loops = [serving for serving in list(live) if serving.pid == os.getpid()]
         if self.servers and time.monotonic() - self._told < _ECHO:
             return
@@ -68,12 +70,13 @@ class Drain:
             server._BaseServer__shutdown_request = True
         main = threading.main_thread()
         if not main.is_alive():
-            self.finish()  # the interpreter waits for the threads that serve, which end now, and for handlers
+            # The serving threads end now; the interpreter waits for them and for handlers.
+            self.finish()
         elif all(serving.thread != main.ident for serving in loops):
             sys.exit(0)
 
     def finish(self) -> None:
-        """Close what the program has left open at its end; do not wait for handlers that cannot be woken."""
+        """Close what the program has left open; do not wait for handlers that cannot be woken."""
         for server in self.servers:
             with contextlib.suppress(OSError, ValueError):
                 if server.fileno() >= 0:
@@ -88,7 +91,7 @@ _held = threading.local()  # mask: the thread's signal mask before its fork
 
 
 def _hold() -> None:
-    """Let SIGTERM wait while we fork: the interpreter forgets the signals that a child gets before it is one."""
+    """Block SIGTERM during a fork: the interpreter forgets signals that a child gets at first."""
     _held.mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
 
@@ -99,5 +102,5 @@ def _release() -> None:
 def _die() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGTERM)
-    if os.getpid() == 1:  # of a container: the kernel does not kill it by default actions, pid_namespaces(7)
+    if os.getpid() == 1:  # in a container: default actions do not kill it, pid_namespaces(7)
         os._exit(128 + signal.SIGTERM)

@@ -1,7 +1,7 @@
 """Run an unchanged program as `__main__`, with `compat` in the place of `socketserver`.
 
-The program gets our own `__main__` module, emptied, not one of runpy's, which would be taken away while
-threads of the program still pickle things. What it can see of us is `sys.orig_argv`, and a
+The program gets our own `__main__` module, emptied, not one of runpy's, which would be removed
+while threads of the program still pickle things. All it can see of us is `sys.orig_argv`, and a
 `__main__.__spec__` that sends the children of multiprocessing's spawn and forkserver through
 `compat.child`, so that they are swapped as well.
 """
@@ -22,15 +22,15 @@ import compat
 from compat.patching import install
 from compat.program.draining import Drain
 
-PROGRAM = "COMPAT_PROGRAM"  # tells the children what to execute: "script PATH", "module NAME", or "archive"
-GRACEFUL_TIMEOUT = 5.0  # shorter than what supervisors wait before they kill: Docker 10 s, Kubernetes 30 s
+PROGRAM = "COMPAT_PROGRAM"  # what children execute: "script PATH", "module NAME", "archive"
+GRACEFUL_TIMEOUT = 5.0  # less than supervisors wait to kill: Docker 10 s, Kubernetes 30 s
 
 
 class _Spec(ModuleSpec):
     """The spec of `compat.child`, except that relative imports see the program's own package.
 
-    multiprocessing asks for the name just before it starts a child: what that has to know is put into the
-    environment then, as the program may have cleared it before.
+    multiprocessing reads the name just before it starts a child: what the child has to know is put
+    into the environment then, as the program may have cleared it before.
     """
 
     def __init__(self, loader: Any, parent: str, program: str) -> None:
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def execute_in_child(namespace: dict[str, Any]) -> None:
-    """Define in a child of multiprocessing what the program's main module defines, swapped as in the parent.
+    """Define in a child of multiprocessing what the program's main module defines, swapped, too.
 
     Args:
         namespace: the globals of the module that multiprocessing will call `__main__`.
@@ -112,7 +112,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Our own options, and the program with all of its own: argparse cannot be told to stop there."""
+    """Split into our options and the program with its own: argparse would not stop there."""
     position = 0
     while position < len(arguments) and arguments[position].startswith("-") and arguments[position] != "-m":
         position += 2 if arguments[position] == "--graceful-timeout" else 1
@@ -120,7 +120,7 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _stay_importable() -> None:
-    """Children must find this package also when it was found through the current folder, which we leave."""
+    """Let children find this package if it came from the current folder, which we leave."""
     folder = Path(compat.__file__).absolute().parent.parent
     if folder not in (Path(entry).absolute() for entry in sys.path[1:]):
         sys.path.append(str(folder))
@@ -215,7 +215,7 @@ def _execute(program: _Program, namespace: dict[str, Any] | None = None, name: s
         __doc__=None,
         __package__=program.package,
         __loader__=program.loader,
-        # Of the same loader, as Python 3.15 warns where they differ.
+        # With the same loader: Python 3.15 warns if they differ.
         __spec__=_Spec(program.loader, program.package or "", os.environ[PROGRAM]),
         __file__=program.path,
     )
@@ -242,7 +242,7 @@ def _excepthook(kind: type[BaseException], error: BaseException, trace: Tracebac
     inner = trace
     while inner is not None and inner.tb_frame.f_code.co_filename in _OUR_FILES:
         inner = inner.tb_next
-    if not isinstance(error, SyntaxError):  # that of the script has been raised before anything of it ran
+    if not isinstance(error, SyntaxError):  # the script's own comes before any of its code runs
         inner = inner or trace
     sys.__excepthook__(kind, error.with_traceback(inner), inner)
 
