@@ -15,7 +15,7 @@ trust(__name__)
 
 @redeclares(socketserver.ForkingMixIn)
 class ForkingMixIn(socketserver.ForkingMixIn):
-    """A process for each request, as in `socketserver.ForkingMixIn`; it has no event loop."""
+    """A process for each request, as in `socketserver`; it never touches its parent's loop."""
 
     def server_close(self) -> None:
         """Close the listener and reap the children; with `block_on_close` wait for them."""

@@ -103,7 +103,7 @@ class HostedServer:
         return True
 
     def shutdown(self) -> None:
-        """Begin to close the server, and return: to wait for the end a handler waits for itself."""
+        """Begin to close the server, and return: a handler cannot wait for its own end."""
         self._loop.call_soon_threadsafe(self._close)
 
     def _close(self) -> None:

@@ -190,7 +190,7 @@ class Endpoint:
         if self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= 2 * _RECEIVE_BUFFER:
             return  # set by the program, and larger
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
-        # socket(7): the kernel doubles it
+        # The kernel doubles it, socket(7).
         granted = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
         if granted < _RECEIVE_BUFFER:
             _logger.info(

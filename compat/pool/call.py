@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import threading
 
-# The context that Thread.start() gives a new thread: an empty one; or from Python 3.14 on, with `-X
-# thread_inherit_context` or free threading, a copy of its starter's.
+# The context that Thread.start() gives a new thread: an empty one; or from Python 3.14 on, a
+# copy of its starter's: with free threading, or with `-X thread_inherit_context`.
 _new_context: Callable[[], Context] = copy_context if getattr(sys.flags, "thread_inherit_context", 0) else Context
 
 
