@@ -234,9 +234,9 @@ def serve(
         trusted_proxies: networks ("10.0.0.0/8"), addresses, or "unix" for the peers of Unix
             sockets, that may send that header: it can claim any address. Others are refused, and
             counted as `proxy_untrusted`. Nothing means this host alone: loopback and Unix sockets.
-        proxy_timeout: seconds for that header, else the connection is refused, and counted as
-            `proxy_timed_out`. If the proxy sends it with the client's first bytes (AWS NLB), this
-            bounds the client's silence.
+        proxy_timeout: seconds for that header, then refused, and counted as
+            `proxy_timed_out`. If the proxy sends it with the client's first bytes (AWS
+            NLB), this bounds the client's silence.
         drain_timeout: seconds for handlers to end when the server closes; then they are cancelled.
         on_error: called as `on_error(exception, stream)` when a handler has raised, besides the log
             line. It may be async: the drain waits for it as for a handler. What it raises is

@@ -54,14 +54,12 @@ class Supervisor:
 
     Args:
         servings: what to serve; bound here. The handlers in it are not called here.
-        load: called in each new worker; returns the servings to serve there, the same
-            places in the same order.
+        load: called in each new worker; returns its servings: the same places in the same order.
         loop_factory: makes a worker's event loop.
         count: workers.
         started: called when everything is bound.
         monitor: where to serve metrics and readiness over HTTP, if at all.
-        drain_delay: seconds from the first signal to stop, when /ready begins to say no,
-            to the drain.
+        drain_delay: seconds from the first signal to stop, when /ready says no, to the drain.
         stuck_timeout: seconds that a worker's loop may not turn until it is killed; 0 for ever.
         notify: where to report to systemd.
     """
@@ -150,9 +148,8 @@ class Supervisor:
             writing.setblocking(False)
             self._wakeup = (reading, writing)
             before = {number: signal.signal(number, do_nothing) for number in SIGNALS}
-            # pidfd_open(2) would report a worker's death too, but needs Linux 5.3, and gVisor lacks
-            # it. The parent may have left SIGCHLD ignored: then the kernel would reap workers
-            # before we know how they ended.
+            # pidfd_open(2) would report deaths too, but needs Linux 5.3, and gVisor lacks it. With
+            # SIGCHLD ignored, as our parent may have left it, the kernel would reap workers unseen.
             before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, do_nothing)
             mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
             descriptor = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
@@ -235,8 +232,7 @@ class Supervisor:
         self._watchdog.report_if_ready()
 
     def _on_message(self, worker: Worker) -> None:
-        # It may have been removed in this turn.
-        message = worker.receive() if worker in self._workers else None
+        message = worker.receive() if worker in self._workers else None  # it may be gone already
         if message:
             self._on_words(worker, message)
         elif message is not None:  # it is ending; SIGCHLD comes when it has
@@ -348,8 +344,7 @@ class Supervisor:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         stacks, stacks_end = socket.socketpair()
         with ours, theirs, stacks, stacks_end:
-            # Until the child has handlers of its own, its signals' bytes would go to the
-            # supervisor.
+            # Until the child has handlers of its own, its signals' bytes would come to us.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             try:
                 with warnings.catch_warnings():
