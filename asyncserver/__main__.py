@@ -5,5 +5,6 @@ import sys
 from .cli.main import main
 from .leaving.threads import watch_end
 
-watch_end(status := main())
-sys.exit(status)
+_status = main()
+watch_end(_status)
+sys.exit(_status)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kit.programs import Program
+from tests.kit.programs import LOOPS, Program
 from tests.kit.waiting import PATIENCE
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def address(program: Program, server: str) -> tuple[str, int]:
     return "127.0.0.1", int(found[1])
 
 
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize(
     ("kind", "word"), [("tcp", "exit"), ("tcp", "later"), ("tcp", "task"), ("udp", "exit"), ("udp", "later")]
 )
@@ -79,7 +79,7 @@ def test_program_drains_and_ends_with_its_status(tmp_path: Path, loop: str, kind
         assert "Traceback" not in program.errors
 
 
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("loop", LOOPS)
 def test_worker_drains_and_is_replaced(tmp_path: Path, loop: str) -> None:
     """Its status is told; the others, and its successor, serve on."""
     (tmp_path / "program.py").write_text(PROGRAM)

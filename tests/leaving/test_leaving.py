@@ -16,7 +16,7 @@ import pytest
 
 from asyncserver.leaving import executor as module
 from asyncserver.leaving.executor import CallExecutor
-from tests.kit.programs import Program
+from tests.kit.programs import LOOPS, Program
 from tests.kit.waiting import PATIENCE
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def call(program: Program, kind: str, *, workers: int) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("kind", ["to_thread", "run_in_executor"])
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("loop", LOOPS)
 def test_run_returns_and_says_what_it_has_left(folder: Path, workers: int, kind: str, loop: str) -> None:
     """With its exit status and atexit functions, whatever still runs in the loop's threads."""
     with Program(["app.py", str(workers), loop, "0.1", "0"], folder) as program:

@@ -177,6 +177,7 @@ async def test_protocols_have_lines_too(tcp: Transport, caplog: pytest.LogCaptur
 
 async def test_without_being_asked_nothing_is_put_around_the_handler(tcp: Transport) -> None:
     """What is not logged costs nothing: the server calls the handler itself."""
+    asyncio.get_running_loop().set_debug(False)  # in which it would be timed
     async with tcp.serve(upper) as server:
         assert isinstance(server, HandlerServer)
         assert server._run is upper

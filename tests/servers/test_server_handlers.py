@@ -199,6 +199,7 @@ async def test_task_factory_of_the_program_is_used(tcp: Transport) -> None:
         made.append(getattr(coroutine, "__name__", ""))
         return asyncio.Task(coroutine, loop=loop, **options)
 
+    asyncio.get_running_loop().set_debug(False)  # where nothing is put around the handler
     asyncio.get_running_loop().set_task_factory(factory)
     async with tcp.serve(upper) as server, tcp.connect(server) as client:
         assert await client.ask(b"made") == b"MADE"
