@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from asyncserver import Datagram, IdleTimeout, Server, Stream
+from compat.lingering import linger
 from compat.pool.executor import ThreadPool
 
 if TYPE_CHECKING:
@@ -347,6 +348,7 @@ def _end(request: socket.socket) -> None:
             with contextlib.suppress(ssl.SSLError):
                 request.unwrap()
         socket.socket.shutdown(request, socket.SHUT_WR)
+        linger(request)
     request.close()
 
 

@@ -20,16 +20,9 @@ class Known:
     loops: tuple[str, ...] = ("asyncio", "uvloop")
 
 
-_CUT_OFF = "what the kernel has not delivered yet is reset when the peer's next bytes meet the closed socket"
-_UNREAD = "the socket is closed on top of unread bytes, and the kernel resets what is not delivered yet"
-
 _SILENT = "a thread that waits for a first request is not interrupted before the deadline"
 
-KNOWN = (
-    Known("drain_in_the_handshake_of_one_who_says_nothing", _SILENT, ("hosted",), ("tls",)),
-    Known("end_with_a_reader_who_asks_again_then", _CUT_OFF, ("hosted",), ("tcp", "tls")),
-    Known("end_with_a_reader_who_has_asked_again", _UNREAD, ("hosted",), ("tcp", "unix")),
-)
+KNOWN = (Known("drain_in_the_handshake_of_one_who_says_nothing", _SILENT, ("hosted",), ("tls",)),)
 
 
 def reason_of(happening: str, way: Way | DatagramWay, loop: str) -> str | None:

@@ -1,0 +1,58 @@
+"""The end of a hosted connection: what its handler has sent still reaches the client.
+
+Closing is enough as long as nothing more comes. But where bytes lie unread, or arrive afterwards
+(the next request of a client that does not wait for answers), the kernel resets the connection
+(RFC 1122, 4.2.2.13), and what it has yet to send is lost. For streams asyncserver/streams/lingering.py
+does the same in the loop; here it is done in the handler's thread.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import sys
+import termios
+from time import monotonic
+
+_SIOCOUTQNSD = 0x894B  # linux/sockios.h: bytes that the kernel has not sent yet
+
+_TURN = 0.2  # seconds without a byte until we look whether the client has everything
+_PATIENCE = 2.0  # seconds between two looks whether it takes anything at all
+_STALLS = 5  # such looks at which it has taken nothing, until it is given up
+_CHUNK = 65536
+
+
+def linger(request: socket.socket) -> None:
+    """Wait until the client has what was sent, if closing now could take it away.
+
+    Our side has been ended. What arrives is thrown away. A client that takes nothing for ten
+    seconds is given up, and so is one that has everything and goes on sending for two.
+
+    Raises:
+        OSError: the connection broke.
+    """
+    if not (_queued(request, termios.FIONREAD) or _queued(request, _SIOCOUTQNSD)):
+        return
+    request.settimeout(_TURN)
+    looked, left, stalls = monotonic(), sys.maxsize, 0
+    while stalls < _STALLS:
+        try:
+            if not socket.socket.recv(request, _CHUNK):  # below TLS, if any
+                return
+        except TimeoutError:
+            if not _queued(request, termios.TIOCOUTQ):
+                return
+        if monotonic() - looked >= _PATIENCE:
+            looked, before, left = monotonic(), left, _queued(request, termios.TIOCOUTQ)
+            if not left:
+                return
+            stalls = 0 if left < before else stalls + 1
+
+
+def _queued(request: socket.socket, what: int) -> int:
+    size = bytearray(4)
+    try:
+        fcntl.ioctl(request.fileno(), what, size)
+    except OSError:  # not of this kind of socket
+        return 0
+    return int.from_bytes(size, sys.byteorder)
