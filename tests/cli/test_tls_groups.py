@@ -70,8 +70,9 @@ async def test_post_quantum_group_is_agreed_on(folder: Path) -> None:
 async def test_groups_stay_over_a_reload_and_hold_for_each_certificate(folder: Path) -> None:
     """Files are read again; what else was asked for stays."""
     write_files(folder)
-    pair = (folder / "both.pem", None)
-    context = asyncserver.tls_context(*pair, more_certificates=[pair], groups=["secp384r1"])
+    other = folder / "other.pem"
+    authority().issue_cert("other.example").private_key_and_cert_chain_pem.write_to_path(str(other))
+    context = asyncserver.tls_context(folder / "both.pem", more_certificates=[(other, None)], groups=["secp384r1"])
     async with asyncserver.serve(tell, "127.0.0.1", 0, ssl=context) as server:
         for _ in range(2):
             assert await agreed(server) == "secp384r1"

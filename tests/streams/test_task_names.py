@@ -85,6 +85,7 @@ async def test_name_behind_a_proxy_is_the_clients() -> None:
 @pytest.mark.parametrize("command", ["ps", "pstree"])
 async def test_asyncio_shows_who_is_served(tcp: Transport, command: str) -> None:
     """From outside, on either loop."""
+    asyncio.get_running_loop().set_debug(False)  # in which there is more around a handler
     async with tcp.serve(tell) as server, tcp.connect(server) as client:
         await until(lambda: server.connections)
         shown = await asyncio.to_thread(
