@@ -13,6 +13,7 @@ import pytest
 
 import asyncserver
 from asyncserver import Stream
+from asyncserver.servers.handlers import HandlerServer
 from tests.kit.checks import errors_in, is_balanced, is_idle
 from tests.kit.handlers import Misbehaving, upper
 from tests.kit.programs import LOOPS, run_script
@@ -37,7 +38,8 @@ async def test_misbehaving_handlers_hurt_nobody_else(transport: Transport, caplo
         assert await clients[4].ask(b"late") == b"LATE"
         assert server.stats().active == 4
         clients[0].close()
-        await until(lambda: server.stats().completed == 1)
+        assert isinstance(server, HandlerServer)
+        await until(lambda: server.stats().completed == 1 and not server._closing_sources)
         report = await server.close()
     now = server.stats()
     assert report == asyncserver.DrainReport(completed=1, cancelled=1, aborted=1)
