@@ -182,6 +182,11 @@ class Connection(Dialogue):
     def _brokenness(self, exc: OSError) -> anyio.BrokenResourceError:
         return anyio.BrokenResourceError(f"the connection with {self.peer_address!r} broke: {exc}")
 
+    @property
+    def _is_broken(self) -> bool:
+        """State: the connection broke; `_send` and `_recv` hold its error."""
+        return isinstance(self._send, functools.partial)
+
     def _refuse_broken(self, exc: OSError, _: object) -> NoReturn:
         raise self._brokenness(exc) from exc
 

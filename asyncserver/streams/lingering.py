@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import itertools
 import math
 import select
@@ -48,7 +47,7 @@ class Lingering:
 
     def __init__(self, connection: TLSConnection) -> None:
         self._connection = connection
-        self._broken = isinstance(connection._send, functools.partial)
+        self._broken = connection._is_broken
         # The last send was interrupted: its rest is of little use, and not waited for long.
         self._torn = connection._send in {refuse_torn, refuse_busy}
         self._notify = not (self._broken or self._torn or connection._send is refuse_after_eof)

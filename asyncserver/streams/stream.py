@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import functools
 import socket
 import ssl
 import types
@@ -319,7 +318,7 @@ class Stream(TLSConnection, ByteStream):
         """
         if self._send is refuse_after_eof:
             return
-        if self._send in NOT_SENDING or isinstance(self._send, functools.partial):
+        if self._send in NOT_SENDING or self._is_broken:
             self._send(b"")
         send, self._send = self._send, refuse_after_eof
         try:
