@@ -41,6 +41,7 @@ LAYERS = (
 FRIENDS = {
     "_app_transport": "asyncio.sslproto.SSLProtocol's: nothing else tells what `loop.start_tls()` returned",
     "_asyncio_future_blocking": "asyncio asks for it by this name",
+    **dict.fromkeys(("_unregister_task", "_log_destroy_pending"), "asyncio's own, for tasks that nobody waits for"),
     "_get_running_loop": "asyncio's own, for when no loop runs",
     "_exit": "os's, to leave without what Python waits for",
     "_current_frames": "sys's, of threads",

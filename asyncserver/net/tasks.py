@@ -82,6 +82,18 @@ async def join(task: asyncio.Task[_Result], on_cancel: Callable[[], object]) -> 
         del cancelled  # its traceback refers to this frame: a cycle
 
 
+def give_up(task: asyncio.Task[Any]) -> None:
+    """Stop counting a task as one that the loop has, so that the end of the program does not wait.
+
+    `asyncio.run()` cancels all tasks and waits until they have ended; one that ignores that would
+    keep it for ever. `_unregister_task` is asyncio's own for this: CPython's documentation,
+    "Extending asyncio", task lifetime support. The task still runs for as long as the loop does.
+    """
+    asyncio._unregister_task(task)
+    if isinstance(task, asyncio.Task):
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # we have logged it
+
+
 class Progress:
     """Lets one task wait until a condition holds."""
 

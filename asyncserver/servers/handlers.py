@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 from .._logger import logger as _logger
 from ..adapters.protocols import ProtocolHandler
 from ..net.addresses import format_address
-from ..net.tasks import start_task
+from ..net.tasks import give_up, start_task
 from ..reports.logs import about
 from ..reports.stats import Durations, fault_of_peer, outcome_of
 from .error_handler import ErrorCalls
@@ -262,6 +262,7 @@ class HandlerServer(Server, Generic[AnySource]):
         for task, source in given_up.items():
             _logger.warning("handler of %r ignored its cancellation", source.peer_address, extra=about(self, source))
             source.abort()
+            give_up(task)
             del self._live[task]
             self._count["cancelled"] += 1
             self._release(source)
