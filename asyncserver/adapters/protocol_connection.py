@@ -21,6 +21,7 @@ from ..streams.lingering import close_politely
 from ..streams.states import refuse_closed
 from ..streams.tls_connection import TLSConnection
 from .loop_transports import transport_for
+from .transports import RAISED
 
 if TYPE_CHECKING:
     import socket
@@ -195,7 +196,7 @@ class ProtocolConnection(TLSConnection):
         """Call the protocol; what it raises ends the connection."""
         try:
             return getattr(self.protocol, name)(*arguments)
-        except Exception as exc:
+        except RAISED as exc:
             self.fail(exc)
             return None
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from ..net.addresses import Address
     from ..proxy.proxy_protocol import ProxyHeader
 
+# What ends only the connection whose protocol raises it. CancelledError comes from a future that it
+# looked at; let out, it would keep the other connections of the poller's batch from their turn.
+RAISED = (Exception, asyncio.CancelledError)
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 # Writes to a lost connection before there is a warning for each: asyncio/constants.py.
 _LOST_WRITES = 5
@@ -308,7 +311,7 @@ class ProtocolTransport(WriteLimits):
             connection.has_received(len(data))
             try:
                 connection.protocol.data_received(data)
-            except Exception as exc:
+            except RAISED as exc:
                 connection.fail(exc)
         else:
             connection.peer_ended()
@@ -317,16 +320,18 @@ class ProtocolTransport(WriteLimits):
         connection = self._connection
         try:
             buffer = connection.protocol.get_buffer(CHUNK)
-        except Exception as exc:
+            if not len(buffer):
+                raise RuntimeError(f"{connection.protocol!r}.get_buffer() returned an empty buffer")
+        except RAISED as exc:
             connection.fail(exc)
-            return
-        if not len(buffer):
-            connection.fail(RuntimeError(f"{connection.protocol!r}.get_buffer() returned an empty buffer"))
             return
         try:
             nbytes = connection._sock.recv_into(buffer)
         except ssl.SSLZeroReturnError:  # both sides have sent close_notify
             nbytes = 0
+        except (TypeError, ValueError, BufferError) as exc:  # not contiguous, or read-only
+            connection.fail(exc)
+            return
         if not nbytes:
             connection.peer_ended()
             return

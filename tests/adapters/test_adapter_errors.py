@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -15,7 +15,10 @@ from asyncserver import ProtocolHandler, from_callback, from_protocol
 from tests.kit.checks import is_idle, records
 from tests.kit.handlers import BufferedUpperProtocol, UpperProtocol, upper_callback
 from tests.kit.transports import Transport
-from tests.kit.waiting import until
+from tests.kit.waiting import until, within
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Raises(UpperProtocol):
@@ -98,6 +101,60 @@ async def test_error_in_a_protocol(transport: Transport, where: str, caplog: pyt
     (record,) = records(caplog)
     assert record.exc_info is not None
     assert repr(told[0][1].peer_address) in record.getMessage() or str(told[0][1].peer_address) in record.getMessage()
+
+
+class Answers(BufferedUpperProtocol):
+    """Gives what `answer` returns or raises as its buffer."""
+
+    def __init__(self, answer: Callable[[], Any]) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def get_buffer(self, sizehint: int) -> Any:
+        return self.answer()
+
+
+def cancelled() -> None:
+    raise asyncio.CancelledError
+
+
+WRONG_BUFFERS = [lambda: None, bytearray, lambda: b"read-only", lambda: memoryview(bytearray(9))[::2], cancelled]
+
+
+@pytest.mark.parametrize("answer", WRONG_BUFFERS, ids=["None", "empty", "read-only", "strided", "cancelled"])
+async def test_buffer_that_cannot_be_filled(transport: Transport, answer: Callable[[], Any]) -> None:
+    """It ends its own connection, once; it does not spin, and keep the others from their turn."""
+    factories = iter((lambda: Answers(answer), UpperProtocol))
+    async with transport.serve(from_protocol(lambda: next(factories)())) as server:
+        client = await transport.connect(server)
+        await client.send(b"hello")
+        other = await transport.connect(server)
+        assert await within(other.ask(b"hello")) == b"HELLO"
+        with contextlib.suppress(OSError):
+            assert await within(client.receive_all()) == b""
+        await until(lambda: server.stats().failed + server.stats().cancelled == 1)
+        client.close()
+        other.close()
+
+
+@pytest.mark.parametrize("where", ["connection_made", "data_received", "eof_received", "connection_lost"])
+async def test_cancelled_future_in_a_protocol(transport: Transport, where: str) -> None:
+    """CancelledError ends the connection like any other error, wherever it comes from."""
+
+    class Cancelled(Raises):
+        def _maybe(self, name: str) -> None:
+            if name == where:
+                cancelled()
+
+    async with transport.serve(from_protocol(Cancelled)) as server:
+        with contextlib.suppress(OSError):  # under TLS the handshake may fail
+            client = await transport.connect(server)
+            with contextlib.suppress(OSError):
+                await client.send(b"hello")
+                await client.send_eof()
+                await within(client.receive_all())
+            client.close()
+        await until(lambda: server.stats().cancelled == 1)
 
 
 async def test_error_in_pause_writing(transport: Transport, caplog: pytest.LogCaptureFixture) -> None:
