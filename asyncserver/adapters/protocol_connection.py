@@ -10,6 +10,7 @@ Stream wakes a task, it calls its transport, which calls the protocol.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import ssl
 from typing import TYPE_CHECKING, Any, Protocol
@@ -73,6 +74,7 @@ class ProtocolConnection(TLSConnection):
         "_failure",
         "_lost",
         "_quiet_at",
+        "_sockname",
         "callback",
         "context",
         "loop",
@@ -97,6 +99,7 @@ class ProtocolConnection(TLSConnection):
         self._failure: BaseException | None = None
         self._ended: bool | None = None  # after eof_received(): whether the protocol stays open
         self._ending = False  # _end_between_messages() is on its way
+        self._sockname: Any = None  # once it is closed
         self._quiet_at = -1  # bytes_sent at the drain's last look; only for Unix sockets
 
     async def run(self, make: Callable[[ProtocolConnection], asyncio.BaseProtocol]) -> None:
@@ -276,8 +279,13 @@ class ProtocolConnection(TLSConnection):
 
     @property
     def sockname(self) -> Any:
-        """The address on this side; None when the connection is closed."""
-        return None if self._fd < 0 else self._sock.getsockname()
+        """The address on this side, also when the connection is closed, as asyncio keeps it."""
+        return self._sockname if self._fd < 0 else self._sock.getsockname()
+
+    def _release(self) -> None:
+        with contextlib.suppress(OSError):  # its program has closed the raw socket
+            self._sockname = self._sock.getsockname()
+        super()._release()
 
     @property
     def ended(self) -> bool:

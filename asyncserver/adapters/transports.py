@@ -48,7 +48,7 @@ class Served(Protocol):
 
     @property
     def sockname(self) -> Any:
-        """The address on this side; None when the connection is closed."""
+        """The address on this side, also when the connection is closed."""
 
     @property
     def ended(self) -> bool:

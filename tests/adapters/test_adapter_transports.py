@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from asyncserver import from_callback, from_protocol
+from tests.kit.checks import is_idle
 from tests.kit.clients import Client, TLSClient, open_socket
 from tests.kit.handlers import BufferedUpperProtocol, Made, UpperProtocol
 from tests.kit.transports import Transport
@@ -133,6 +134,20 @@ async def test_extra_info(transport: Transport) -> None:
         own.close()
         assert own.is_closing()
         assert await client.receive_all() == b""
+
+
+async def test_addresses_stay_when_the_connection_is_closed(transport: Transport) -> None:
+    """A program may log them at the end, as with asyncio's transports."""
+    made = Made(UpperProtocol)
+    async with transport.serve(from_protocol(made)) as server:
+        client = await transport.connect(server)
+        assert await client.ask(b"hello") == b"HELLO"
+        (own,) = (one.transport for one in made.protocols)
+        names = ("peername", "sockname")
+        before = [own.get_extra_info(name) for name in names]
+        client.close()
+        await until(lambda: is_idle(server))
+        assert [own.get_extra_info(name) for name in names] == before
 
 
 async def test_reset_that_nobody_asks_for(transport: Transport) -> None:
