@@ -66,7 +66,7 @@ class Crew:
         self.name = name
         self.daemon = daemon
         self.max_threads: int | None = None
-        self.idle_seconds = 0.0
+        self.idle_seconds: float = 0.0
         self.reuse_threads = True
         self.closed = False
         self.starved = False  # the last thread could not be started
@@ -157,7 +157,7 @@ class Crew:
         except BaseException:
             self._forget(worker)  # if it has started it adds itself again
             raise
-        self.starved = False
+        self.starved: bool = False
         self._remember(worker)
         return True, None
 
@@ -241,7 +241,7 @@ class Crew:
 
 _numbers = itertools.count(1)  # one for all pools: thread names are unique among all live handlers
 
-exiting = threading.Event()  # set when non-daemon threads must not become idle any more
+exiting: threading.Event = threading.Event()  # set when non-daemon threads must not become idle any more
 # For a thread that has chosen an idle worker to wake it: it may be interrupted between the two.
 CHOSEN_SECONDS = 1.0
 
@@ -267,7 +267,7 @@ class Worker:
 
     def __init__(self, pool: Crew) -> None:
         self.pool = pool
-        self.name = f"{pool.name}-{next(_numbers)}"
+        self.name: str = f"{pool.name}-{next(_numbers)}"
         self.calls: deque[Call] = deque()
         self._wakeup = threading.Lock()
         self._wakeup.acquire()
@@ -275,7 +275,9 @@ class Worker:
         own: dict[str, Any] = {"context": Context()} if sys.version_info >= (3, 14) else {}
         life = _Life()
         self._end = weakref.ref(life, self._on_end)
-        self.thread = threading.Thread(target=self._run, args=(life,), name=self.name, daemon=pool.daemon, **own)
+        self.thread: threading.Thread = threading.Thread(
+            target=self._run, args=(life,), name=self.name, daemon=pool.daemon, **own
+        )
 
     def wake(self) -> None:
         """End its rest, or the next one; from any thread."""
