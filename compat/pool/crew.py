@@ -69,7 +69,7 @@ class Crew:
         self.idle_seconds: float = 0.0
         self.reuse_threads = True
         self.closed = False
-        self.starved = False  # the last thread could not be started
+        self.starved: bool = False  # the last thread could not be started
         self.on_start: Callable[[threading.Thread], object] | None = None  # a thread has started
         # Asks for look(), and returns whether that will come.
         self.on_starved: Callable[[], object] | None = None
@@ -157,7 +157,7 @@ class Crew:
         except BaseException:
             self._forget(worker)  # if it has started it adds itself again
             raise
-        self.starved: bool = False
+        self.starved = False
         self._remember(worker)
         return True, None
 
