@@ -49,6 +49,12 @@ def pytest_asyncio_loop_factories(
     return factories
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Run three tests for each processor, for most of them wait; no more than eight, for some are crowds."""
+    return min(3 * len(os.sched_getaffinity(0)), 8)
+
+
 @pytest.fixture(autouse=True)
 def _no_stray_errors(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Fail a test in which the loop had to log an error, such as an exception in a callback."""
