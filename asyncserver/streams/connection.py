@@ -64,8 +64,6 @@ class Connection(Dialogue):
         "proxy_header",
     )
 
-    _admitted = True  # once the server has let it in
-
     def __init__(self, poller: Poller, sock: socket.socket, peer_address: Address, closing: asyncio.Event) -> None:
         Dialogue.__init__(self)
         self._poller = poller
