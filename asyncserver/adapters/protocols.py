@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from ..net.addresses import task_name
 from ..net.tasks import name_task
 from .checks import check_callback, check_factory
+from .loop_transports import transport_for
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from .protocol_connection import ProtocolConnection
 
@@ -37,6 +38,10 @@ class ProtocolHandler:
     def make(self, connection: ProtocolConnection | None) -> asyncio.BaseProtocol:
         """Make the protocol for a connection, or (None) for a datagram endpoint."""
         return self._factory()
+
+    def serve(self, connection: ProtocolConnection) -> Coroutine[Any, Any, None]:
+        """Serve a connection, until it is lost."""
+        return connection.run(self.make, transport_for)
 
 
 class _CallbackHandler(ProtocolHandler):

@@ -6,7 +6,7 @@ import asyncio
 import ssl as ssl_
 from collections import Counter, deque
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import anyio
 
@@ -24,7 +24,7 @@ from ..reports.logs import about, raised_at, with_lines
 from ..reports.stats import outcome_of, timed
 from ..streams.stream import Stream
 from ..tls.contexts import TLSContext
-from .handlers import HandlerServer, Run, Source
+from .handlers import HandlerServer, Run
 
 if TYPE_CHECKING:
     import socket
@@ -39,47 +39,8 @@ if TYPE_CHECKING:
 # Looks at all connections per idle_timeout: one is closed at most an eighth of it late.
 _IDLE_LOOKS = 16
 
-
-class Connected(Source, Protocol):
-    """A connection as its server sees it: a Stream, or a ProtocolConnection."""
-
-    peer_address: Address
-    proxy_header: ProxyHeader | None
-    bytes_received: int
-    bytes_sent: int
-
-    @property
-    def bytes_moved(self) -> int:
-        """Bytes both ways."""
-
-    async def aclose(self) -> None:
-        """Close, and wait until that is done."""
-
-    @property
-    def _admitted(self) -> bool:
-        """Whether it may send: its own state only, the server may know more."""
-
-    def _bar(self) -> None:
-        """Refuse to send until it is let in."""
-
-    def _let_in(self) -> None:
-        """Send from now on."""
-
-    @property
-    def _undelivered(self) -> bool:
-        """Whether it was closed before the peer had taken all that was sent."""
-
-    def _let_go(self) -> None:
-        """Close at once what is being closed; the kernel goes on with what is unsent."""
-
-    def _close_if_quiet(self) -> bool:
-        """Close at once, unless that could cost the peer something; true if it is closed."""
-
-    def _expire(self) -> None:
-        """The idle timeout is over."""
-
-    async def _take_proxy_header(self) -> ProxyHeader:
-        """Take a PROXY header off the socket."""
+#: A connection, as its handler gets it.
+Connected: TypeAlias = Stream | ProtocolConnection
 
 
 class StreamServer(HandlerServer[Connected]):
@@ -118,7 +79,7 @@ class StreamServer(HandlerServer[Connected]):
         self._seldom = Seldom(loop.time)
         # The class of the connections is the one whose handler `_layers()` builds on.
         protocols = isinstance(self._handler, ProtocolHandler)
-        self._connect: type[Stream | ProtocolConnection] = ProtocolConnection if protocols else Stream
+        self._connect: type[Connected] = ProtocolConnection if protocols else Stream
         self._run = self._layers()
         self._poller = Poller(loop)
         self._waiting: deque[tuple[socket.socket, Address]] = deque()
@@ -132,9 +93,8 @@ class StreamServer(HandlerServer[Connected]):
 
     def _layers(self) -> Run[Connected]:
         """See HandlerServer. A connection passes through them from the last one to the first."""
-        run: Any = self._handler  # takes what `_connect` makes
-        if isinstance(self._handler, ProtocolHandler):
-            run = partial(ProtocolConnection.run, make=self._handler.make)
+        # It takes what `_connect` makes.
+        run: Any = self._handler.serve if isinstance(self._handler, ProtocolHandler) else self._handler
         if self._ssl is not None:
             run = partial(self._run_tls, run)
         if self._proxies is not None:
@@ -150,7 +110,7 @@ class StreamServer(HandlerServer[Connected]):
         running = super().connections
         if self._proxies is None and self._ssl is None:
             return running
-        return frozenset(one for one in running if one._admitted and one not in self._entering)
+        return frozenset(one for one in running if one not in self._entering)
 
     # -- what comes in
 
@@ -185,7 +145,7 @@ class StreamServer(HandlerServer[Connected]):
             if self._full:
                 self._apply_pause()
 
-    async def _run_tls(self, run: Run[Connected], connection: Stream | ProtocolConnection) -> object:
+    async def _run_tls(self, run: Run[Connected], connection: Connected) -> object:
         assert self._ssl is not None
         try:
             async with asyncio.timeout(self._ssl_handshake_timeout):
@@ -195,8 +155,7 @@ class StreamServer(HandlerServer[Connected]):
             _logger.debug("TLS handshake with %r failed: %s", connection.peer_address, exc, extra=extra)
             raise Refused from exc
         self._let_in(connection)
-        result: object = await run(connection)
-        return result
+        return await run(connection)
 
     async def _run_proxied(self, run: Run[Connected], connection: Connected) -> object:
         """Read the client's address from the proxy's header; then go on as without a proxy."""
@@ -222,8 +181,7 @@ class StreamServer(HandlerServer[Connected]):
                 connection.abort()
         if self._ssl is None:
             self._let_in(connection)
-        result: object = await run(connection)
-        return result
+        return await run(connection)
 
     def _let_in(self, connection: Connected) -> None:
         self._entering.discard(connection)

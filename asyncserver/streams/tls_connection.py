@@ -36,9 +36,6 @@ class TLSConnection(Connection):
 
     __slots__ = ()
 
-    bytes_received: int
-    bytes_sent: int
-
     def _unread(self) -> int:
         """Count the bytes in the kernel and in OpenSSL that were not received."""
         return super()._unread() + (self._sock.pending() if isinstance(self._sock, ssl.SSLSocket) else 0)
@@ -131,7 +128,7 @@ class TLSConnection(Connection):
         return data
 
     def _receive_owed(self, max_bytes: int) -> bytes:
-        whole = isinstance(self._sock, ssl.SSLSocket) and self._holds_whole_records()
+        whole = self._holds_whole_records()
         try:
             return super()._receive_owed(max_bytes)
         except ssl.SSLWantReadError:
@@ -140,7 +137,9 @@ class TLSConnection(Connection):
             raise
 
     def _holds_whole_records(self) -> bool:
-        """Whether the kernel holds whole records only, of which OpenSSL will keep no part."""
+        """Whether the kernel holds whole TLS records only, of which OpenSSL will keep no part."""
+        if not isinstance(self._sock, ssl.SSLSocket):
+            return False
         end, ahead = 0, b"?"
         with contextlib.suppress(OSError):
             ahead = socket.socket.recv(self._sock, CHUNK, socket.MSG_PEEK)

@@ -207,6 +207,18 @@ async def test_every_method_does_the_same(transport: Transport, call: str) -> No
             one.close()
 
 
+async def test_text_instead_of_bytes(tcp: Transport) -> None:
+    """The error names the call, and says what it takes and what it got."""
+    async with ours(tcp) as (made, address):
+        client, transport = await connected(tcp, made, address)
+        with pytest.raises(TypeError, match=r"^write\(\) takes bytes; got 'text': encode it, \.encode\(\)$"):
+            transport.write("text")
+        with pytest.raises(TypeError, match=r"^write\(\) takes bytes; got 5$"):
+            transport.write(5)
+        assert await client.ask(b"hello") == b"HELLO"
+        client.close()
+
+
 # -- the loop's functions
 
 
