@@ -14,7 +14,6 @@ from ._logger import logger as _logger
 from .leaving.executor import CallExecutor
 from .leaving.exits import Exits
 from .leaving.stopping import Stage, Stopping
-from .leaving.terminals import open_terminals
 from .leaving.threads import watch_end
 from .monitoring.notify import NotifySocket
 from .reports.logs import about
@@ -295,7 +294,6 @@ class _Signals:
         self._starting = asyncio.current_task()
         self._servers: Sequence[Server] = ()
         self._closing: list[asyncio.Task[object]] = []
-        self._terminals = open_terminals()
 
     def concern(self, servers: Sequence[Server]) -> None:
         """Take the servers, which have all started."""
@@ -352,8 +350,7 @@ class _Signals:
 
     def _reload(self) -> None:
         """Read the certificates again."""
-        if open_terminals() != self._terminals:
-            self._terminals = open_terminals()
+        if self._stopping.has_lost_terminal():
             self._stop(signal.SIGHUP)
             return
         if self._stopping.stage is not Stage.SERVING:

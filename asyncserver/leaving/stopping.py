@@ -9,6 +9,7 @@ end counts as a signal. The callers, running.py and supervisor.py, do what a sta
 from __future__ import annotations
 
 import enum
+import os
 import time
 
 from .._logger import logger as _logger
@@ -41,6 +42,7 @@ class Stopping:
         self.stage: Stage = Stage.STARTING
         self.started: bool = False
         self._last_signal = (0, 0.0)
+        self._terminals = _open_terminals()
 
     @property
     def stopping(self) -> bool:
@@ -70,6 +72,14 @@ class Stopping:
         self._last_signal = (number, now)
         return False
 
+    def has_lost_terminal(self) -> bool:
+        """Whether a terminal has closed since the last call: no Ctrl-C can come from it any more.
+
+        It sends SIGHUP, and the program ends as if Ctrl-C had come.
+        """
+        before, self._terminals = self._terminals, _open_terminals()
+        return before != self._terminals
+
     def advance(self, cause: str) -> Stage:
         """Advance one stage, and log what that means.
 
@@ -88,3 +98,8 @@ class Stopping:
         else:
             self.stage = Stage.KILLED
         return self.stage
+
+
+def _open_terminals() -> list[int]:
+    """Which of the standard streams are a terminal. A closed one no longer is."""
+    return [descriptor for descriptor in range(3) if os.isatty(descriptor)]

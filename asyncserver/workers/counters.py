@@ -22,6 +22,7 @@ from .slot import NEVER
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from ..leaving.stopping import Stopping
     from ..monitoring import http
     from ..reports.stats import Reading, ServerStats
     from .slot import Slot, Worker
@@ -36,7 +37,7 @@ class Counters:
     Args:
         slots: of all workers.
         workers: those alive; the supervisor changes it.
-        is_ready: returns whether all servers take new work.
+        stopping: how far the program's end has come.
 
     Attributes:
         places: the label of each server.
@@ -44,10 +45,10 @@ class Counters:
         deaths: how many workers ended unasked.
     """
 
-    def __init__(self, slots: Sequence[Slot], workers: set[Worker], is_ready: Callable[[], bool]) -> None:
+    def __init__(self, slots: Sequence[Slot], workers: set[Worker], stopping: Stopping) -> None:
         self._slots = slots
         self._workers = workers
-        self._is_ready = is_ready
+        self._stopping = stopping
         self._asked: set[Worker] = set()
         self._callbacks: list[Callable[[], object]] = []
         self._drops = drops_of(slots)
@@ -103,8 +104,10 @@ class Counters:
 
     @property
     def ready(self) -> bool:
-        """See Program."""
-        return self._is_ready()
+        """Whether every slot has a worker that takes new work, and no signal to stop has come."""
+        return not self._stopping.stopping and all(
+            slot.worker is not None and slot.worker.taking for slot in self._slots
+        )
 
     def has_other_metrics(self) -> bool:
         """See Program. Other metrics of this process are not about the workers' servers."""

@@ -130,8 +130,7 @@ class Watchdog:
 
     def report_if_ready(self) -> None:
         """End a start or reload if every slot has a serving worker and no successor is starting."""
-        ready = all(one.worker and one.worker.serving and one.successor is None for one in self._slots)
-        if self._starting and not self._stopping and ready:
+        if self._starting and not self._stopping and all(slot.settled for slot in self._slots):
             self._starting = False
             self._notify.ready(self._note)
 
