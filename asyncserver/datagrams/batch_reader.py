@@ -66,8 +66,6 @@ class BatchReader(Endpoint, ABC):
         max_datagram_size: bytes of a datagram that are kept.
     """
 
-    received: int
-
     def __init__(self, server: Handling, bound: BoundSocket, max_datagram_size: int) -> None:
         super().__init__(server._loop, bound, max_datagram_size)
         self._server = server

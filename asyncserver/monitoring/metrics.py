@@ -10,6 +10,7 @@ import asyncio
 import concurrent.futures
 import itertools
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from .._logger import logger as _logger
@@ -48,11 +49,6 @@ class Metric:
     keys: Mapping[str, str] = field(default_factory=dict)
     label: str = ""
     of_program: bool = False
-
-    @property
-    def full_name(self) -> str:
-        """The name in queries."""
-        return f"asyncserver_{self.name}" + ("_total" if self.kind == "counter" else "")
 
 
 _OUTCOMES = ("completed", "failed", "cancelled", "timed_out")
@@ -185,16 +181,12 @@ def families(rows: Iterable[Row], by: Sequence[str] = ("server",)) -> Iterator[A
         rows: readings; one without labels is the program's.
         by: the names of the rows' labels.
     """
-    from prometheus_client.core import (  # noqa: PLC0415 - an optional extra
-        CounterMetricFamily,
-        GaugeMetricFamily,
-        HistogramMetricFamily,
-    )
+    from prometheus_client import core  # noqa: PLC0415 - an optional extra
 
     kinds: dict[str, Any] = {
-        "counter": CounterMetricFamily,
-        "gauge": GaugeMetricFamily,
-        "histogram": HistogramMetricFamily,
+        "counter": core.CounterMetricFamily,
+        "gauge": core.GaugeMetricFamily,
+        "histogram": core.HistogramMetricFamily,
     }
     rows = list(rows)
     for metric in METRICS:
@@ -241,17 +233,8 @@ def exposition(collected: Iterable[Any], accept: str) -> tuple[str, bytes]:
         encode, content_type = choose_encoder(accept)
     except Exception:  # a version that is not a number: the peer's fault, not worth a log line
         encode, content_type = choose_encoder("")
-    return content_type, encode(_Collected(list(collected)))
-
-
-class _Collected:
-    """Families behind the interface of a registry, for the encoder."""
-
-    def __init__(self, found: list[Any]) -> None:
-        self._found = found
-
-    def collect(self) -> list[Any]:
-        return self._found
+    registry: Any = SimpleNamespace(collect=lambda: collected)  # all that the encoder asks for
+    return content_type, encode(registry)
 
 
 def other_families() -> Iterator[Any]:

@@ -102,16 +102,14 @@ class Counters:
 
     # -- as a Program of monitoring/monitor.py
 
+    has_other_metrics = False  # those of this process are not about the workers' servers
+
     @property
     def ready(self) -> bool:
         """Whether every slot has a worker that takes new work, and no signal to stop has come."""
         return not self._stopping.stopping and all(
             slot.worker is not None and slot.worker.taking for slot in self._slots
         )
-
-    def has_other_metrics(self) -> bool:
-        """See Program. Other metrics of this process are not about the workers' servers."""
-        return False
 
     def respond(self, request: http.Request, answer: Callable[[http.Response], object]) -> None:
         """Answer a request; one for metrics gets fresh counters."""
