@@ -55,19 +55,16 @@ REAP_SECONDS = 1.0  # between looks for workers that ended unnoticed: 0.1 us for
 
 
 class Crew:
-    """The threads of a pool, and the calls that they take: see above.
+    """The threads of a pool, and the calls that they take. The arguments are ThreadPool's."""
 
-    Args:
-        name: threads are called name-1, name-2, ...; numbers are never reused.
-        daemon: whether the threads are daemonic.
-    """
-
-    def __init__(self, name: str, daemon: bool) -> None:
+    def __init__(
+        self, max_threads: int | None, name: str, daemon: bool, idle_seconds: float, reuse_threads: bool
+    ) -> None:
+        self.max_threads = max_threads
         self.name = name
         self.daemon = daemon
-        self.max_threads: int | None = None
-        self.idle_seconds: float = 0.0
-        self.reuse_threads = True
+        self.idle_seconds = idle_seconds
+        self.reuse_threads = reuse_threads
         self.closed = False
         self.starved: bool = False  # the last thread could not be started
         self.on_start: Callable[[threading.Thread], object] | None = None  # a thread has started
@@ -234,10 +231,6 @@ class Crew:
             if worker.has_ended():
                 self._bury(worker)
 
-    def _alive_after_all(self) -> bool:
-        """Whether a worker lives that could take the calls that wait."""
-        return any(not worker.has_ended() for worker in list(self._workers))
-
 
 _numbers = itertools.count(1)  # one for all pools: thread names are unique among all live handlers
 
@@ -253,12 +246,9 @@ class _Life:
 
 
 class Worker:
-    """A thread, and what the pool knows about it.
+    """A thread that takes the calls of a pool, and what the pool knows about it.
 
     Not as attributes of the thread: programs set any name on `threading.current_thread()`.
-
-    Args:
-        pool: whose calls it takes.
 
     Attributes:
         calls: the call that it has taken, if any. Only its thread adds to it.
@@ -336,8 +326,8 @@ class Worker:
         call.started = monotonic()
         try:
             call.context.run(call.function, *call.args)
-        except BaseException:
-            report(self.thread)
+        except BaseException as error:
+            _report(error, self.thread)
             call.break_off()
         del call  # an idle thread keeps no request alive
         self.calls.clear()
@@ -373,12 +363,9 @@ class Worker:
         return bool(pool._queue) and pool._enlist(self)
 
 
-def report(thread: threading.Thread) -> None:
-    """Do with the current exception what `threading.Thread` does, and go on."""
-    kind, error, trace = sys.exc_info()
-    if kind is None:
-        return
+def _report(error: BaseException, thread: threading.Thread) -> None:
+    """Do with an exception what `threading.Thread` does, and go on."""
     try:
-        threading.excepthook(threading.ExceptHookArgs((kind, error, trace, thread)))
+        threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, thread)))
     except Exception:
         sys.excepthook(*sys.exc_info())

@@ -72,10 +72,9 @@ def main() -> None:
 
 
 def execute_in_child(namespace: dict[str, Any]) -> None:
-    """Define in a child of multiprocessing what the program's main module defines, swapped, too.
+    """In a child of multiprocessing: define what the program's main module defines, swapped, too.
 
-    Args:
-        namespace: the globals of the module that multiprocessing will call `__main__`.
+    `namespace` holds the globals of the module that multiprocessing will call `__main__`.
     """
     install()
     kind, _, name = os.environ[PROGRAM].partition(" ")
@@ -184,14 +183,6 @@ def _find(name: str) -> ModuleSpec:
     return spec
 
 
-def _code_of(spec: ModuleSpec) -> CodeType:
-    get_code = getattr(spec.loader, "get_code", None)
-    code = get_code(spec.name) if get_code is not None else None
-    if not isinstance(code, CodeType):
-        sys.exit(f"python -m compat: {spec.name} has no code that can be executed")
-    return code
-
-
 @dataclass(frozen=True)
 class _Program:
     code: CodeType
@@ -202,7 +193,11 @@ class _Program:
 
 
 def _program_of(spec: ModuleSpec, package: str) -> _Program:
-    return _Program(_code_of(spec), spec.origin, spec.loader, package, spec.cached)
+    get_code = getattr(spec.loader, "get_code", None)
+    code = get_code(spec.name) if get_code is not None else None
+    if not isinstance(code, CodeType):
+        sys.exit(f"python -m compat: {spec.name} has no code that can be executed")
+    return _Program(code, spec.origin, spec.loader, package, spec.cached)
 
 
 def _execute(program: _Program, namespace: dict[str, Any] | None = None, name: str = "__main__") -> None:
