@@ -59,11 +59,7 @@ class Call:
 
 
 class CallExecutor(concurrent.futures.ThreadPoolExecutor):
-    """An executor with daemonic threads; asyncio takes only subclasses of ThreadPoolExecutor.
-
-    Args:
-        loop: the running loop; this becomes its default executor.
-    """
+    """The running loop's default executor, for which asyncio takes only ThreadPoolExecutors."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()

@@ -73,19 +73,12 @@ class Stopping:
         return False
 
     def has_lost_terminal(self) -> bool:
-        """Whether a terminal has closed since the last call: no Ctrl-C can come from it any more.
-
-        It sends SIGHUP, and the program ends as if Ctrl-C had come.
-        """
+        """Whether a terminal has closed since the last call: SIGHUP then means what Ctrl-C does."""
         before, self._terminals = self._terminals, _open_terminals()
         return before != self._terminals
 
     def advance(self, cause: str) -> Stage:
-        """Advance one stage, and log what that means.
-
-        Args:
-            cause: the signal's name, or another reason.
-        """
+        """Advance one stage, and log what that means, after its cause, such as a signal's name."""
         if self.stage is Stage.SERVING and self.drain_delay:
             self.stage = Stage.DELAYED
             _logger.info("%s: not ready any more; in %g s, or when told again, the drain", cause, self.drain_delay)

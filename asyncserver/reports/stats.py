@@ -193,11 +193,7 @@ class Durations:
 
 
 class Account:
-    """What one server has counted.
-
-    Args:
-        kind: of its sockets: SOCK_STREAM counts connections, SOCK_DGRAM datagrams.
-    """
+    """What one server has counted: connections, or with sockets of kind SOCK_DGRAM datagrams."""
 
     def __init__(self, kind: int) -> None:
         self.durations: Durations | None = None

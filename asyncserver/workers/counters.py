@@ -11,7 +11,7 @@ import time
 import zlib
 from typing import TYPE_CHECKING
 
-from ..monitoring.metrics import Row
+from ..monitoring.metrics import Row, summed
 from ..monitoring.monitor import respond
 from ..net.addresses import distinct_labels, label_of
 from ..reports.stats import add, retired, stats_of
@@ -32,12 +32,7 @@ _PATIENCE = 1.0
 
 
 class Counters:
-    """Adds up the workers' readings.
-
-    Args:
-        slots: of all workers.
-        workers: those alive; the supervisor changes it.
-        stopping: how far the program's end has come.
+    """Adds up the workers' readings. `workers` are those alive: the supervisor changes it.
 
     Attributes:
         places: the label of each server.
@@ -142,7 +137,4 @@ class Counters:
 
     def stats(self) -> list[ServerStats]:
         """The sums over all slots, for each server."""
-        totals: dict[str, Reading] = {place: {} for place in self.places}
-        for row in self._readings():
-            add([totals[row.labels[0]]], [row.reading])
-        return [stats_of(reading) for reading in totals.values()]
+        return [stats_of(row.reading) for row in summed(self._readings())]

@@ -48,22 +48,13 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 @dataclass(frozen=True)
 class Orders:
-    """How a worker serves.
+    """How a worker serves."""
 
-    Attributes:
-        sockets: to serve on, for each serving.
-        channel: to the supervisor.
-        reload_tls: whether to read certificates again.
-        measure: whether to measure how long handlers take.
-        report_every: seconds between reports; what is counted after the last one is lost when the
-            worker is killed.
-    """
-
-    sockets: list[list[BoundSocket]]
-    channel: socket.socket
+    sockets: list[list[BoundSocket]]  # for each serving
+    channel: socket.socket  # to the supervisor
     reload_tls: bool
-    measure: bool
-    report_every: float
+    measure: bool  # how long handlers take
+    report_every: float  # seconds; what was counted after the last report is lost when it is killed
 
 
 def run_worker(
@@ -74,11 +65,7 @@ def run_worker(
 ) -> NoReturn:
     """Serve in a process just forked, with SIGNALS blocked, and exit without its parent's cleanup.
 
-    Args:
-        load: returns the servings.
-        orders: how to serve.
-        prepare: called when this process handles signals; unblocks them.
-        loop_factory: makes the event loop.
+    `prepare` is called when this process handles signals, and unblocks them.
     """
     status = 1
     try:

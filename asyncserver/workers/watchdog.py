@@ -42,9 +42,7 @@ class Watchdog:
 
     Args:
         notify: systemd's socket.
-        slots: of all workers.
-        workers: those alive; the supervisor changes it.
-        stats: returns the counters of all workers.
+        slots, workers, stats: of all workers.
         stuck_timeout: seconds without a message until a worker is stuck; 0 for no limit of ours.
 
     Attributes:
