@@ -105,19 +105,14 @@ async def _serve(servings: Sequence[Serving], orders: Orders, exits: Exits) -> N
         send(orders.channel, READY)
         exits.leave = lambda _: send(orders.channel, LEAVE)
         await asyncio.wait([asyncio.ensure_future(server.wait_closed()) for server in servers])
-    await calls.finish(lambda: control.deadline)
+    await calls.finish()
     control.report()
 
 
 class _Control:
-    """In a worker: obeys the supervisor, and reports to it.
-
-    Attributes:
-        deadline: the loop's time until which what runs may go on; 0 before the drain.
-    """
+    """In a worker: obeys the supervisor, and reports to it."""
 
     def __init__(self, servers: list[Server], orders: Orders, drain_timeout: float, calls: CallExecutor) -> None:
-        self.deadline = 0.0
         self._servers = servers
         self._orders = orders
         self._drain_timeout = drain_timeout
@@ -157,8 +152,7 @@ class _Control:
             self._close(None)
 
     def _close(self, timeout: float | None) -> None:
-        self.deadline = self._loop.time() + (self._drain_timeout if timeout is None else timeout)
-        self._calls.hurry()
+        self._calls.end_by(self._loop.time() + (self._drain_timeout if timeout is None else timeout))
         self._closing += [self._loop.create_task(server.close(timeout)) for server in self._servers]
 
 

@@ -367,7 +367,7 @@ class Supervisor:
         """In a worker: close what it has inherited of others, so that their end is noticed."""
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._selector.close()
-        self._watchdog.close()
+        self._notify.close()
         for end in (*self._wakeup, *other_ends):
             end.close()
         for worker in self._workers:

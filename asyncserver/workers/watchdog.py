@@ -136,7 +136,3 @@ class Watchdog:
         """Report that the end has begun."""
         self._stopping = True
         self._notify.stopping()
-
-    def close(self) -> None:
-        """Send nothing more."""
-        self._notify.close()
