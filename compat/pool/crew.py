@@ -7,21 +7,18 @@ have not looked at it yet, are *woken*. A deque with calls in it means one of th
 * a producer is between add() and wake();
 * every thread that may exist is at work, and takes the next call when it ends.
 
-What producers and workers do:
+A producer adds as many calls as it has, then calls `wake` once: if no worker is woken, it wakes an
+idle one or starts a new one. A worker that
 
-* A producer adds as many calls as it has (`add`), then calls `wake` once: if no worker is woken, it
-  wakes an idle one or starts a new one.
-* A worker that comes is woken no more, takes one call and, *before* it runs that call, wakes
-  another worker if the deque is not empty. So handlers that wait for one another always meet.
-* A worker that has finished a call takes the next one without waking another. So quick calls empty
-  a whole batch while the next worker is still waking up.
-* Where the oldest call has waited too long (`LATE_SECONDS`) and no call has ended since,
-  the machine is busy and this chain too slow: then each worker that comes may wake two,
-  so that their number doubles.
-* A worker that becomes idle shows that first, and looks at the deque afterwards: a producer may
-  have added a call in between, and found a woken worker that had looked before.
+* comes is woken no more, takes one call and, *before* it runs that call, wakes another worker if
+  the deque is not empty. So handlers that wait for one another always meet. If the machine is too
+  busy for that (LATE_SECONDS), it may wake two, so that their number doubles;
+* has finished a call takes the next one without waking another. So quick calls empty a whole batch
+  while the next worker is still waking up;
+* becomes idle shows that first, and looks at the deque afterwards: a producer may have added a call
+  in between, and found a woken worker that had looked before.
 
-Exceptions may arrive between any two steps: from other threads (PyThreadState_SetAsyncExc), trace
+Exceptions may come between any two steps: from other threads (PyThreadState_SetAsyncExc), trace
 functions, signal handlers, for lack of memory. So nothing is counted, everything is looked up:
 calls run if workers hold them, workers live if the interpreter says so, taking a call is one step,
 and each other step may be repeated. A worker that ends removes itself; what it has missed is found
@@ -49,7 +46,8 @@ if TYPE_CHECKING:
 
     from compat.pool.call import Call
 
-# On a quiet machine 200 workers come in a row in this time; on a busy one, one may need as long.
+# If the oldest call has waited longer, and none has ended since, workers come too slowly. On a
+# quiet machine 200 come in a row in this time; on a busy one, one may need as long.
 LATE_SECONDS = 0.01
 REAP_SECONDS = 1.0  # between looks for workers that ended unnoticed: 0.1 us for each worker
 
