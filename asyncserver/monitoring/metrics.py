@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ServerCollector"]
 
-ADVICE = "metrics need prometheus-client: pip install 'asyncserver[metrics]'"
-
 # Seconds that a collector in another thread waits for the server's loop. Prometheus waits 10.
 _PATIENCE = 5.0
 
@@ -171,7 +169,8 @@ def require_prometheus() -> None:
     try:
         import prometheus_client  # noqa: F401, PLC0415 - an optional extra
     except ModuleNotFoundError as exc:
-        raise ModuleNotFoundError(ADVICE, name=exc.name) from exc
+        advice = "metrics need prometheus-client: pip install 'asyncserver[metrics]'"
+        raise ModuleNotFoundError(advice, name=exc.name) from exc
 
 
 def families(rows: Iterable[Row], by: Sequence[str] = ("server",)) -> Iterator[Any]:

@@ -77,14 +77,6 @@ def _metrics(program: Program, request: http.Request) -> http.Response:
     return http.Response(HTTPStatus.OK, body, content_type)
 
 
-def warn_without_prometheus() -> None:
-    """Warn at the start of what a scrape would report later."""
-    try:
-        metrics.require_prometheus()
-    except ModuleNotFoundError as exc:
-        _logger.warning("%s; until then only /ready and /live answer", exc)
-
-
 def log_urls(addresses: Iterable[Address]) -> None:
     """Log where the metrics are served."""
     for address in addresses:
@@ -109,7 +101,10 @@ class Monitor:
     def serving(self, place: str) -> Serving:
         """Make the Serving that serves it at HOST:PORT."""
         host, port = _parse_place(place)
-        warn_without_prometheus()
+        try:
+            metrics.require_prometheus()
+        except ModuleNotFoundError as exc:  # at the start, not only to those who scrape
+            _logger.warning("%s; until then only /ready and /live answer", exc)
         return serve(self, host, port, drain_timeout=_DRAIN_TIMEOUT)
 
     def watch(self, servers: Sequence[Server], *, measure: bool) -> None:
