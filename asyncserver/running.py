@@ -14,7 +14,6 @@ from ._logger import logger as _logger
 from .leaving.executor import CallExecutor
 from .leaving.exits import Exits
 from .leaving.stopping import Stage, Stopping
-from .leaving.terminals import open_terminals
 from .leaving.threads import watch_end
 from .monitoring.notify import NotifySocket
 from .reports.logs import about
@@ -244,7 +243,7 @@ async def _run(
                     _logger.info("%r", server, extra=about(server))
                 with _telling(notify, servers):
                     await asyncio.wait([asyncio.ensure_future(server.wait_closed()) for server in servers])
-            await calls.finish(lambda: signals.deadline)
+            await calls.finish()
     except asyncio.CancelledError:
         if not signals.given_up:
             raise
@@ -277,14 +276,12 @@ class _Signals:
 
     Attributes:
         given_up: whether one has ended the start.
-        deadline: the loop's time until which what runs may go on; 0 before the drain.
     """
 
     def __init__(
         self, monitor: Monitor, notify: NotifySocket, drain_delay: float, drain_timeout: float, calls: CallExecutor
     ) -> None:
         self.given_up = False
-        self.deadline = 0.0
         self._drain_timeout = drain_timeout
         self._calls = calls
         self._monitor = monitor
@@ -295,7 +292,6 @@ class _Signals:
         self._starting = asyncio.current_task()
         self._servers: Sequence[Server] = ()
         self._closing: list[asyncio.Task[object]] = []
-        self._terminals = open_terminals()
 
     def concern(self, servers: Sequence[Server]) -> None:
         """Take the servers, which have all started."""
@@ -346,14 +342,12 @@ class _Signals:
             self._delay = self._loop.call_later(self._stopping.drain_delay, self._advance, "the delay is over")
         else:
             timeout = None if stage is Stage.DRAINING else 0.0
-            self.deadline = self._loop.time() + (self._drain_timeout if timeout is None else timeout)
-            self._calls.hurry()
+            self._calls.end_by(self._loop.time() + (self._drain_timeout if timeout is None else timeout))
             self._closing.extend([self._loop.create_task(server.close(timeout)) for server in self._servers])
 
     def _reload(self) -> None:
         """Read the certificates again."""
-        if open_terminals() != self._terminals:
-            self._terminals = open_terminals()
+        if self._stopping.has_lost_terminal():
             self._stop(signal.SIGHUP)
             return
         if self._stopping.stage is not Stage.SERVING:

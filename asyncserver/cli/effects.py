@@ -32,12 +32,7 @@ _OTHERS = {
 
 
 def lacking(name: str, values: Mapping[str, Any]) -> str:
-    """Say what else an option needs to have an effect; "" if it has all.
-
-    Args:
-        name: the option's.
-        values: of all options.
-    """
+    """Say what else the option of this name needs to have an effect; "" if there is all."""
     wanted = _PLACES.get(name, _STREAMS + _DATAGRAMS)
     # Without any place it is the default address.
     served = {one for one in _STREAMS + _DATAGRAMS if values[one]} or {*_PORTS}

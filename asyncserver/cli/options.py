@@ -138,11 +138,6 @@ def name(text: str) -> str:
     return text
 
 
-def groups(text: str) -> list[str]:
-    """Names of key exchange groups, the preferred first, as OpenSSL's own tools write them."""
-    return text.split(":")
-
-
 def on_or_off(text: str) -> bool:
     """The value in the environment of an option that is a flag on the command line."""
     if text.lower() not in (*_TRUE, *_FALSE):
@@ -250,7 +245,8 @@ OPTIONS: tuple[Option, ...] = (
            default="required", choices=("required", "optional")),
     Option(_TLS, "--tls-min", "VERSION", "1.2 or 1.3", default="1.2", choices=("1.2", "1.3")),
     Option(_TLS, "--tls-groups", "GROUP[:...]",
-           "key exchange groups, the preferred first, such as X25519MLKEM768:X25519; needs Python 3.15", groups),
+           "key exchange groups, the preferred first, such as X25519MLKEM768:X25519; needs Python 3.15",
+           lambda text: text.split(":")),
     Option(_TLS, "--ssl-handshake-timeout", "SECONDS", "how long a client's handshake may take", seconds(), 30.0),
     Option(_CODE, "--threads", "N", "limit for subclasses of socketserver.BaseRequestHandler (default: 4096)",
            count(1)),
@@ -325,23 +321,20 @@ def read(
     """
     if "_ARGCOMPLETE" in environment:  # a shell asks for completions
         importlib.import_module("argcomplete").autocomplete(parser)
-    values: dict[str, Any] = {option.name: [] if option.several else option.default for option in OPTIONS}
     parsed, unknown = parser.parse_known_args(arguments)
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{_meant(unknown[0], [one.flag for one in OPTIONS])}")
-    typed = {name: value for name, value in vars(parsed).items() if value is not None}
-    given = set(typed)
+    given = {name: value for name, value in vars(parsed).items() if value is not None}
     for option in OPTIONS:
         text = environment.get(option.variable, "")
-        if text and option.name not in typed:
+        if text and option.name not in given:
             try:
-                values[option.name] = option.from_text(text)
-                given.add(option.name)
+                given[option.name] = option.from_text(text)
             except argparse.ArgumentTypeError as exc:
                 parser.error(f"environment variable {option.variable}: {exc}")
-    values |= typed
+    values = {option.name: [] if option.several else option.default for option in OPTIONS} | given
     for option in OPTIONS:
-        if option.name in given and values[option.name] is not False and (more := lacking(option.name, values)):
+        if given.get(option.name, False) is not False and (more := lacking(option.name, values)):
             parser.error(f"{option.flag} ({option.variable}) has no effect without {more}: leave it out")
     return argparse.Namespace(**values)
 

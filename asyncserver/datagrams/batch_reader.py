@@ -58,15 +58,7 @@ class Handling(Protocol):
 
 
 class BatchReader(Endpoint, ABC):
-    """Reads datagrams for a server.
-
-    Args:
-        server: admits datagrams, and settles them.
-        bound: the socket. The reader closes it.
-        max_datagram_size: bytes of a datagram that are kept.
-    """
-
-    received: int
+    """Reads datagrams for a server. The other arguments are Endpoint's."""
 
     def __init__(self, server: Handling, bound: BoundSocket, max_datagram_size: int) -> None:
         super().__init__(server._loop, bound, max_datagram_size)

@@ -26,6 +26,8 @@ __all__ = ["DrainReport", "Durations", "ServerStats"]
 Reading: TypeAlias = dict[str, float]
 
 _Source = TypeVar("_Source")
+# What is run for each source, such as a connection: its handler, and layers around it.
+Run: TypeAlias = "Callable[[_Source], Coroutine[Any, Any, object]]"
 
 # What servers of connections and servers of datagrams both count; of the rest each has its own.
 _OF_ALL = frozenset(("active", "completed", "failed", "cancelled", "timed_out"))
@@ -191,11 +193,7 @@ class Durations:
 
 
 class Account:
-    """What one server has counted.
-
-    Args:
-        kind: of its sockets: SOCK_STREAM counts connections, SOCK_DGRAM datagrams.
-    """
+    """What one server has counted: connections, or with sockets of kind SOCK_DGRAM datagrams."""
 
     def __init__(self, kind: int) -> None:
         self.durations: Durations | None = None
@@ -230,9 +228,7 @@ class Account:
         return reading
 
 
-def timed(
-    run: Callable[[_Source], Coroutine[Any, Any, object]], observe: Callable[[float], object]
-) -> Callable[[_Source], Coroutine[Any, Any, object]]:
+def timed(run: Run[_Source], observe: Callable[[float], object]) -> Run[_Source]:
     """Measure what runs for each source: `observe()` gets its seconds, unless it is refused."""
 
     async def run_timed(source: _Source) -> object:

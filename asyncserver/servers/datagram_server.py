@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..datagrams.batch_reader import BatchReader
     from ..datagrams.datagram import Datagram
     from ..net.binding import BoundSocket
-    from .handlers import Run
+    from ..reports.stats import Run
 
 
 class DatagramServer(HandlerServer["Datagram"]):

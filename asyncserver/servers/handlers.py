@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from .._logger import logger as _logger
 from ..adapters.protocols import ProtocolHandler
@@ -32,11 +32,12 @@ from .server import Server
 from .slow_steps import with_timed_steps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Coroutine
 
     from .._types import ErrorHandler
     from ..net.addresses import Address
     from ..net.binding import BoundSocket
+    from ..reports.stats import Run
 
 
 class Source(Protocol):
@@ -54,7 +55,6 @@ class Source(Protocol):
 
 
 AnySource = TypeVar("AnySource", bound=Source)
-Run: TypeAlias = "Callable[[AnySource], Coroutine[Any, Any, object]]"
 
 
 class HandlerServer(Server, Generic[AnySource]):

@@ -24,7 +24,7 @@ from ..reports.logs import about, raised_at, with_lines
 from ..reports.stats import outcome_of, timed
 from ..streams.stream import Stream
 from ..tls.contexts import TLSContext
-from .handlers import HandlerServer, Run
+from .handlers import HandlerServer
 
 if TYPE_CHECKING:
     import socket
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ..net.addresses import Address
     from ..net.binding import BoundSocket
     from ..proxy.proxy_protocol import ProxyHeader, TrustedProxies
+    from ..reports.stats import Run
 
 # Looks at all connections per idle_timeout: one is closed at most an eighth of it late.
 _IDLE_LOOKS = 16

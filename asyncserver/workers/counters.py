@@ -11,7 +11,7 @@ import time
 import zlib
 from typing import TYPE_CHECKING
 
-from ..monitoring.metrics import Row
+from ..monitoring.metrics import Row, summed
 from ..monitoring.monitor import respond
 from ..net.addresses import distinct_labels, label_of
 from ..reports.stats import add, retired, stats_of
@@ -22,6 +22,7 @@ from .slot import NEVER
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from ..leaving.stopping import Stopping
     from ..monitoring import http
     from ..reports.stats import Reading, ServerStats
     from .slot import Slot, Worker
@@ -31,12 +32,7 @@ _PATIENCE = 1.0
 
 
 class Counters:
-    """Adds up the workers' readings.
-
-    Args:
-        slots: of all workers.
-        workers: those alive; the supervisor changes it.
-        is_ready: returns whether all servers take new work.
+    """Adds up the workers' readings. `workers` are those alive: the supervisor changes it.
 
     Attributes:
         places: the label of each server.
@@ -44,10 +40,10 @@ class Counters:
         deaths: how many workers ended unasked.
     """
 
-    def __init__(self, slots: Sequence[Slot], workers: set[Worker], is_ready: Callable[[], bool]) -> None:
+    def __init__(self, slots: Sequence[Slot], workers: set[Worker], stopping: Stopping) -> None:
         self._slots = slots
         self._workers = workers
-        self._is_ready = is_ready
+        self._stopping = stopping
         self._asked: set[Worker] = set()
         self._callbacks: list[Callable[[], object]] = []
         self._drops = drops_of(slots)
@@ -101,14 +97,14 @@ class Counters:
 
     # -- as a Program of monitoring/monitor.py
 
+    has_other_metrics = False  # those of this process are not about the workers' servers
+
     @property
     def ready(self) -> bool:
-        """See Program."""
-        return self._is_ready()
-
-    def has_other_metrics(self) -> bool:
-        """See Program. Other metrics of this process are not about the workers' servers."""
-        return False
+        """Whether every slot has a worker that takes new work, and no signal to stop has come."""
+        return not self._stopping.stopping and all(
+            slot.worker is not None and slot.worker.taking for slot in self._slots
+        )
 
     def respond(self, request: http.Request, answer: Callable[[http.Response], object]) -> None:
         """Answer a request; one for metrics gets fresh counters."""
@@ -141,7 +137,4 @@ class Counters:
 
     def stats(self) -> list[ServerStats]:
         """The sums over all slots, for each server."""
-        totals: dict[str, Reading] = {place: {} for place in self.places}
-        for row in self._readings():
-            add([totals[row.labels[0]]], [row.reading])
-        return [stats_of(reading) for reading in totals.values()]
+        return [stats_of(row.reading) for row in summed(self._readings())]

@@ -17,18 +17,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
-import logging
 import os
 import signal
 import socket
-import sys
 import zlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .._logger import logger
 from ..leaving.executor import CallExecutor
-from ..leaving.exits import Exits
+from ..leaving.exits import Exits, exit_now
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,29 +46,26 @@ MOST_SERVERS = 300
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
+@dataclass(frozen=True)
+class Orders:
+    """How a worker serves."""
+
+    sockets: list[list[BoundSocket]]  # for each serving
+    channel: socket.socket  # to the supervisor
+    reload_tls: bool
+    measure: bool  # how long handlers take
+    report_every: float  # seconds; what was counted after the last report is lost when it is killed
+
+
 def run_worker(
     load: Callable[[], Sequence[Serving]],
-    sockets: list[list[BoundSocket]],
-    channel: socket.socket,
+    orders: Orders,
     prepare: Callable[[], object],
     loop_factory: Callable[[], asyncio.AbstractEventLoop],
-    *,
-    reload_tls: bool,
-    measure: bool,
-    report_every: float,
 ) -> NoReturn:
     """Serve in a process just forked, with SIGNALS blocked, and exit without its parent's cleanup.
 
-    Args:
-        load: returns the servings.
-        sockets: to serve on, for each serving.
-        channel: to the supervisor.
-        prepare: called when this process handles signals; unblocks them.
-        loop_factory: makes the event loop.
-        reload_tls: whether to read certificates again.
-        measure: whether to measure how long handlers take.
-        report_every: seconds between reports; the counters of the last such time are lost
-            when it is killed.
+    `prepare` is called when this process handles signals, and unblocks them.
     """
     status = 1
     try:
@@ -76,91 +73,64 @@ def run_worker(
         for number in SIGNALS:
             signal.signal(number, do_nothing)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, lambda *_: _send(channel, LEAVE))
+        signal.signal(signal.SIGTERM, lambda *_: send(orders.channel, LEAVE))
         prepare()
         servings = load()
-        for serving, bound in zip(servings, sockets, strict=True):
+        for serving, bound in zip(servings, orders.sockets, strict=True):
             serving.take(bound)
         with asyncio.Runner(loop_factory=loop_factory) as runner:
-            exits, how = Exits(), {"reload_tls": reload_tls, "measure": measure}
-            exits.run(runner, _serve(servings, sockets, channel, exits, report_every=report_every, **how))
+            exits = Exits()
+            exits.run(runner, _serve(servings, orders, exits))
         status = 0
     except SystemExit as exc:  # argparse's, for instance, after its error message
         status = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
     except BaseException:
         logger.critical("worker %d cannot go on", os.getpid(), exc_info=True)
     finally:
-        _exit(status)
+        exit_now(status)
 
 
-async def _serve(
-    servings: Sequence[Serving],
-    sockets: list[list[BoundSocket]],
-    channel: socket.socket,
-    exits: Exits,
-    *,
-    reload_tls: bool,
-    measure: bool,
-    report_every: float,
-) -> None:
-    """Serve as the supervisor says."""
+async def _serve(servings: Sequence[Serving], orders: Orders, exits: Exits) -> None:
     calls = CallExecutor(asyncio.get_running_loop())
     async with contextlib.AsyncExitStack() as stack:
         servers = [await stack.enter_async_context(serving) for serving in servings]
-        if measure:
+        if orders.measure:
             for server in servers:
                 server.measure_durations()
-        if reload_tls:  # before anything is accepted: the loop has not run since
+        if orders.reload_tls:  # before anything is accepted: the loop has not run since
             for server in servers:
                 if server.can_reload_tls:
                     server.reload_tls()
-        every_socket = [bound for group in sockets for bound in group]
-        drain_timeout = max(serving.drain_timeout for serving in servings)
-        control = _Control(servers, every_socket, channel, drain_timeout, calls, report_every=report_every)
-        _send(channel, READY)
-        exits.leave = lambda _: _send(channel, LEAVE)
+        control = _Control(servers, orders, max(serving.drain_timeout for serving in servings), calls)
+        send(orders.channel, READY)
+        exits.leave = lambda _: send(orders.channel, LEAVE)
         await asyncio.wait([asyncio.ensure_future(server.wait_closed()) for server in servers])
-    await calls.finish(lambda: control.deadline)
+    await calls.finish()
     control.report()
 
 
 class _Control:
-    """In a worker: obeys the supervisor, and reports to it.
+    """In a worker: obeys the supervisor, and reports to it."""
 
-    Attributes:
-        deadline: the loop's time until which what runs may go on; 0 before the drain.
-    """
-
-    def __init__(
-        self,
-        servers: list[Server],
-        bound: list[BoundSocket],
-        channel: socket.socket,
-        drain_timeout: float,
-        calls: CallExecutor,
-        *,
-        report_every: float,
-    ) -> None:
-        self.deadline = 0.0
+    def __init__(self, servers: list[Server], orders: Orders, drain_timeout: float, calls: CallExecutor) -> None:
         self._servers = servers
+        self._orders = orders
         self._drain_timeout = drain_timeout
         self._calls = calls
-        self._bound = bound
-        self._channel = channel
-        self._report_every = report_every
+        self._channel = orders.channel
         self._loop = asyncio.get_running_loop()
         self._closing: list[asyncio.Task[object]] = []
-        self._loop.add_reader(channel.fileno(), self._on_readable)
+        self._loop.add_reader(self._channel.fileno(), self._on_readable)
         self._report_again()
 
     def report(self, beginning: bytes = b"") -> None:
         """Send the readings."""
         readings = json.dumps([server.reading() for server in self._servers]).encode()
-        _send(self._channel, beginning + zlib.compress(readings, zlib.Z_BEST_SPEED))
+        send(self._channel, beginning + zlib.compress(readings, zlib.Z_BEST_SPEED))
 
     def _report_again(self) -> None:
         self.report()
-        self._loop.call_later(self._report_every, self._report_again)
+        self._loop.call_later(self._orders.report_every, self._report_again)
 
     def _on_readable(self) -> None:
         try:
@@ -177,31 +147,20 @@ class _Control:
             if not message:
                 self._loop.remove_reader(self._channel.fileno())
                 logger.error("worker %d: the supervisor is gone; no new work, waiting for what runs", os.getpid())
-            for bound in self._bound:
+            for bound in itertools.chain(*self._orders.sockets):
                 bound.take_back()
             self._close(None)
 
     def _close(self, timeout: float | None) -> None:
-        self.deadline = self._loop.time() + (self._drain_timeout if timeout is None else timeout)
-        self._calls.hurry()
+        self._calls.end_by(self._loop.time() + (self._drain_timeout if timeout is None else timeout))
         self._closing += [self._loop.create_task(server.close(timeout)) for server in self._servers]
 
 
-def _send(channel: socket.socket, message: bytes) -> None:
-    """Send to the supervisor, unless it is gone, which `_on_readable` sees, or nothing fits in."""
+def send(channel: socket.socket, message: bytes) -> None:
+    """Send to the other side, unless it is gone, which others notice, or nothing fits in."""
     with contextlib.suppress(BrokenPipeError, ConnectionResetError, BlockingIOError):
         channel.send(message, socket.MSG_DONTWAIT)
 
 
 def do_nothing(number: int, frame: Any) -> None:
     """Ignore a signal; unlike SIG_IGN this is not inherited by programs started from here."""
-
-
-def _exit(status: int) -> NoReturn:
-    """End a forked process without its parent's exit handlers."""
-    try:
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(status)

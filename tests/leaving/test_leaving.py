@@ -182,7 +182,7 @@ async def test_calls_that_end_in_time_are_not_left(
     go_on = threading.Event()
     called = [executor.submit(go_on.wait, PATIENCE) for _ in range(executor._limit + 3)]
     if end == "finish":
-        ending: Any = asyncio.ensure_future(executor.finish(lambda: 0.0))
+        ending: Any = asyncio.ensure_future(executor.finish())
         await asyncio.sleep(0)
         assert not ending.done()
     else:
@@ -201,7 +201,7 @@ async def test_calls_are_left_once(
     go_on = threading.Event()
     running = [executor.submit(functools.partial(go_on.wait, PATIENCE)) for _ in range(executor._limit)]
     waiting = executor.submit(abs, 1)
-    await executor.finish(lambda: 0.0)
+    await executor.finish()
     executor.shutdown()
     (told,) = (record.getMessage() for record in caplog.records)
     assert told.startswith(f"calls in threads are left behind, {executor._limit + 1}: ")
