@@ -17,6 +17,7 @@ import socket
 import ssl
 import time
 import traceback
+from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -178,17 +179,21 @@ class HostedHandler:
         facade._look_later(self.pool)
         ended = asyncio.wrap_future(call)
         try:
-            await asyncio.shield(ended)
+            await asyncio.wait([ended])
+            ended.result()
         except asyncio.CancelledError:
             if ended.cancelled() or call.cancel():  # no thread has it, and so none will close it
                 request.close()
                 raise
             with contextlib.suppress(OSError):  # wakes a blocked recv; the thread closes the socket
                 socket.socket.shutdown(request, socket.SHUT_RDWR)
-            # Its errors on a socket that we have shut are no news, and no task may be
-            # left to get them.
-            ended.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-            await asyncio.wait([ended])
+            # Its errors on a socket that we have shut are no news. The thread may come with them in
+            # the loop's last round, when nothing is called any more that could take them.
+            if not ended.cancel():
+                ended.exception()
+            over: Future[None] = Future()
+            call.add_done_callback(lambda _: over.set_result(None))
+            await asyncio.wait([asyncio.wrap_future(over)])
             raise
 
     def _handle_stream(self, request: socket.socket, client_address: Any, facade: HostedServer) -> None:

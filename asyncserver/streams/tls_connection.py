@@ -18,6 +18,7 @@ import contextlib
 import os
 import socket
 import ssl
+import traceback
 from typing import TYPE_CHECKING, Any
 
 from ..net.socket_info import unsent
@@ -85,13 +86,13 @@ class TLSConnection(Connection):
         """Do the handshake, as the server side. After an OSError it can only be closed."""
         self._unwatch()
         self._recv = self._send = refuse_torn
-        # Raises after a reset, where wrap_socket() up to Python 3.12 leaves the descriptor open.
-        self._sock.getpeername()
+        self._sock.getpeername()  # raises after a reset, before wrap_socket() takes anything over
         try:
             self._sock = sock = context.wrap_socket(
                 self._sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
             )
-        except BaseException:  # it has closed the descriptor that it took over
+        except BaseException as exc:
+            _close_taken_over(exc)
             self._close()
             raise
         try:
@@ -208,3 +209,15 @@ class TLSConnection(Connection):
                 os.close(kept)
             theirs.setblocking(False)
             return theirs.recv(CHUNK)
+
+
+def _close_taken_over(exc: BaseException) -> None:
+    """Close the descriptor that a failed `wrap_socket()` has taken over.
+
+    Up to Python 3.12 it stays open after a reset, in an SSLSocket that only the traceback knows,
+    and so until the garbage collector finds it: the connection keeps its error.
+    """
+    for frame, _ in traceback.walk_tb(exc.__traceback__ and exc.__traceback__.tb_next):
+        sock = frame.f_locals.get("self")
+        if isinstance(sock, ssl.SSLSocket):
+            sock.close()
