@@ -16,8 +16,10 @@ PATIENCE = 20.0
 async def until(reached: Callable[[], object], seconds: float = PATIENCE) -> None:
     """Poll, where no event tells."""
     async with asyncio.timeout(seconds):
+        pause = 0.002
         while not reached():
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(pause)
+            pause = min(1.1 * pause, 0.02)  # what lasts is looked at less often
 
 
 def wait_until(reached: Callable[[], object], seconds: float = PATIENCE) -> None:
