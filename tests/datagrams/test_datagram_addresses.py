@@ -185,15 +185,18 @@ async def test_answers_that_find_no_room_count_as_pending(udp: Place) -> None:
         assert is_balanced_for_datagrams(server)
 
 
-async def test_full_udp_socket_does_not_outlast_the_drain(udp: Place, caplog: pytest.LogCaptureFixture) -> None:
-    """An answer for which there is never room is given up at the deadline."""
+async def test_full_udp_socket_does_not_outlast_the_drain(
+    udp: Place, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer for which there is never room is given up at the deadline, without the grace of handlers."""
+    monkeypatch.setattr("asyncserver.servers.server.Server._cancel_grace", 10 * PATIENCE)
     async with udp.serve(upper_datagram) as server:
         (endpoint,) = server._endpoints  # type: ignore[attr-defined]
         full = Stubborn(endpoint.sock, "sendto", BlockingIOError(), endless=True)
         endpoint.sock = full
         udp.client(server).send(b"?")
         await until(lambda: full.failed)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             await server.close(0.1)
             await server.wait_closed()
         full.errors.clear()
