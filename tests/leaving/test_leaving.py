@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 APP = """
 import asyncio, atexit, concurrent.futures, functools, sys, threading, time
 import anyio
-import asyncserver
+import asyncserver, asyncserver.leaving.executor
+
+asyncserver.leaving.executor.GRACE = 0.2  # nothing here ends in it, however long it is
 
 def hang(word):
     print(word, flush=True)
