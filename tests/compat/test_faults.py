@@ -24,6 +24,7 @@ from typing import Any, Self
 
 import pytest
 
+from tests.kit.faults import FIGURES
 from tests.kit.programs import LOOPS, Program
 from tests.kit.sockets import connect
 from tests.kit.waiting import wait_until
@@ -251,16 +252,17 @@ def quiet(clients: set[socket.socket]) -> list[socket.socket]:
 
 
 @pytest.mark.parametrize("kind", MANY)
-def test_1000_clients_that_never_read_cost_little(kind: str, tmp_path: Path) -> None:
+def test_clients_that_never_read_cost_little(kind: str, tmp_path: Path) -> None:
     """Each has asked for 4 MiB; memory grows within the limit, and others wait no more than 5 times as long."""
+    count = 1000 if FIGURES in os.environ else 400
     with Server(kind, tmp_path) as server, ExitStack() as stack, server.connect() as honest:
         before, alone = server.memory(), latency(honest)
-        for _ in range(1000):
+        for _ in range(count):
             stack.enter_context(server.connect()).sendall(b"flood")
-        server.until(lambda told: told["threads"] >= 1000)
+        server.until(lambda told: told["threads"] >= count)
         beside, grown = latency(honest), server.memory() - before
         print(f"memory +{grown:.0f} MiB, p99 {alone * 1e3:.2f} -> {beside * 1e3:.2f} ms")
-        assert grown < THOUSAND_THREADS
+        assert grown < THOUSAND_THREADS * count / 1000
         assert beside < max(5 * alone, 1)  # less is the noise of a busy machine
 
 

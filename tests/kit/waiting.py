@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
+Case = TypeVar("Case")
 
 #: Seconds for what takes milliseconds; a test that waits so long has failed.
 PATIENCE = 20.0
@@ -34,6 +36,22 @@ async def within(awaitable: Awaitable[T], seconds: float = PATIENCE) -> T:
     """Await, but fail instead of hanging."""
     async with asyncio.timeout(seconds):
         return await awaitable
+
+
+def side_by_side(check: Callable[[Case], object], cases: Iterable[Case]) -> None:
+    """Check each case in a thread of its own, where checking is waiting.
+
+    Raises:
+        ExceptionGroup: of what went wrong, each with its case in a note.
+    """
+    listed, errors = list(cases), []
+    with ThreadPoolExecutor(len(listed)) as executor:
+        for case, done in [(case, executor.submit(check, case)) for case in listed]:
+            if isinstance(error := done.exception(), Exception):
+                error.add_note(f"in the case {case!r}")
+                errors.append(error)
+    if errors:
+        raise ExceptionGroup(f"{len(errors)} of {len(listed)} cases", errors)
 
 
 async def blocked(operation: Awaitable[T]) -> asyncio.Task[T]:
