@@ -42,16 +42,16 @@ def side_by_side(check: Callable[[Case], object], cases: Iterable[Case]) -> None
     """Check each case in a thread of its own, where checking is waiting.
 
     Raises:
-        ExceptionGroup: of what went wrong, each with its case in a note.
+        BaseExceptionGroup: of what went wrong, each with its case in a note.
     """
     listed, errors = list(cases), []
     with ThreadPoolExecutor(len(listed)) as executor:
         for case, done in [(case, executor.submit(check, case)) for case in listed]:
-            if isinstance(error := done.exception(), Exception):
+            if (error := done.exception()) is not None:
                 error.add_note(f"in the case {case!r}")
                 errors.append(error)
     if errors:
-        raise ExceptionGroup(f"{len(errors)} of {len(listed)} cases", errors)
+        raise BaseExceptionGroup(f"{len(errors)} of {len(listed)} cases", errors)
 
 
 async def blocked(operation: Awaitable[T]) -> asyncio.Task[T]:
