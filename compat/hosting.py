@@ -213,7 +213,7 @@ class HostedHandler:
                 raise
             raise IdleTimeout(f"nothing received from or sent to {client_address!r} for the idle timeout") from exc
         finally:
-            _end(request)
+            _end(request, facade._server.idle_timeout)
 
     async def _serve_datagram(self, datagram: Datagram, facade: HostedServer, answering: _AnsweringSocket) -> None:
         request = (datagram.data, answering)
@@ -345,7 +345,7 @@ def _peer_is_gone(request: socket.socket) -> bool:
     return bool(state.poll(0))
 
 
-def _end(request: socket.socket) -> None:
+def _end(request: socket.socket, idle_timeout: float | None) -> None:
     """Close as socketserver does, ending our side first; under TLS with a close_notify."""
     with contextlib.suppress(OSError, ValueError):  # broken, or closed by the handler itself
         if isinstance(request, ssl.SSLSocket):
@@ -353,7 +353,7 @@ def _end(request: socket.socket) -> None:
             with contextlib.suppress(ssl.SSLError):
                 request.unwrap()
         socket.socket.shutdown(request, socket.SHUT_WR)
-        linger(request)
+        linger(request, idle_timeout)
     request.close()
 
 

@@ -14,12 +14,17 @@ from typing import Any
 
 import pytest
 import trustme
+from hypothesis import HealthCheck, settings
 
 import asyncserver
 from tests.kit import certificates
 from tests.kit.interruptions import INTERRUPTIONS, Interrupt
 from tests.kit.transports import KINDS, Transport
 from tests.kit.waiting import PATIENCE
+
+# A busy machine, on which an example takes seconds, proves nothing about what is tested.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 uvloop: Any = importlib.import_module("uvloop") if importlib.util.find_spec("uvloop") else None
 

@@ -139,6 +139,10 @@ class DatagramServer(HandlerServer["Datagram"]):
             return None
         return source.endpoint.send(source.unsent, source.address, source.control)
 
+    def _abandon(self, source: Datagram, closing: asyncio.Task[object]) -> bool:
+        closing.cancel()  # there may never be room for its answer
+        return super()._abandon(source, closing)
+
     # -- stopping
 
     def _stop(self) -> None:

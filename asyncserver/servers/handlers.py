@@ -192,7 +192,7 @@ class HandlerServer(Server, Generic[AnySource]):
     def _close_source(self, source: AnySource) -> Coroutine[Any, Any, object] | None:
         """Close what a handler handled; a coroutine that it returns does what must wait."""
 
-    def _abandon(self, source: AnySource) -> bool:
+    def _abandon(self, source: AnySource, closing: asyncio.Task[object]) -> bool:
         """Close now: the time to do it politely is over. True if the peer lost something."""
         source.abort()
         return False
@@ -248,7 +248,7 @@ class HandlerServer(Server, Generic[AnySource]):
             task.cancel()
         # Connections closed in this drain, after their handlers, before the peers had taken all.
         cut_off = self._count["undelivered"] - self._undelivered_before
-        cut_off += sum([self._abandon(source) for source in tuple(self._closing_sources.values())])
+        cut_off += sum([self._abandon(source, task) for task, source in tuple(self._closing_sources.items())])
         self._drop_waiting()
         end, ending = self._loop.time() + self._cancel_grace, list(left)
 

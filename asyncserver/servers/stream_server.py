@@ -265,7 +265,7 @@ class StreamServer(HandlerServer[Connected]):
     def _close_source(self, source: Connected) -> Coroutine[Any, Any, object] | None:
         return None if source._close_if_quiet() else source.aclose()
 
-    def _abandon(self, source: Connected) -> bool:
+    def _abandon(self, source: Connected, closing: asyncio.Task[object]) -> bool:
         source._let_go()
         return source._undelivered
 

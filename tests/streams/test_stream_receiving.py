@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import pytest
 from anyio.abc import ByteStream
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncserver import Stream
@@ -215,7 +215,7 @@ def test_messages_of_any_shape(tmp_path: Path) -> None:
         st.tuples(st.just("receive"), st.integers(1, 40)),
     )
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=60)
     @given(
         chunks=st.lists(st.text("ab", min_size=1, max_size=12).map(str.encode), max_size=8),
         steps=st.lists(step, max_size=8),
