@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ..net.addresses import Address
     from ..net.poller import Poller
     from ..proxy.proxy_protocol import ProxyHeader
+    from .loan import Loan
 
 # Bytes that one receive takes at most by default: anyio's default, and a pipe's capacity.
 CHUNK = 65536
@@ -63,6 +64,8 @@ class Connection(Dialogue):
         "peer_address",
         "proxy_header",
     )
+
+    _loan: Loan | None = None  # the server's, of a socket that was given to a thread
 
     def __init__(self, poller: Poller, sock: socket.socket, peer_address: Address, closing: asyncio.Event) -> None:
         Dialogue.__init__(self)
@@ -271,7 +274,9 @@ class Connection(Dialogue):
 
     def _begin_drain(self) -> None:
         """End at the next message boundary, but answer what had reached this host by now."""
-        if self._recv is refuse_before_first_byte:
+        if self._loan is not None:
+            self._loan.begin_drain()
+        elif self._recv is refuse_before_first_byte:
             self._end_if_unheard_soon()
         elif self._recv is self._read and self._fd >= 0:  # otherwise at its end
             self._await_first_words()

@@ -28,6 +28,7 @@ from ..net.waiter import busy
 from ..tls.typed_attributes import socket_attributes
 from .connection import CHUNK
 from .lingering import close_politely
+from .loan import Loan
 from .octets import check_delimiter, check_number, octets
 from .states import NOT_SENDING, at_end, refuse_after_eof, refuse_busy, refuse_closed, refuse_torn
 from .tls_connection import TLSConnection
@@ -368,6 +369,13 @@ class Stream(TLSConnection, ByteStream):
             raise RuntimeError(f"{len(self._buffer)} received bytes wait in {self!r}; receive them before detach()")
         self._release()
         return self._sock
+
+    def _lend(self, sock: socket.socket) -> Loan:
+        """Count and drain what was detached: a thread blocks in it. See loan.py."""
+        self._loan = loan = Loan(self, sock, self._poller.loop)
+        if self._closing.is_set():
+            loan.begin_drain()
+        return loan
 
     async def start_tls(self, context: ssl.SSLContext) -> None:
         """Start TLS on this stream, as the server side. Bound it with `asyncio.timeout()`.

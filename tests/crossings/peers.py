@@ -150,7 +150,7 @@ async def peer_resets_in_a_drain(x: Crossing) -> None:
         assert not x.errors
 
 
-@happening("ServerStats", "payload bytes sent over connections", styles=ON_LOOP)
+@happening("ServerStats", "payload bytes sent over connections")
 async def bytes_are_counted(x: Crossing) -> None:
     """Neither headers nor TLS count."""
     async with x.serve() as server:
