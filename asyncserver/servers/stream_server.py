@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl as ssl_
 from collections import Counter, deque
 from functools import partial
@@ -22,6 +23,8 @@ from ..net.tasks import name_task
 from ..proxy.proxy_protocol import HeaderError
 from ..reports.logs import about, raised_at, with_lines
 from ..reports.stats import outcome_of, timed
+from ..streams.octets import octets
+from ..streams.posting import PostLimit
 from ..streams.stream import Stream
 from ..tls.contexts import TLSContext
 from .handlers import HandlerServer, Run, Source
@@ -98,6 +101,7 @@ class StreamServer(HandlerServer[Connected]):
         idle_timeout: float | None,
         proxies: TrustedProxies | None,
         proxy_timeout: float,
+        max_unsent: int,
         drain_timeout: float,
         on_error: ErrorHandler | None,
     ) -> None:
@@ -118,7 +122,8 @@ class StreamServer(HandlerServer[Connected]):
         self._seldom = Seldom(loop.time)
         # The class of the connections is the one whose handler `_layers()` builds on.
         protocols = isinstance(self._handler, ProtocolHandler)
-        self._connect: type[Stream | ProtocolConnection] = ProtocolConnection if protocols else Stream
+        limit = PostLimit(max_unsent, self._give_up_slow)
+        self._connect: Any = ProtocolConnection if protocols else partial(Stream, limit=limit)
         self._run = self._layers()
         self._poller = Poller(loop)
         self._waiting: deque[tuple[socket.socket, Address]] = deque()
@@ -258,6 +263,25 @@ class StreamServer(HandlerServer[Connected]):
             extra=about(self, source, outcome=outcome_of(exc)),
         )
         return True
+
+    def _give_up_slow(self, stream: Stream) -> None:
+        self._count["slow_consumers"] += 1
+        peer = stream.peer_address
+        extra = about(self, stream, outcome="slow_consumer")
+        level = self._seldom.level("slow")
+        _logger.log(level, "aborted the connection of %r: more than max_unsent bytes waited for it", peer, extra=extra)
+
+    def broadcast(self, data: bytes | bytearray | memoryview, *, but: Stream | None = None) -> int:
+        """See Server."""
+        if isinstance(self._handler, ProtocolHandler):
+            raise TypeError(f"broadcast() posts to streams; {self!r} serves a protocol, which writes by its transports")
+        data = bytes(octets(data, "broadcast"))
+        posted = 0
+        for stream in self.connections:
+            # ClosedResourceError: its handler has closed it, and has not returned yet.
+            with contextlib.suppress(anyio.ClosedResourceError):
+                posted += stream is not but and stream.post(data)
+        return posted
 
     def _accept_failed(self) -> None:
         self._count["accept_errors"] += 1

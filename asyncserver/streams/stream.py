@@ -30,8 +30,8 @@ from ..tls.typed_attributes import socket_attributes
 from .connection import CHUNK
 from .lingering import close_politely
 from .octets import check_delimiter, octets
-from .states import NOT_SENDING, at_end, refuse_after_eof, refuse_busy, refuse_closed, refuse_torn
-from .tls_connection import TLSConnection
+from .posting import PostingConnection
+from .states import NOT_SENDING, at_end, behind_posts, refuse_after_eof, refuse_busy, refuse_closed, refuse_torn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ..net.addresses import Address
     from ..net.poller import Poller
     from ..net.waiter import Waiter
+    from .posting import PostLimit
 
 __all__ = ["Stream"]
 
@@ -49,7 +50,7 @@ _SPIN_LIMIT = 64
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError)
 
 
-class Stream(TLSConnection, ByteStream):
+class Stream(PostingConnection, ByteStream):
     """One connection, as its handler sees it. Its server closes it when the handler ends.
 
     One task may receive while another sends. Two that receive at once, or two that send,
@@ -71,8 +72,10 @@ class Stream(TLSConnection, ByteStream):
     bytes_received: int
     bytes_sent: int
 
-    def __init__(self, poller: Poller, sock: socket.socket, peer_address: Address, closing: asyncio.Event) -> None:
-        TLSConnection.__init__(self, poller, sock, peer_address, closing)
+    def __init__(
+        self, poller: Poller, sock: socket.socket, peer_address: Address, closing: asyncio.Event, limit: PostLimit
+    ) -> None:
+        PostingConnection.__init__(self, poller, sock, peer_address, closing, limit)
         self._spins = 0
 
     def __repr__(self) -> str:
@@ -275,6 +278,10 @@ class Stream(TLSConnection, ByteStream):
             await asyncio.sleep(0)
 
     async def _send_rest(self, rest: memoryview, *, blocked: bool) -> None:
+        if self._send is behind_posts:
+            assert self._outbox is not None
+            await self._outbox.take_turn()
+            blocked = False
         tls = isinstance(self._sock, ssl.SSLSocket)
         write, self._send = self._send, refuse_busy
         # What the next send() calls: OpenSSL insists on finishing the record it has begun.
@@ -305,6 +312,8 @@ class Stream(TLSConnection, ByteStream):
         finally:
             if self._send is refuse_busy:
                 self._send = after
+            if self._outbox is not None:
+                self._outbox.resume()
 
     async def send_eof(self) -> None:
         """End our side; the peer's stays open. Under TLS this sends a close_notify.
@@ -318,6 +327,7 @@ class Stream(TLSConnection, ByteStream):
         """
         if self._send is refuse_after_eof:
             return
+        await self._flush_posts()
         if self._send in NOT_SENDING or self._is_broken:
             self._send(b"")
         send, self._send = self._send, refuse_after_eof
@@ -354,13 +364,15 @@ class Stream(TLSConnection, ByteStream):
         """Give the socket away, non-blocking, a `ssl.SSLSocket` under TLS; the stream is closed.
 
         Raises:
-            RuntimeError: received bytes still wait in the stream; receive them first.
+            RuntimeError: received or posted bytes still wait in the stream.
             anyio.ClosedResourceError: the stream has been closed.
         """
         if self._recv is refuse_closed:
             refuse_closed(None)
         if self._buffer:
             raise RuntimeError(f"{len(self._buffer)} received bytes wait in {self!r}; receive them before detach()")
+        if self._outbox:
+            raise RuntimeError(f"{self._outbox.size} posted bytes wait in {self!r}: the peer has no room for them yet")
         self._release()
         return self._sock
 
@@ -382,6 +394,7 @@ class Stream(TLSConnection, ByteStream):
             raise RuntimeError("start_tls(): this stream is under TLS already")  # noqa: TRY004
         if self._buffered():
             raise InjectionError("start_tls(): the peer sent plain bytes behind its request to start TLS")
+        await self._flush_posts()
         if self._send in {refuse_after_eof, refuse_busy}:
             self._send(b"")
         await self._secure(context)
