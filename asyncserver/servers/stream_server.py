@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ssl as ssl_
 from collections import Counter, deque
 from functools import partial
@@ -278,9 +277,12 @@ class StreamServer(HandlerServer[Connected]):
         data = bytes(octets(data, "broadcast"))
         posted = 0
         for stream in self.connections:
-            # ClosedResourceError: its handler has closed it, and has not returned yet.
-            with contextlib.suppress(anyio.ClosedResourceError):
-                posted += stream is not but and stream.post(data)
+            if stream is but:
+                continue
+            try:
+                posted += stream.post(data)
+            except anyio.ClosedResourceError:  # its handler has closed it, and has not returned yet
+                continue
         return posted
 
     def _accept_failed(self) -> None:

@@ -91,7 +91,7 @@ class PostingConnection(TLSConnection):
             self._broken(exc)
             return False
         self.bytes_sent += sent
-        self.answer()
+        self._answered = self.bytes_received
         return sent == len(data) or self._keep(memoryview(data)[sent:])
 
     def _keep(self, rest: bytes | memoryview) -> bool:

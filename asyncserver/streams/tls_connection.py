@@ -50,7 +50,7 @@ class TLSConnection(Connection):
 
     @property
     def _is_torn(self) -> bool:
-        """State: a send is under way, or was interrupted: what follows makes no sense to the peer."""
+        """A send is under way, or was interrupted: what follows makes no sense to the peer."""
         return self._send in {refuse_torn, refuse_busy}
 
     def _broken(self, exc: OSError) -> anyio.BrokenResourceError:
