@@ -115,6 +115,7 @@ def _servings(options: argparse.Namespace, *, places_only: bool = False) -> list
         "max_connections": options.max_connections,
         "max_connections_per_host": options.max_connections_per_host,
         "idle_timeout": options.idle_timeout,
+        "max_unsent": options.max_unsent,
         "proxy_protocol": options.proxy_protocol,
         "proxy_timeout": options.proxy_timeout,
         "trusted_proxies": [name for names in options.trusted_proxies for name in names.split(",")],
