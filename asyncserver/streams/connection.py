@@ -131,9 +131,9 @@ class Connection(Dialogue):
         wakeup = waiter.wakeup
         if wakeup is None:
             self._unwatch()  # no task waits: a level-triggered loop would call again and again
-        else:  # Waiter.wake(), inlined
+        else:  # Waiter.wake(), inlined, with a future whose result a task takes without a call
             waiter.wakeup = None
-            waiter.context.run(wakeup, waiter)
+            waiter.context.run(wakeup, self._poller.awake)
             # A cycle: it holds the task, the task its error, the error's traceback this frame.
             del wakeup
 

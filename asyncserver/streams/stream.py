@@ -117,7 +117,8 @@ class Stream(PostingConnection, ByteStream):
         """
         if nbytes < 0:
             raise ValueError(f"nbytes must not be negative, got {nbytes}")
-        await self._take_turns()
+        if self._spun():
+            await asyncio.sleep(0)  # before anything is taken: here the task may be cancelled
         while len(buffer := self._buffered()) < nbytes:
             await self._fill()
         return self._cut(buffer, nbytes)
@@ -136,8 +137,20 @@ class Stream(PostingConnection, ByteStream):
                 stays to be received.
             Exception: as `receive()`, except EndOfStream.
         """
-        check_delimiter(delimiter)
-        await self._take_turns()
+        if type(delimiter) is not bytes or not delimiter:
+            check_delimiter(delimiter)
+        if self._spun():
+            await asyncio.sleep(0)  # before anything is taken: here the task may be cancelled
+        if not self._buffer:
+            try:
+                data = await self._chunk(CHUNK, anyio.EndOfStream, more=True)
+            except anyio.EndOfStream as exc:
+                raise anyio.IncompleteRead from exc
+            end = len(data) - len(delimiter)
+            if data.find(delimiter, 0, max_bytes) == end >= 0:  # mostly so: one line, and no buffer
+                self.begin_message(len(data))
+                return data[:end]
+            self._buffered().extend(data)
         searched = 0
         while (index := (buffer := self._buffered()).find(delimiter, searched, max_bytes)) < 0:
             if len(buffer) >= max_bytes:
@@ -230,14 +243,6 @@ class Stream(PostingConnection, ByteStream):
             data = bytes(view[:nbytes])
         del buffer[:nbytes]
         return data
-
-    async def _take_turns(self) -> None:
-        """Let others run now and then, also while the buffer has enough.
-
-        Before anything is taken: here the task may be cancelled.
-        """
-        if self._spun():
-            await asyncio.sleep(0)
 
     async def _fill(self) -> None:
         try:
