@@ -34,6 +34,7 @@ _HANDSHAKE_TIMEOUT = 30.0
 _PROXY_TIMEOUT = 5.0
 
 # Datagrams handled at once: a burst. Each takes a few kilobytes while it waits.
+_MAX_UNSENT = 4 << 20
 _MAX_PENDING = 1024
 
 # The module that the command line imports for its handler, which must not serve by itself. In
@@ -188,6 +189,7 @@ def serve(
     max_connections: int | None = None,
     max_connections_per_host: int | None = None,
     idle_timeout: float | None = None,
+    max_unsent: int = _MAX_UNSENT,
     # a proxy in front
     proxy_protocol: bool = False,
     trusted_proxies: Sequence[str] = (),
@@ -227,6 +229,8 @@ def serve(
         idle_timeout: seconds without a byte in either direction after which the pending or next
             `receive()` (and a pending `send()`) raises IdleTimeout, up to an eighth later. Uncaught
             it closes the connection, without an error in the log.
+        max_unsent: bytes given to `post()` or `broadcast()` that may wait for one peer. If more
+            wait, its connection is aborted, and counted as `slow_consumers`.
         proxy_protocol: expect the header that a proxy puts before each connection (PROXY protocol 1
             or 2, before TLS), and take the client's address from it: `stream.peer_address`,
             `stream.proxy_header`, logs, limits. A connection without a valid one is refused. A
@@ -250,6 +254,7 @@ def serve(
     """
     _check_handler(handler, "serve", "stream")
     _check_count("backlog", backlog, 0)
+    _check_count("max_unsent", max_unsent, 0)
     _check_count("max_connections", max_connections, none=True)
     _check_count("max_connections_per_host", max_connections_per_host, none=True)
     _check_tls(ssl, ssl_handshake_timeout)
@@ -271,6 +276,7 @@ def serve(
             idle_timeout=idle_timeout,
             proxies=proxies,
             proxy_timeout=proxy_timeout,
+            max_unsent=max_unsent,
             drain_timeout=drain_timeout,
             on_error=on_error,
         )

@@ -40,7 +40,7 @@ _TAKES: dict[str, tuple[socket.SocketKind, Sequence[int]]] = {
 }
 # Options that are arguments of serve() by the same name, with the same value.
 _OF_STREAMS = ("backlog", "ssl_handshake_timeout", "max_connections", "max_connections_per_host", "idle_timeout",
-               "proxy_protocol", "proxy_timeout")  # fmt: skip
+               "max_unsent", "proxy_protocol", "proxy_timeout")  # fmt: skip
 
 
 async def upper(source: Stream | Datagram) -> bytes | None:

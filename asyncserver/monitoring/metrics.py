@@ -66,6 +66,8 @@ METRICS: tuple[Metric, ...] = (
            {"": "misbehaved"}),
     Metric("connections_undelivered", "counter", "Connections closed before their peer had taken all that was sent.",
            {"": "undelivered"}),
+    Metric("slow_consumers", "counter", "Connections aborted because too much waited for their peer.",
+           {"": "slow_consumers"}),
     Metric("handler_duration_seconds", "histogram", "How long handlers took that have ended."),
     Metric("received_bytes", "counter", "Payload received over connections.", {"": "bytes_received"}),
     Metric("sent_bytes", "counter", "Payload sent over connections.", {"": "bytes_sent"}),

@@ -42,6 +42,9 @@ class Poller:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop: asyncio.AbstractEventLoop = loop
+        # What tasks are woken with, see waiter.py.
+        self.awake: asyncio.Future[None] = loop.create_future()
+        self.awake.set_result(None)
         self._epoll = select.epoll()
         self._connections: dict[int, Watched] = {}
         add_reader(loop, self._epoll.fileno(), self._on_ready)

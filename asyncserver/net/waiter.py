@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import weakref
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import anyio
 
@@ -60,7 +60,7 @@ class Waiter:
         self._loop = loop
         self._action = action
         self._asyncio_future_blocking = False
-        self.wakeup: Callable[[Waiter], object] | None = None
+        self.wakeup: Callable[[Any], object] | None = None  # takes what is done: us, or a future
         # The task calls these two at every wait and wake-up. They are builtins, since a Python
         # function costs twice as much.
         self.get_loop: Callable[[], asyncio.AbstractEventLoop | None] = weakref.ref(loop)

@@ -92,6 +92,8 @@ class ServerStats:
             line that is too long, plain bytes behind its request to start TLS.
         undelivered: of the connections that have ended, those whose peer had not taken all that was
             sent: it read nothing for too long, was gone, or the drain was over.
+        slow_consumers: connections that were aborted because more than `max_unsent` bytes, given to
+            `post()` or `broadcast()`, waited for their peers.
         accept_errors: how often accept(2) failed.
         bytes_received: payload bytes received over connections.
         bytes_sent: payload bytes sent over connections.
@@ -124,6 +126,7 @@ class ServerStats:
     entering: int = 0
     misbehaved: int = 0
     undelivered: int = 0
+    slow_consumers: int = 0
 
 
 def outcome_of(exc: BaseException | None) -> str:

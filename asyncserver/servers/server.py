@@ -125,6 +125,22 @@ class Server(Account, ABC):
         them: nothing may be sent on it yet.
         """
 
+    def broadcast(self, data: bytes | bytearray | memoryview, *, but: Any = None) -> int:
+        """Post the same bytes to every connection in `connections`, see `Stream.post()`.
+
+        Args:
+            data: any bytes-like object; one copy serves all connections.
+            but: a Stream that does not get it, such as the sender's.
+
+        Returns:
+            to how many it is on its way.
+
+        Raises:
+            TypeError: it is not bytes-like; or the server has no streams: it serves a
+                protocol, or datagrams.
+        """
+        raise TypeError(f"broadcast() posts to streams; {self!r} serves datagrams")
+
     @property
     def taking(self) -> bool:
         """Whether it takes new work: it has been neither paused nor closed."""

@@ -22,6 +22,8 @@ from ..net.tasks import name_task
 from ..proxy.proxy_protocol import HeaderError
 from ..reports.logs import about, raised_at, with_lines
 from ..reports.stats import outcome_of, timed
+from ..streams.octets import octets
+from ..streams.posting import PostLimit
 from ..streams.stream import Stream
 from ..tls.contexts import TLSContext
 from .handlers import HandlerServer
@@ -29,7 +31,7 @@ from .handlers import HandlerServer
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
     from .._types import ErrorHandler, StreamHandler
     from ..net.addresses import Address
@@ -60,6 +62,7 @@ class StreamServer(HandlerServer[Connected]):
         idle_timeout: float | None,
         proxies: TrustedProxies | None,
         proxy_timeout: float,
+        max_unsent: int,
         drain_timeout: float,
         on_error: ErrorHandler | None,
     ) -> None:
@@ -80,7 +83,8 @@ class StreamServer(HandlerServer[Connected]):
         self._seldom = Seldom(loop.time)
         # The class of the connections is the one whose handler `_layers()` builds on.
         protocols = isinstance(self._handler, ProtocolHandler)
-        self._connect: type[Connected] = ProtocolConnection if protocols else Stream
+        limit = PostLimit(max_unsent, self._give_up_slow)
+        self._connect: Callable[..., Connected] = ProtocolConnection if protocols else partial(Stream, limit=limit)
         self._run = self._layers()
         self._poller = Poller(loop)
         self._waiting: deque[tuple[socket.socket, Address]] = deque()
@@ -217,6 +221,28 @@ class StreamServer(HandlerServer[Connected]):
             extra=about(self, source, outcome=outcome_of(exc)),
         )
         return True
+
+    def _give_up_slow(self, stream: Stream) -> None:
+        self._count["slow_consumers"] += 1
+        peer = stream.peer_address
+        extra = about(self, stream, outcome="slow_consumer")
+        level = self._seldom.level("slow")
+        _logger.log(level, "aborted the connection of %r: more than max_unsent bytes waited for it", peer, extra=extra)
+
+    def broadcast(self, data: bytes | bytearray | memoryview, *, but: Stream | None = None) -> int:
+        """See Server."""
+        if isinstance(self._handler, ProtocolHandler):
+            raise TypeError(f"broadcast() posts to streams; {self!r} serves a protocol, which writes by its transports")
+        data = bytes(octets(data, "broadcast"))
+        posted = 0
+        for stream in self.connections:
+            if stream is but:
+                continue
+            try:
+                posted += stream.post(data)
+            except anyio.ClosedResourceError:  # its handler has closed it, and has not returned yet
+                continue
+        return posted
 
     def _accept_failed(self) -> None:
         self._count["accept_errors"] += 1

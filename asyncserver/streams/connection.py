@@ -132,9 +132,9 @@ class Connection(Dialogue):
         wakeup = waiter.wakeup
         if wakeup is None:
             self._unwatch()  # no task waits: a level-triggered loop would call again and again
-        else:  # Waiter.wake(), inlined
+        else:  # Waiter.wake(), inlined, with a future whose result a task takes without a call
             waiter.wakeup = None
-            waiter.context.run(wakeup, waiter)
+            waiter.context.run(wakeup, self._poller.awake)
             # A cycle: it holds the task, the task its error, the error's traceback this frame.
             del wakeup
 
@@ -149,16 +149,21 @@ class Connection(Dialogue):
 
     async def _writable(self) -> None:
         """Wait until the socket takes bytes, or until `wake_soon()` is called."""
-        if self._writing is None:
-            self._writing = Waiter(self._poller.loop, "sending to")
-        if self._writing.busy:
+        writing = self._sender()
+        if writing.busy:
             raise busy("sending to")
         self._set_events(self._events | WRITE)
         try:
-            await self._writing
+            await writing
         finally:
             if self._fd >= 0:
                 self._set_events(self._events & ~WRITE)
+
+    def _sender(self) -> Waiter:
+        """Where a task waits for the socket to take bytes."""
+        if self._writing is None:
+            self._writing = Waiter(self._poller.loop, "sending to")
+        return self._writing
 
     def _wake_all(self) -> None:
         self._reading.wake_soon()
@@ -168,6 +173,10 @@ class Connection(Dialogue):
     def _unread(self) -> int:
         """Count the bytes that have arrived and were not received."""
         return unread(self._fd)
+
+    def _untaken(self) -> int:
+        """Count the bytes that were sent, and that the peer's host has not acknowledged."""
+        return unacknowledged(self._sock)
 
     def _broken(self, exc: OSError) -> anyio.BrokenResourceError:
         """Be broken from now on; returns the error to raise.
@@ -319,7 +328,7 @@ class Connection(Dialogue):
 
     def _close_if_stalled(self) -> None:
         """Close, if the peer has taken none of its last bytes since the last look."""
-        left = unacknowledged(self._sock)
+        left = self._untaken()
         if left == self._idle_write:
             self._let_go()
         self._idle_write = left

@@ -38,6 +38,11 @@ def refuse_busy(_: object) -> NoReturn:
     raise busy("sending to")
 
 
+def behind_posts(_: object) -> NoReturn:
+    """State: what was posted before has to be sent first."""
+    raise BlockingIOError
+
+
 def refuse_torn(_: object) -> NoReturn:
     """State: TLS stopped in the middle of a record, or its handshake is under way or has failed."""
     raise anyio.BrokenResourceError("TLS was interrupted in the middle of a record: this stream can only be closed")

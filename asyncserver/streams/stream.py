@@ -30,8 +30,8 @@ from .connection import CHUNK
 from .lingering import close_politely
 from .loan import Loan
 from .octets import check_delimiter, check_number, octets
-from .states import NOT_SENDING, at_end, refuse_after_eof, refuse_busy, refuse_closed, refuse_torn
-from .tls_connection import TLSConnection
+from .posting import PostingConnection
+from .states import NOT_SENDING, at_end, behind_posts, refuse_after_eof, refuse_busy, refuse_closed, refuse_torn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ..net.addresses import Address
     from ..net.poller import Poller
     from ..net.waiter import Waiter
+    from .posting import PostLimit
 
 __all__ = ["Stream"]
 
@@ -49,7 +50,7 @@ _SPIN_LIMIT = 64
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError)
 
 
-class Stream(TLSConnection, ByteStream):
+class Stream(PostingConnection, ByteStream):
     """One connection, as its handler sees it. Its server closes it when the handler ends.
 
     One task may receive while another sends. Two that receive at once, or two that send,
@@ -68,8 +69,10 @@ class Stream(TLSConnection, ByteStream):
 
     __slots__ = ("_spins",)
 
-    def __init__(self, poller: Poller, sock: socket.socket, peer_address: Address, closing: asyncio.Event) -> None:
-        TLSConnection.__init__(self, poller, sock, peer_address, closing)
+    def __init__(
+        self, poller: Poller, sock: socket.socket, peer_address: Address, closing: asyncio.Event, limit: PostLimit
+    ) -> None:
+        PostingConnection.__init__(self, poller, sock, peer_address, closing, limit)
         self._spins = 0
 
     def __repr__(self) -> str:
@@ -116,7 +119,8 @@ class Stream(TLSConnection, ByteStream):
         try:
             if nbytes < 0:
                 raise ValueError(f"nbytes must not be negative, got {nbytes}")
-            await self._take_turns()
+            if self._spun():
+                await asyncio.sleep(0)  # before anything is taken: here the task may be cancelled
             while len(buffer := self._buffered()) < nbytes:
                 await self._fill()
             return self._cut(buffer, nbytes)
@@ -138,15 +142,26 @@ class Stream(TLSConnection, ByteStream):
                 stays to be received.
             Exception: as `receive()`, except EndOfStream.
         """
-        check_delimiter(delimiter)
-        await self._take_turns()
+        if type(delimiter) is not bytes or not delimiter:
+            check_delimiter(delimiter)
+        if self._spun():
+            await asyncio.sleep(0)  # before anything is taken: here the task may be cancelled
         searched = 0
         try:
+            if not self._buffer:
+                data = await self._chunk(CHUNK, anyio.EndOfStream, more=True)
+                end = len(data) - len(delimiter)
+                if data.find(delimiter, 0, max_bytes) == end >= 0:  # mostly so: one line, and no buffer
+                    self.begin_message(len(data))
+                    return data[:end]
+                self._buffered().extend(data)
             while (index := (buffer := self._buffered()).find(delimiter, searched, max_bytes)) < 0:
                 if len(buffer) >= max_bytes:
                     raise anyio.DelimiterNotFound(max_bytes)
                 searched = max(0, len(buffer) - len(delimiter) + 1)
                 await self._fill()
+        except anyio.EndOfStream as exc:
+            raise anyio.IncompleteRead from exc
         except TypeError:
             check_number(max_bytes, "receive_until")
             raise
@@ -237,11 +252,6 @@ class Stream(TLSConnection, ByteStream):
         del buffer[:nbytes]
         return data
 
-    async def _take_turns(self) -> None:
-        """Let others run now and then, before anything is taken: the task may be cancelled here."""
-        if self._spun():
-            await asyncio.sleep(0)
-
     async def _fill(self) -> None:
         try:
             data = await self._chunk(CHUNK, anyio.EndOfStream, more=True)
@@ -281,6 +291,10 @@ class Stream(TLSConnection, ByteStream):
             await asyncio.sleep(0)
 
     async def _send_rest(self, rest: memoryview, *, blocked: bool) -> None:
+        if self._send is behind_posts:
+            assert self._outbox is not None
+            await self._outbox.take_turn()
+            blocked = False
         tls = isinstance(self._sock, ssl.SSLSocket)
         write, self._send = self._send, refuse_busy
         # What the next send() calls: OpenSSL insists on finishing the record it has begun.
@@ -311,6 +325,8 @@ class Stream(TLSConnection, ByteStream):
         finally:
             if self._send is refuse_busy:
                 self._send = after
+            if self._outbox is not None:
+                self._outbox.resume()
 
     async def send_eof(self) -> None:
         """End our side; the peer's stays open. Under TLS this sends a close_notify.
@@ -324,6 +340,7 @@ class Stream(TLSConnection, ByteStream):
         """
         if self._send is refuse_after_eof:
             return
+        await self._flush_posts()
         if self._send in NOT_SENDING or self._is_broken:
             self._send(b"")
         send, self._send = self._send, refuse_after_eof
@@ -360,13 +377,15 @@ class Stream(TLSConnection, ByteStream):
         """Give the socket away, non-blocking, a `ssl.SSLSocket` under TLS; the stream is closed.
 
         Raises:
-            RuntimeError: received bytes still wait in the stream; receive them first.
+            RuntimeError: received or posted bytes still wait in the stream.
             anyio.ClosedResourceError: the stream has been closed.
         """
         if self._recv is refuse_closed:
             refuse_closed(None)
         if self._buffer:
             raise RuntimeError(f"{len(self._buffer)} received bytes wait in {self!r}; receive them before detach()")
+        if self._outbox:
+            raise RuntimeError(f"{self._outbox.size} posted bytes wait in {self!r}: the peer has no room for them yet")
         self._release()
         return self._sock
 
@@ -395,6 +414,7 @@ class Stream(TLSConnection, ByteStream):
             raise RuntimeError("start_tls(): this stream is under TLS already")  # noqa: TRY004
         if self._buffered():
             raise InjectionError("start_tls(): the peer sent plain bytes behind its request to start TLS")
+        await self._flush_posts()
         if self._send in {refuse_after_eof, refuse_busy}:
             self._send(b"")
         await self._secure(context)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from ..net.socket_info import unsent
 from ..tls.openssl import clear_errors
 from .connection import CHUNK, Connection
-from .states import at_end, refuse_closed, refuse_torn
+from .states import at_end, refuse_busy, refuse_closed, refuse_torn
 
 if TYPE_CHECKING:
     import anyio
@@ -45,6 +45,11 @@ class TLSConnection(Connection):
         """Whether the peer had no room yet for all that we have sent."""
         # A Unix peer, whose address is a text, has everything as soon as it is sent.
         return self.bytes_sent > 0 and type(self.peer_address) is not str and unsent(self._fd) > 0
+
+    @property
+    def _is_torn(self) -> bool:
+        """A send is under way, or was interrupted: what follows makes no sense to the peer."""
+        return self._send in {refuse_torn, refuse_busy}
 
     def _broken(self, exc: OSError) -> anyio.BrokenResourceError:
         self._clear_errors()

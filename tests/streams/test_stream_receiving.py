@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from asyncserver import Stream
 from asyncserver.net.poller import Poller
+from asyncserver.streams.posting import PostLimit
 from tests.kit.clients import Client
 from tests.kit.handlers import upper
 from tests.kit.transports import Transport
@@ -231,7 +232,7 @@ async def _check_shape(chunks: list[bytes], steps: list[tuple[str, Any]]) -> Non
     here.setblocking(False)
     there.setblocking(False)
     poller = Poller(asyncio.get_running_loop())
-    stream = Stream(poller, here, "", asyncio.Event())
+    stream = Stream(poller, here, "", asyncio.Event(), PostLimit(1000, list))
     client = Client(there)
 
     async def send() -> None:
