@@ -55,10 +55,10 @@ def ask_unix_and_tls(port: int, folder: Path, question: bytes) -> bytes:
 def ask_chat(port: int, folder: Path, question: bytes) -> bytes:
     """Let one member say it; what another hears, who was there before."""
     del folder
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as hears:
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as says:
-            says.sendall(question)
-            return hears.recv(99)
+    there = ("127.0.0.1", port)
+    with socket.create_connection(there, timeout=10) as hears, socket.create_connection(there, timeout=10) as says:
+        says.sendall(question)
+        return hears.recv(99)
 
 
 def client_for(program: str) -> tuple[Callable[[int, Path, bytes], bytes], bytes]:
