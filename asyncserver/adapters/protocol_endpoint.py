@@ -11,6 +11,7 @@ import anyio
 from .._logger import logger as _logger
 from ..datagrams.asked import AskedAddresses
 from ..datagrams.batch_reader import BatchReader, Handling
+from ..streams.octets import no_octets
 from .write_limits import WriteLimits
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class EndpointTransport(WriteLimits, asyncio.DatagramTransport):
 
     def sendto(self, data: bytes | bytearray | memoryview, addr: Any = None) -> None:
         if not isinstance(data, (bytes, bytearray, memoryview)):
-            raise TypeError(f"sendto() expects a bytes-like object, got {type(data).__name__!r}")
+            raise no_octets(data, "sendto")
         if addr is None:
             raise ValueError("sendto() needs the address to send to: a server's socket is not connected")
         control = self._asked.find(addr)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._logger import logger as _logger
 from ..streams.connection import CHUNK
+from ..streams.octets import no_octets
 from .protocol_connection import RAISED
 from .write_limits import HIGH_WATER_TLS, WriteLimits, water_marks
 
@@ -76,7 +77,7 @@ class ProtocolTransport(WriteLimits):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if not isinstance(data, (bytes, bytearray, memoryview)):
-            raise TypeError(f"write() expects a bytes-like object, got {type(data).__name__!r}")
+            raise no_octets(data, "write")
         if self._eof:
             raise RuntimeError("Cannot call write() after write_eof()")
         if isinstance(data, memoryview) and data.itemsize != 1:

@@ -13,7 +13,7 @@ import errno
 import ipaddress
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -46,6 +46,10 @@ _ADVICE = {
     errno.ENOTDIR: "a part of the path is not a folder",
     errno.EAFNOSUPPORT: "this machine does not support that kind of address",
 }
+
+
+# Where a socket is given: listen() of Linux says no more than EINVAL.
+_CONNECTED = {errno.EINVAL: "it is connected to a peer: give a socket that is only bound to an address"}
 
 
 @dataclass(frozen=True)
@@ -120,14 +124,7 @@ class Binding:
             raise TypeError(f"host must be a name or address, a sequence of them, or None, got {host!r}")
 
     async def open(self, kind: socket.SocketKind) -> list[BoundSocket]:
-        """Bind every address, or none.
-
-        Args:
-            kind: SOCK_STREAM (the sockets also listen) or SOCK_DGRAM.
-
-        Raises:
-            BindError: an address could not be bound.
-        """
+        """Bind every address, or none and raise BindError. Sockets of SOCK_STREAM also listen."""
         if self.port is None:
             return [self._open_one(kind)]
         return self._open_all(kind, await self._resolve(kind))
@@ -139,12 +136,8 @@ class Binding:
         client (SO_REUSEPORT). A Unix socket, a `sock` or `fd`, and one on a multicast group or
         broadcast address is the same for all of them; so are all with `one_queue`.
 
-        Args:
-            kind: SOCK_STREAM (the sockets also listen) or SOCK_DGRAM.
-            count: of processes.
-
         Returns:
-            for each process its sockets.
+            for each of `count` processes its sockets.
 
         Raises:
             BindError: an address could not be bound; then nothing is left open.
@@ -232,20 +225,18 @@ class Binding:
         return True
 
     def _open_address(self, kind: socket.SocketKind, family: int, address: tuple[Any, ...]) -> BoundSocket:
-        with _explained(f"{_KINDS[kind]} address {format_address(address)}"):
-            sock = socket.socket(family, kind)
-            with _closing_on_error(sock):
-                if family == socket.AF_INET6:
-                    # IPv4 has its own sockets; mapped addresses would confuse (RFC 4942, 2.2).
-                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                if kind == socket.SOCK_STREAM:
-                    # Bind although connections of an earlier server are in TIME_WAIT. On UDP
-                    # it would share the port.
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if self.reuse_port:
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                sock.bind(address)
-                return self._configure(kind, sock)
+        with _explained(f"{_KINDS[kind]} address {format_address(address)}"), _new_socket(family, kind) as sock:
+            if family == socket.AF_INET6:
+                # IPv4 has its own sockets; mapped addresses would confuse (RFC 4942, 2.2).
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            if kind == socket.SOCK_STREAM:
+                # Bind although connections of an earlier server are in TIME_WAIT. On UDP
+                # it would share the port.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if self.reuse_port:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            sock.bind(address)
+            return self._configure(kind, sock)
 
     def _open_one(self, kind: socket.SocketKind) -> BoundSocket:
         return self._adopt(kind) if self.path is None else self._open_path(kind, os.fspath(self.path))
@@ -257,23 +248,21 @@ class Binding:
                 f"cannot listen on Unix {_KINDS[kind]} socket {path!r}: the path is too long, {length} bytes of at "
                 f"most {_LONGEST_PATH} (unix(7)): choose a shorter one, or one relative to the current folder",
             )
-        with _explained(f"Unix {_KINDS[kind]} socket {path!r}"):
-            sock = socket.socket(socket.AF_UNIX, kind)
-            with _closing_on_error(sock):
-                if path.startswith("\0"):  # an abstract name has no file: unix(7)
-                    sock.bind(path)
-                    return self._configure(kind, sock)
-                unix_path.bind(sock, path, self.path_mode)
-                ours = unix_path.identity(path)
-                try:
-                    bound = self._configure(kind, sock, path)
-                except BaseException:
-                    os.unlink(path)
-                    raise
-                # Before listen() another server that starts there sees ours as dead.
-                if unix_path.identity(path) != ours:
-                    raise BindError(errno.EADDRINUSE, f"{path!r} was taken by another server just now: stop one")
-                return bound
+        with _explained(f"Unix {_KINDS[kind]} socket {path!r}"), _new_socket(socket.AF_UNIX, kind) as sock:
+            if path.startswith("\0"):  # an abstract name has no file: unix(7)
+                sock.bind(path)
+                return self._configure(kind, sock)
+            unix_path.bind(sock, path, self.path_mode)
+            ours = unix_path.identity(path)
+            try:
+                bound = self._configure(kind, sock, path)
+            except BaseException:
+                os.unlink(path)
+                raise
+            # Before listen() another server that starts there sees ours as dead.
+            if unix_path.identity(path) != ours:
+                raise BindError(errno.EADDRINUSE, f"{path!r} was taken by another server just now: stop one")
+            return bound
 
     def _adopt(self, kind: socket.SocketKind) -> BoundSocket:
         sock = self.sock
@@ -281,7 +270,7 @@ class Binding:
             with _explained(f"file descriptor {self.fd}"):
                 sock = socket.socket(fileno=self.fd)
                 sock.set_inheritable(False)  # we inherited it, but our children must not
-        with _explained(f"{sock!r}"), contextlib.ExitStack() as on_error:
+        with _explained(f"{sock!r}", _ADVICE | _CONNECTED), contextlib.ExitStack() as on_error:
             if self.sock is None:
                 on_error.callback(sock.detach)  # refused: the descriptor stays the caller's
             if sock.type != kind:
@@ -378,23 +367,25 @@ def _resolving(host: str | None) -> Any:
 
 
 @contextlib.contextmanager
-def _explained(place: str) -> Any:
+def _explained(place: str, advice: dict[int, str] = _ADVICE) -> Any:
     """Turn the system's error into one with advice."""
     try:
         yield
     except BindError:
         raise
     except OSError as exc:
-        advice = _ADVICE.get(exc.errno or 0, exc.strerror or str(exc))
-        raise BindError(exc.errno, f"cannot listen on {place}: {advice}") from exc
+        reason = advice.get(exc.errno or 0, exc.strerror or str(exc))
+        raise BindError(exc.errno, f"cannot listen on {place}: {reason}") from exc
     except OverflowError as exc:
         raise ValueError(f"cannot listen on {place}: {exc}") from exc
 
 
 @contextlib.contextmanager
-def _closing_on_error(sock: socket.socket) -> Any:
+def _new_socket(family: int, kind: socket.SocketKind) -> Iterator[socket.socket]:
+    """Make a socket, to be closed if an error follows."""
+    sock = socket.socket(family, kind)
     try:
-        yield
+        yield sock
     except BaseException:
         sock.close()
         raise

@@ -65,16 +65,12 @@ _TRANSIENT = {
 
 
 class Listener:
-    """Accepts connections on one socket and passes each on, non-blocking, with its peer's address.
+    """Accepts connections on one socket, which it closes.
 
     Args:
-        loop: the loop that watches the socket.
-        bound: a listening socket. The listener closes it.
-        accepted: called with each new socket and its peer's address; may call `pause()`.
+        accepted: called with each new socket, non-blocking, and its peer's address; may call
+            `pause()`.
         failed: called each time that accept fails.
-
-    Attributes:
-        closed: whether it has been closed.
     """
 
     def __init__(

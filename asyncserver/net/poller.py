@@ -38,11 +38,7 @@ class Watched(Protocol):
 
 
 class Poller:
-    """Wakes connections whose descriptors are ready.
-
-    Args:
-        loop: the loop that watches the epoll.
-    """
+    """Wakes connections whose descriptors are ready."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop: asyncio.AbstractEventLoop = loop

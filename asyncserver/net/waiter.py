@@ -32,12 +32,17 @@ if TYPE_CHECKING:
 _no_result: Callable[[], object] = bool  # a builtin that returns at once, without arguments
 
 
+def busy(action: str) -> anyio.BusyResourceError:
+    """Make the error of a second task that is "sending to" or "receiving from" a stream."""
+    error = anyio.BusyResourceError(action)
+    error.args = (f"{error}: leave that to one task, or take turns with an asyncio.Lock",)
+    return error
+
+
 class Waiter:
     """Where at most one task at a time waits for an event, again and again.
 
-    Args:
-        loop: the loop of the tasks that will wait.
-        action: names the wait in the error that a second waiting task gets: "receiving from".
+    A second one gets an error, in which `action` names the wait: "receiving from".
     """
 
     __slots__ = (
@@ -63,14 +68,9 @@ class Waiter:
         self.busy: bool = False
 
     def __await__(self) -> Generator[Waiter, None, None]:
-        """Wait until woken.
-
-        Raises:
-            anyio.BusyResourceError: another task waits here already.
-            asyncio.CancelledError: the task was cancelled.
-        """
+        """Wait until woken; raises BusyResourceError if another task waits here already."""
         if self.busy:
-            raise anyio.BusyResourceError(self._action)
+            raise busy(self._action)
         self.busy = self._asyncio_future_blocking = True
         try:
             yield self

@@ -18,7 +18,7 @@ import anyio
 from ..exceptions import IdleTimeout
 from ..net.poller import READ, WRITE
 from ..net.socket_info import first_words_due, unacknowledged, unread
-from ..net.waiter import Waiter
+from ..net.waiter import Waiter, busy
 from ..proxy.proxy_protocol import HeaderParser
 from .dialogue import Dialogue
 from .states import refuse_before_first_byte, refuse_closed, refuse_unadmitted, refuse_undelivered
@@ -149,7 +149,7 @@ class Connection(Dialogue):
         if self._writing is None:
             self._writing = Waiter(self._poller.loop, "sending to")
         if self._writing.busy:
-            raise anyio.BusyResourceError("sending to")
+            raise busy("sending to")
         self._set_events(self._events | WRITE)
         try:
             await self._writing

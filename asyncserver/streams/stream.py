@@ -9,8 +9,6 @@ Theory of operation:
   `receive_until` keep what they have read beyond their answer, in one buffer.
 * The descriptor is watched from the first wait on. When it turns readable and no task waits, the
   watch ends; an unwatched stream tries `recv` first, and watches again when that would block.
-* TLS is the same: an `SSLSocket` in non-blocking mode. OpenSSL reads and writes the descriptor
-  itself, and says "want read" where a socket would block.
 """
 
 from __future__ import annotations
@@ -26,10 +24,11 @@ import anyio
 from anyio.abc import ByteStream
 
 from ..exceptions import InjectionError
+from ..net.waiter import busy
 from ..tls.typed_attributes import socket_attributes
 from .connection import CHUNK
 from .lingering import close_politely
-from .octets import check_delimiter, octets
+from .octets import check_delimiter, check_number, octets
 from .states import NOT_SENDING, at_end, refuse_after_eof, refuse_busy, refuse_closed, refuse_torn
 from .tls_connection import TLSConnection
 
@@ -68,9 +67,6 @@ class Stream(TLSConnection, ByteStream):
 
     __slots__ = ("_spins",)
 
-    bytes_received: int
-    bytes_sent: int
-
     def __init__(self, poller: Poller, sock: socket.socket, peer_address: Address, closing: asyncio.Event) -> None:
         TLSConnection.__init__(self, poller, sock, peer_address, closing)
         self._spins = 0
@@ -98,9 +94,13 @@ class Stream(TLSConnection, ByteStream):
             IdleTimeout: nothing went either way for the server's `idle_timeout`. The
                 stream can still be used.
         """
-        if max_bytes < 1:
-            raise ValueError(f"max_bytes must be at least 1, got {max_bytes}")
-        return await self._chunk(max_bytes, anyio.EndOfStream)
+        try:
+            if max_bytes < 1:
+                raise ValueError(f"max_bytes must be at least 1, got {max_bytes}")
+            return await self._chunk(max_bytes, anyio.EndOfStream)
+        except TypeError:
+            check_number(max_bytes, "receive")
+            raise
 
     async def receive_exactly(self, nbytes: int) -> bytes:
         """Receive exactly `nbytes` bytes. Cancelled, it keeps what has arrived for the next call.
@@ -112,12 +112,16 @@ class Stream(TLSConnection, ByteStream):
             anyio.IncompleteRead: the stream ended before. What has arrived stays to be received.
             Exception: as `receive()`, except EndOfStream.
         """
-        if nbytes < 0:
-            raise ValueError(f"nbytes must not be negative, got {nbytes}")
-        await self._take_turns()
-        while len(buffer := self._buffered()) < nbytes:
-            await self._fill()
-        return self._cut(buffer, nbytes)
+        try:
+            if nbytes < 0:
+                raise ValueError(f"nbytes must not be negative, got {nbytes}")
+            await self._take_turns()
+            while len(buffer := self._buffered()) < nbytes:
+                await self._fill()
+            return self._cut(buffer, nbytes)
+        except TypeError:
+            check_number(nbytes, "receive_exactly")
+            raise
 
     async def receive_until(self, delimiter: bytes, max_bytes: int) -> bytes:
         """Receive up to a delimiter, and return what came before it. Cancelled, it loses nothing.
@@ -136,11 +140,15 @@ class Stream(TLSConnection, ByteStream):
         check_delimiter(delimiter)
         await self._take_turns()
         searched = 0
-        while (index := (buffer := self._buffered()).find(delimiter, searched, max_bytes)) < 0:
-            if len(buffer) >= max_bytes:
-                raise anyio.DelimiterNotFound(max_bytes)
-            searched = max(0, len(buffer) - len(delimiter) + 1)
-            await self._fill()
+        try:
+            while (index := (buffer := self._buffered()).find(delimiter, searched, max_bytes)) < 0:
+                if len(buffer) >= max_bytes:
+                    raise anyio.DelimiterNotFound(max_bytes)
+                searched = max(0, len(buffer) - len(delimiter) + 1)
+                await self._fill()
+        except TypeError:
+            check_number(max_bytes, "receive_until")
+            raise
         data = self._cut(buffer, index)
         del buffer[: len(delimiter)]
         return data
@@ -161,7 +169,7 @@ class Stream(TLSConnection, ByteStream):
         waiter = self._reading
         while True:
             if waiter.busy:
-                raise anyio.BusyResourceError("receiving from")
+                raise busy("receiving from")
             if self._watching:
                 waiter.busy = waiter._asyncio_future_blocking = True
                 try:
@@ -214,7 +222,7 @@ class Stream(TLSConnection, ByteStream):
 
     def _buffered(self) -> bytearray:
         if self._reading.busy:
-            raise anyio.BusyResourceError("receiving from")
+            raise busy("receiving from")
         if self._recv is refuse_closed:
             refuse_closed(None)
         if self._buffer is None:
@@ -229,10 +237,7 @@ class Stream(TLSConnection, ByteStream):
         return data
 
     async def _take_turns(self) -> None:
-        """Let others run now and then, also while the buffer has enough.
-
-        Before anything is taken: here the task may be cancelled.
-        """
+        """Let others run now and then, before anything is taken: the task may be cancelled here."""
         if self._spun():
             await asyncio.sleep(0)
 
