@@ -62,25 +62,31 @@ class Transport(Protocol):
     def _write_ready(self) -> None: ...
 
 
-class Callback(Protocol):
+class CallbackProtocol(asyncio.StreamReaderProtocol):
     """The protocol between a connection, or its TLS, and a `(reader, writer)` callback."""
 
     def unconsumed(self) -> int:
-        """Bytes that the callback has yet to take from its reader."""
-
-    def eof_received(self) -> object:
-        """Bring the reader to its end."""
+        """Count the bytes that the callback has yet to take from its reader."""
+        reader: Any = self._stream_reader  # type: ignore[attr-defined] # there is no public way
+        return 0 if reader is None else len(reader._buffer)
 
     def close(self) -> None:
-        """Close the writer's transport."""
+        """Close the transport that the callback writes to: the connection's, or that of its TLS."""
+        transport: asyncio.Transport | None = self._transport  # type: ignore[attr-defined]
+        if transport is not None:
+            transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Bring the reader to its end."""
+        super().connection_lost(exc)
+        # The reader has got the error. Here it is only looked at, so that asyncio does not log it.
+        closed: asyncio.Future[None] = self._closed  # type: ignore[attr-defined]
+        if not closed.cancelled():
+            closed.exception()
 
 
 class ProtocolConnection(TLSConnection):
-    """A connection that a protocol serves; in `Server.connections` it stands for a Stream.
-
-    Attributes:
-        peer_address, bytes_received, bytes_sent, proxy_header: as a Stream's.
-    """
+    """A connection that a protocol serves; in `Server.connections` it stands for a Stream."""
 
     __slots__ = (
         "_broken_by",
@@ -105,7 +111,7 @@ class ProtocolConnection(TLSConnection):
         self.protocol: Any = None  # an asyncio.BaseProtocol, of whatever kind
         self.transport: Transport | None = None
         self.task: asyncio.Task[Any] | None = None  # of a (reader, writer) callback
-        self.callback: Callback | None = None  # when a (reader, writer) callback is served
+        self.callback: CallbackProtocol | None = None  # when a (reader, writer) callback is served
         self._broken_off = False
         self._broken_by: BaseException | None = None
         self._lost: asyncio.Future[None] = self.loop.create_future()
@@ -130,8 +136,12 @@ class ProtocolConnection(TLSConnection):
                 if not self._close_if_quiet():
                     await self.aclose()
                 await asyncio.wait([self.task])
-        except BaseException:
-            await self._give_up()
+        except BaseException:  # the handler's task is cancelled
+            if self.task is not None and not self.task.done():
+                self.task.cancel()
+                await asyncio.wait([self.task])
+            self.abort()
+            self._close()
             raise
         try:
             if self._failure is not None:
@@ -142,14 +152,6 @@ class ProtocolConnection(TLSConnection):
     async def aclose(self) -> None:
         """See Stream: what was sent reaches the peer."""
         await close_politely(self)
-
-    async def _give_up(self) -> None:
-        """The handler's task is cancelled: cancel the callback's, then abort the connection."""
-        if self.task is not None and not self.task.done():
-            self.task.cancel()
-            await asyncio.wait([self.task])
-        self.abort()
-        self._close()
 
     def callback_ended(self, task: asyncio.Task[Any]) -> None:
         """A `(reader, writer)` callback has ended; without an error the connection may go on."""

@@ -58,7 +58,7 @@ class ProtocolTransport(WriteLimits):
     _read_limits = (_READ_AHEAD, _READ_AHEAD // 4)
     _take: Callable[[ProtocolTransport], None]
 
-    def _init(self, connection: ProtocolConnection) -> None:
+    def __init__(self, connection: ProtocolConnection) -> None:
         self._connection = connection
         self._loop: asyncio.AbstractEventLoop = connection.loop
         self._unsent = bytearray()

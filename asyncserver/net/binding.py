@@ -15,7 +15,7 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from ..exceptions import BindError
 from ..kernel.groups import hear_own_groups
@@ -68,13 +68,9 @@ class Binding:
     one_queue: bool = False
 
     def __post_init__(self) -> None:
-        given = {
-            "host and port": self.host is not None or self.port is not None,
-            "path": self.path is not None,
-            "sock": self.sock is not None,
-            "fd": self.fd is not None,
-        }
-        names = [name for name, present in given.items() if present]
+        names = [name for name in ("path", "sock", "fd") if getattr(self, name) is not None]
+        if self.host is not None or self.port is not None:
+            names.insert(0, "host and port")
         if len(names) != 1:
             raise TypeError(
                 "give one place to listen on: host and port, path, sock, or fd; got "
@@ -330,7 +326,7 @@ class BoundSocket:
     @property
     def address(self) -> Address:
         """The address at which clients reach it."""
-        return cast("Address", self.sock.getsockname())
+        return self.sock.getsockname()
 
     def close(self) -> None:
         """Close the socket; remove its file unless another server has replaced it. Idempotent."""

@@ -119,10 +119,10 @@ class Listener:
                 self.resume()
 
     def close(self) -> None:
-        """Accept the connections in the kernel's queue, then close; closing alone would reset them.
+        """Accept what is in the kernel's queue, then close; closing alone would reset it.
 
-        Without descriptors or memory for all of them it goes on in the background, until `closed`
-        or `abandon()`. If another process keeps the socket open, the queue is left to it.
+        Without descriptors or memory for all it goes on in the background, until `closed` or
+        `abandon()`. If another process keeps the socket open, the queue is left to it.
         """
         self.pause()
         self._closing = True
@@ -203,8 +203,8 @@ def _is_readable(sock: socket.socket) -> bool:
 def _ignore_newcomers(sock: socket.socket) -> None:
     """Let the kernel drop the SYN of new clients: their TCP sends it again, as after packet loss.
 
-    Without it, clients that connect between the last accept and the close would be reset. It holds
-    for every process that has the socket open, and is never removed.
+    Else those that connect between the last accept and the close would be reset. It holds for every
+    process that has the socket open, for ever.
     """
     program = array.array("B", _NO_NEWCOMERS)
     if sock.family in {socket.AF_INET, socket.AF_INET6}:

@@ -1,10 +1,9 @@
 """Waiter: stands in for a Future, and resumes the waiting task without a trip through the loop.
 
 A task can await anything that yields an object with `_asyncio_future_blocking`, `get_loop`,
-`add_done_callback`, `result` and `cancel` (asyncio/tasks.py, Task.__step; `_asynciomodule.c` does
-the same for futures that are not its own). A Future calls its callbacks through `loop.call_soon`. A
-Waiter calls the task's wake-up at once, in the task's own context, so that a coroutine costs about
-as much as a protocol callback.
+`add_done_callback`, `result` and `cancel` (asyncio/tasks.py, Task.__step, and `_asynciomodule.c`).
+A Future calls its callbacks through `loop.call_soon`. A Waiter calls the task's wake-up at once, in
+the task's own context: so a coroutine costs about as much as a protocol callback.
 
 The rules that keep this correct:
 

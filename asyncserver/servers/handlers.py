@@ -76,7 +76,7 @@ class HandlerServer(Server, Generic[AnySource]):
         self._live: dict[asyncio.Task[object], AnySource] = {}
         self._closing_sources: dict[asyncio.Task[object], AnySource] = {}
         self._undelivered_before = 0  # the drain
-        # One of each for all handlers: a bound method and a context for every one would be memory.
+        # One of each for all handlers, to save memory.
         self._done_callback, self._context = self._on_handler_done, contextvars.copy_context()
 
     @property
@@ -211,8 +211,7 @@ class HandlerServer(Server, Generic[AnySource]):
     def _report(self, exc: BaseException | None, source: AnySource) -> None:
         """Log a handler's error once, and pass it to `on_error`, whose errors are logged too."""
         if exc is None or isinstance(exc, SystemExit | KeyboardInterrupt):
-            # The last two end the loop, and come out of it: nothing to log.
-            return
+            return  # the last two end the loop, and come out of it
         _logger.error(
             "handler of %r failed", source.peer_address, exc_info=exc, extra=about(self, source, outcome="failed")
         )

@@ -177,8 +177,7 @@ class StreamServer(HandlerServer[Connected]):
             self._refuse_proxied("proxy_invalid", connection.peer_address, str(exc))
             raise Refused from exc
         except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError) as exc:
-            # For example a health check that only connects, or a proxy that has only
-            # connected when the server drains.
+            # A health check that only connects, or a proxy that has only connected by the drain.
             self._count["proxy_invalid"] += 1
             raise Refused from exc
         finally:
@@ -365,7 +364,7 @@ class StreamServer(HandlerServer[Connected]):
         """See Server."""
         self._require_open("reload_tls")
         if self._ssl is None:
-            raise RuntimeError(f"{self!r} does not speak TLS: there is nothing to reload")
+            super().reload_tls()  # raises
         if context is None:
             if not isinstance(self._ssl, TLSContext):
                 raise RuntimeError(

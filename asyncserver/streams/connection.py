@@ -40,11 +40,7 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Connection(Dialogue):
-    """A connected socket of a server.
-
-    Attributes:
-        proxy_header: what the proxy in front has said, or None.
-    """
+    """A connected socket of a server."""
 
     __slots__ = (
         "_buffer",
@@ -59,6 +55,7 @@ class Connection(Dialogue):
         "_recv",
         "_send",
         "_sock",
+        "_spins",
         "_watching",
         "_writing",
         "peer_address",
@@ -86,6 +83,7 @@ class Connection(Dialogue):
         self._buffer: bytearray | None = None
         # `bytes_moved` when the idle timeout was over, until a wait has raised IdleTimeout for it.
         self._idle_read = self._idle_write = -1
+        self._spins = 0  # operations of a Stream in a row that need not wait
         self.proxy_header: ProxyHeader | None = None
 
     @property
@@ -102,8 +100,7 @@ class Connection(Dialogue):
         """
         if self._fd < 0:
             refuse_closed(None)
-        address: Address = self._sock.getsockname()
-        return address
+        return self._sock.getsockname()
 
     @property
     def _undelivered(self) -> bool:
@@ -179,10 +176,7 @@ class Connection(Dialogue):
         return unacknowledged(self._sock)
 
     def _broken(self, exc: OSError) -> anyio.BrokenResourceError:
-        """Be broken from now on; returns the error to raise.
-
-        The kernel reports an error once, and from then on an end, as if all had come.
-        """
+        """Be broken, and return the error to raise; the kernel reports it once, then an end."""
         self._unwatch()
         self._send = functools.partial(self._refuse_broken, exc)
         self._recv = functools.partial(self._receive_rest, exc)
@@ -221,11 +215,7 @@ class Connection(Dialogue):
     async def _await_first_byte(self) -> None:
         """Wait until the peer, which has to speak first, has sent a byte or has ended.
 
-        The byte stays in the kernel.
-
-        Raises:
-            anyio.ClosedResourceError: closed meanwhile, for example by a server that drains.
-            anyio.BrokenResourceError: the connection broke.
+        The byte stays in the kernel. Raises ClosedResourceError if closed meanwhile, as in a drain.
         """
         if self._closing.is_set():
             self._end_if_unheard_soon()
@@ -245,7 +235,7 @@ class Connection(Dialogue):
         refuse_closed(None)
 
     def _end_if_unheard_soon(self) -> None:
-        """In a drain: end if no first byte arrives soon: without one no message is under way."""
+        """In a drain: end if no first byte arrives soon, for then no message is under way."""
         self._poller.loop.call_later(first_words_due(self._sock, 0.0), self._end_if_unheard)
 
     def _end_if_unheard(self) -> None:
@@ -255,11 +245,7 @@ class Connection(Dialogue):
     async def _take_proxy_header(self) -> ProxyHeader:
         """Take a PROXY protocol header off the socket and leave in the kernel what comes behind it.
 
-        Raises:
-            HeaderError: something else came.
-            anyio.EndOfStream: nothing more came.
-            anyio.ClosedResourceError: the server drains, and nothing came at all.
-            anyio.BrokenResourceError: the connection broke.
+        Raises as `_await_first_byte()`; HeaderError if something else came, EndOfStream if no more.
         """
         await self._await_first_byte()
         parser, sock = HeaderParser(), self._sock
@@ -268,8 +254,7 @@ class Connection(Dialogue):
                 ahead = sock.recv(parser.wanted, socket.MSG_PEEK)
                 if not ahead:
                     raise anyio.EndOfStream
-                # Take all that was looked at, or up to the header's end: what stays is
-                # reported again.
+                # Take all of it, or up to the header's end: what stays is reported again.
                 data = sock.recv(parser.belonging(ahead))
             except BlockingIOError:
                 await self._readable()
@@ -311,8 +296,7 @@ class Connection(Dialogue):
         if self.may_end():
             return b""
         data = self._read(max_bytes)
-        # Under TLS bytes are more than their payload: what the kernel holds now is a
-        # better estimate.
+        # Under TLS bytes are more than their payload: what the kernel holds now says it better.
         self.owe_at_most(len(data) + self._unread())
         self._unwatch()  # so that the next receive calls this before it waits
         return data
@@ -355,10 +339,7 @@ class Connection(Dialogue):
             self._close()
 
     def _let_go(self) -> None:
-        """Close without waiting for the peer to take its last bytes: the kernel sends on.
-
-        Unless more bytes arrive: then it resets the connection.
-        """
+        """Close at once: the kernel sends the last bytes, or a reset if more arrive."""
         if self._fd >= 0 and unacknowledged(self._sock):
             self._send = refuse_undelivered
         self._close()

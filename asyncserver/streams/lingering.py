@@ -39,11 +39,7 @@ _TURNS = 16  # such pieces until other tasks may run, or at most, where the peer
 
 
 class Lingering:
-    """The end of one connection, after the last send.
-
-    Args:
-        connection: as its last user has left it; not used any more.
-    """
+    """The end of one connection, as its last user has left it."""
 
     def __init__(self, connection: TLSConnection) -> None:
         self._connection = connection
@@ -54,11 +50,7 @@ class Lingering:
         self._heard = False  # the peer may still be sending
 
     async def run(self) -> bool:
-        """End our side, and wait until the peer has everything.
-
-        Returns:
-            false if it did not: it took nothing for too long, or was gone.
-        """
+        """End our side, and wait for the peer; false if it has not got everything."""
         try:
             if self._broken:
                 self._discard_leftovers()
@@ -69,10 +61,7 @@ class Lingering:
             return self._broken or not self._connection._untaken()
 
     def _discard_leftovers(self) -> None:
-        """Throw away what has arrived: unread it makes close() reset, and TLS's alert may be lost.
-
-        Nothing else is to be delivered. A peer that goes on sending is not waited for.
-        """
+        """Throw away what is here: unread it makes close() reset, and TLS's alert may be lost."""
         sock = self._connection._sock
         if self._connection._fd >= 0 and self._connection._unread():
             sock.shutdown(socket.SHUT_WR)

@@ -26,7 +26,7 @@ def no_octets(given: object, call: str) -> TypeError:
 
 def check_number(given: object, call: str) -> None:
     """Raise TypeError, unless it can be a number of bytes."""
-    if not isinstance(given, int):
+    if not hasattr(given, "__index__"):
         raise TypeError(f"{call}() takes a number of bytes, a whole one; got {reprlib.repr(given)}") from None
 
 

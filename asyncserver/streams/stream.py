@@ -36,10 +36,7 @@ from .states import NOT_SENDING, at_end, behind_posts, refuse_after_eof, refuse_
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
-    from ..net.addresses import Address
-    from ..net.poller import Poller
     from ..net.waiter import Waiter
-    from .posting import PostLimit
 
 __all__ = ["Stream"]
 
@@ -67,13 +64,7 @@ class Stream(PostingConnection, ByteStream):
         bytes_sent: payload bytes sent so far.
     """
 
-    __slots__ = ("_spins",)
-
-    def __init__(
-        self, poller: Poller, sock: socket.socket, peer_address: Address, closing: asyncio.Event, limit: PostLimit
-    ) -> None:
-        PostingConnection.__init__(self, poller, sock, peer_address, closing, limit)
-        self._spins = 0
+    __slots__ = ()
 
     def __repr__(self) -> str:
         """Show the peer and the state."""
@@ -175,8 +166,7 @@ class Stream(PostingConnection, ByteStream):
     ) -> Generator[Any, None, bytes]:
         """Take from the buffer, unless `more` is asked for, or from the kernel; raises `end`.
 
-        This is the hot path, and so a generator that yields the waiter itself: each function in
-        between would be one more frame for every wake-up.
+        The hot path, so it yields the waiter itself: a function in between would be a frame more.
         """
         if self._buffer and not more and self._spun():
             yield None

@@ -169,20 +169,17 @@ class TLSConnection(Connection):
                 self._sock.unwrap()
             except ssl.SSLWantWriteError:
                 await self._writable()
-            except ssl.SSLWantReadError:
-                return  # sent, and the peer's is not here yet
-            except (ssl.SSLError, ValueError):
-                return  # for example: its data crosses our close_notify
+            except (ssl.SSLError, ValueError):  # sent, but the peer's is not here, or data crosses it
+                return
             else:
                 return
 
     async def _half_close_notify(self, sock: ssl.SSLSocket) -> None:
         """Send TLS's end of stream and leave the peer's side alone.
 
-        Python's `unwrap()` then looks for the peer's close_notify, and OpenSSL breaks the
-        connection when it finds data instead. So what it has decrypted already is kept here first;
-        and during the call the descriptor is another socket, from which nothing can be read. What
-        was written into that is sent on.
+        `unwrap()` also looks for the peer's, and breaks the connection when it finds data. So what
+        OpenSSL has decrypted is kept here first; and during the call the descriptor is another
+        socket, from which nothing can be read. What was written into that is sent on.
         """
         while pending := sock.pending():
             if self._reading.busy:  # a receive that has paused and taken nothing comes first
