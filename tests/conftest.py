@@ -131,6 +131,18 @@ def slow_clients(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("asyncserver.net.socket_info._FIRST_WORDS", PATIENCE)
 
 
+@pytest.fixture
+def short_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drains wait for the first words of a newcomer for less than half a second, where none will come."""
+    monkeypatch.setattr("asyncserver.net.socket_info._FIRST_WORDS", 0.1)
+
+
+@pytest.fixture
+def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drains wait for a protocol's next write for less than a second, where it will write no more."""
+    monkeypatch.setattr("asyncserver.adapters.protocol_connection._PAUSE", 0.1)
+
+
 @pytest.fixture(params=list(INTERRUPTIONS))
 def interrupt(request: pytest.FixtureRequest) -> Interrupt:
     """Each way to interrupt an operation that waits."""

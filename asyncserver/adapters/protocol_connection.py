@@ -109,8 +109,6 @@ class ProtocolConnection(TLSConnection):
             self.protocol = make(self)
             self.soon(self._made)
             await asyncio.wait([self._lost])
-            if self._broken_off:
-                self._close()
             if self.task is not None and not self.task.done():
                 if not self._close_if_quiet():
                     await self.aclose()
@@ -276,6 +274,8 @@ class ProtocolConnection(TLSConnection):
         self.call("connection_lost", exc)
         self._lost.set_result(None)
         self.protocol = self.transport = None  # they hold this object: a cycle
+        if self._broken_off:  # not left to run(), which may wait for a callback that does not end
+            self._close()
 
     @property
     def sockname(self) -> Any:

@@ -8,7 +8,7 @@ import contextlib
 from asyncserver import DrainReport
 from tests.crossings.conversation import BIG_ONE
 from tests.crossings.happenings import happening
-from tests.crossings.ways import ADAPTERS, CLEAN, PROTOCOLS, Crossing, short_silence, tally
+from tests.crossings.ways import ADAPTERS, CLEAN, PROTOCOLS, Crossing, short_pause, short_silence, tally
 from tests.kit.waiting import within
 
 ON_LOOP = ("stream", *ADAPTERS)
@@ -16,12 +16,13 @@ ON_LOOP = ("stream", *ADAPTERS)
 
 @happening("Server.close", "A connection that is between two messages comes to its end of stream", styles=ON_LOOP)
 async def drain_between_messages(x: Crossing) -> None:
-    async with x.serve() as server:
-        client = await x.connect(server)
-        assert await client.ask(b"say a\n") == b"SAY A\n"
-        report, heard = await x.ends(await x.drain(server), client)
-        assert (report, heard) == (DrainReport(completed=1), [(b"", CLEAN)])
-        assert tally(server) == {"completed": 1}
+    with short_pause():
+        async with x.serve() as server:
+            client = await x.connect(server)
+            assert await client.ask(b"say a\n") == b"SAY A\n"
+            report, heard = await x.ends(await x.drain(server), client)
+            assert (report, heard) == (DrainReport(completed=1), [(b"", CLEAN)])
+            assert tally(server) == {"completed": 1}
 
 
 @happening("hosted", "handlers run on until its deadline; then the socket is shut down", styles=("hosted",))
@@ -119,51 +120,54 @@ async def drain_with_a_question_behind_another(x: Crossing) -> None:
 
 @happening("docs/deploy.md", "sees it end between two answers when its worker drains, never within one", styles=ON_LOOP)
 async def drain_with_a_slow_reader(x: Crossing) -> None:
-    async with x.serve() as server:
-        client = await x.connect(server)
-        await client.send(b"big\n")
-        assert await client.receive_exactly(1000) == b"x" * 1000
-        closing = await x.drain(server)
-        await x.turns()
-        assert not closing.done()
-        report, heard = await x.ends(closing, client)
-        assert (report, heard) == (DrainReport(completed=1), [(BIG_ONE.replace(b"4194304", b"4193304"), CLEAN)])
-        assert tally(server) == {"completed": 1}
+    with short_pause():
+        async with x.serve() as server:
+            client = await x.connect(server)
+            await client.send(b"big\n")
+            assert await client.receive_exactly(1000) == b"x" * 1000
+            closing = await x.drain(server)
+            await x.turns()
+            assert not closing.done()
+            report, heard = await x.ends(closing, client)
+            assert (report, heard) == (DrainReport(completed=1), [(BIG_ONE.replace(b"4194304", b"4193304"), CLEAN)])
+            assert tally(server) == {"completed": 1}
 
 
 @happening("docs/reliability.md", "What had reached this host is answered", styles=ON_LOOP)
 async def drain_with_a_slow_reader_who_asks_again(x: Crossing) -> None:
     """The next question may have reached us too late to be answered, but costs nothing of the answer before."""
-    async with x.serve() as server:
-        client = await x.connect(server)
-        await client.send(b"big\n")
-        assert await client.receive_exactly(1000) == b"x" * 1000
-        closing = await x.drain(server)
-        await client.send(b"say b\n")
-        report, heard = await x.ends(closing, client)
-        assert report == DrainReport(completed=1)
-        assert heard[0][0].removesuffix(b"SAY B\n") == b"<4193304>\n"
-        assert heard[0][1] == CLEAN
-        assert tally(server) == {"completed": 1}
+    with short_pause():
+        async with x.serve() as server:
+            client = await x.connect(server)
+            await client.send(b"big\n")
+            assert await client.receive_exactly(1000) == b"x" * 1000
+            closing = await x.drain(server)
+            await client.send(b"say b\n")
+            report, heard = await x.ends(closing, client)
+            assert report == DrainReport(completed=1)
+            assert heard[0][0].removesuffix(b"SAY B\n") == b"<4193304>\n"
+            assert heard[0][1] == CLEAN
+            assert tally(server) == {"completed": 1}
 
 
 @happening("docs/reliability.md", "What had reached this host is answered", styles=ON_LOOP)
 async def drain_before_a_reader_asks_again(x: Crossing) -> None:
     """The kernel has the whole answer, and has not delivered it yet."""
-    async with x.serve() as server:
-        client = await x.connect(server)
-        await client.send(b"much\n")
-        assert await client.receive_exactly(1000) == b"x" * 1000
-        closing = await x.drain(server)
-        await x.turns()
-        with contextlib.suppress(OSError):  # as it should be where the kernel tells of the end at once
-            await client.send(b"say b\n")
-        report, heard = await x.ends(closing, client)
-        assert report == DrainReport(completed=1)
-        # An ordinary protocol may still be within its answer for a second, and answers what comes then.
-        assert heard[0][0].removesuffix(b"SAY B\n" if x.way.style in PROTOCOLS else b"") == b"<149000>\n"
-        assert heard[0][1] == CLEAN
-        assert tally(server) == {"completed": 1}
+    with short_pause():
+        async with x.serve() as server:
+            client = await x.connect(server)
+            await client.send(b"much\n")
+            assert await client.receive_exactly(1000) == b"x" * 1000
+            closing = await x.drain(server)
+            await x.turns()
+            with contextlib.suppress(OSError):  # as it should be where the kernel tells of the end at once
+                await client.send(b"say b\n")
+            report, heard = await x.ends(closing, client)
+            assert report == DrainReport(completed=1)
+            # An ordinary protocol may still be within its answer for a second, and answers what comes then.
+            assert heard[0][0].removesuffix(b"SAY B\n" if x.way.style in PROTOCOLS else b"") == b"<149000>\n"
+            assert heard[0][1] == CLEAN
+            assert tally(server) == {"completed": 1}
 
 
 @happening("Server.close", "Connections and datagrams that the kernel holds already are still served")

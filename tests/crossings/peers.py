@@ -7,7 +7,7 @@ import contextlib
 from asyncserver import DrainReport, Server
 from tests.crossings.conversation import BIG, BIG_ONE
 from tests.crossings.happenings import happening
-from tests.crossings.ways import ADAPTERS, CLEAN, SOON, Crossing, Way, comes_to, tally
+from tests.crossings.ways import ADAPTERS, CLEAN, SOON, Crossing, Way, comes_to, short_linger, tally
 from tests.kit.waiting import until, within
 
 ON_LOOP = ("stream", *ADAPTERS)
@@ -31,11 +31,12 @@ def _ends_early(way: Way) -> bool:
 @happening("serve", "When it returns or raises, what it sent is delivered and the connection closed")
 async def end_with_a_slow_reader(x: Crossing) -> None:
     """Under TLS longer than a close may take whose peer has gone."""
-    async with x.serve() as server:
-        client = await x.connect(server)
-        await client.send(b"flood\n")
-        assert await x.hear_out(client, 0.01 if x.way.wire == "tls" else 0, 16384) == (BIG_ONE, CLEAN)
-        await comes_to(server, completed=1)
+    with short_linger():
+        async with x.serve() as server:
+            client = await x.connect(server)
+            await client.send(b"flood\n")
+            assert await x.hear_out(client, 0.003 if x.way.wire == "tls" else 0, 16384) == (BIG_ONE, CLEAN)
+            await comes_to(server, completed=1)
 
 
 @happening("serve", "When it returns or raises, what it sent is delivered and the connection closed")

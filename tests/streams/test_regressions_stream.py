@@ -88,7 +88,6 @@ async def test_readers_of_short_lines_starve_nobody(transport: Transport) -> Non
 @pytest.fixture
 def without_collector() -> Iterator[None]:
     """Only what nothing refers to goes away."""
-    gc.collect()
     gc.disable()
     yield
     gc.enable()

@@ -43,8 +43,9 @@ async def test_aclose_ends_the_peers_stream(transport: Transport) -> None:
 
 
 @pytest.mark.parametrize("way", ["aclose", "abort", "detach"])
-async def test_closing_wakes_whoever_waits(transport: Transport, way: str) -> None:
+async def test_closing_wakes_whoever_waits(transport: Transport, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A receive and a send that wait when another task closes the stream raise ClosedResourceError."""
+    monkeypatch.setattr("asyncserver.streams.lingering._PATIENCE", 0.1)  # the peer takes nothing
     async with transport.pair() as (stream, _):
         receiving = await blocked(stream.receive())
         sending = await blocked(stream.send(bytes(1 << 24)))

@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from asyncserver import Stream
-from tests.kit.transports import Transport
+from tests.kit.transports import Transport, little_room
 from tests.kit.waiting import blocked, within
 
 # -- two at once
@@ -81,7 +81,8 @@ async def test_two_senders(transport: Transport) -> None:
 async def test_one_receives_while_another_sends(transport: Transport) -> None:
     """The two directions do not hinder each other, even when each waits."""
     async with transport.pair() as (stream, client):
-        data = bytes(40_000_000)  # more than the buffers of both sides ever grow to
+        little_room(stream, client)
+        data = bytes(4_000_000)  # more than both sides have room for
         sending = await blocked(stream.send(data))
         receiving = await blocked(stream.receive())
         await client.send(b"abc")
@@ -141,9 +142,9 @@ async def test_send_refuses_text(transport: Transport) -> None:
         assert await client.receive() == b"abc"
 
 
-@pytest.mark.parametrize("megabytes", [100])
-async def test_100_megabytes_each_way(transport: Transport, megabytes: int) -> None:
-    """An echo of a hundred megabytes has the same hash."""
+async def test_100_megabytes_each_way(transport: Transport) -> None:
+    """An echo of a hundred megabytes has the same hash, on other transports one of less."""
+    megabytes = 100 if transport.name == "tcp" else 25
     chunk = bytes(range(256)) * 4096
 
     async def echo(stream: Stream) -> None:
