@@ -222,6 +222,8 @@ udp = socket.socket(type=socket.SOCK_DGRAM)
 udp.bind(bound.getsockname())
 client = socket.create_connection(bound.getsockname())
 client.sendall(b"hello")
+if way == "run":
+    client.shutdown(socket.SHUT_WR)  # so that the drain does not wait for more
 udp_client = socket.socket(type=socket.SOCK_DGRAM)
 udp_client.sendto(b"hello", udp.getsockname())
 
