@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 
 from asyncserver import DrainReport
-from tests.crossings.conversation import BIG_ONE
+from tests.crossings.conversation import BIG_ONE, Conversation
 from tests.crossings.happenings import happening
 from tests.crossings.ways import ADAPTERS, CLEAN, PROTOCOLS, Crossing, short_pause, short_silence, tally
 from tests.kit.waiting import within
@@ -78,16 +79,26 @@ async def drain_before_the_answer(x: Crossing) -> None:
 
 @happening("docs/deploy.md", "sees it end between two answers when its worker drains, never within one", styles=ON_LOOP)
 async def drain_between_two_writes_of_an_answer(x: Crossing) -> None:
-    async with x.serve() as server:
-        client = await x.connect(server)
-        await client.send(b"parts\n")
-        await x.waiting()
-        assert await client.receive_exactly(6) == b"PARTS "
-        closing = await x.drain(server)
-        x.conversation.gate.open()
-        report, heard = await x.ends(closing, client)
-        assert (report, heard) == (DrainReport(completed=1), [(b"WHOLE\n", CLEAN)])
+    """A protocol may let a while pass between them; one that could not on a busy machine gets more of it."""
+    for pause in (0.3, 1.0, 5.0):
+        x.conversation = Conversation()
+        with short_pause(pause):
+            async with x.serve() as server:
+                client = await x.connect(server)
+                asked = time.monotonic()
+                await client.send(b"parts\n")
+                await x.waiting()
+                assert await client.receive_exactly(6) == b"PARTS "
+                closing = await x.drain(server)
+                x.conversation.gate.open()
+                await x.turns()
+                late = time.monotonic() - asked > pause
+                report, heard = await x.ends(closing, client)
+        assert report == DrainReport(completed=1)
         assert tally(server) == {"completed": 1}
+        if not (late and heard == [(b"", CLEAN)]):
+            break
+    assert heard == [(b"WHOLE\n", CLEAN)]
 
 
 @happening("docs/reliability.md", "when the drain begins: bytes in the kernel, connections in the backlog")
@@ -129,7 +140,7 @@ async def drain_with_a_slow_reader(x: Crossing) -> None:
             await x.turns()
             assert not closing.done()
             report, heard = await x.ends(closing, client)
-            assert (report, heard) == (DrainReport(completed=1), [(BIG_ONE.replace(b"4194304", b"4193304"), CLEAN)])
+            assert (report, heard) == (DrainReport(completed=1), [(BIG_ONE.replace(b"2097152", b"2096152"), CLEAN)])
             assert tally(server) == {"completed": 1}
 
 
@@ -145,7 +156,7 @@ async def drain_with_a_slow_reader_who_asks_again(x: Crossing) -> None:
             await client.send(b"say b\n")
             report, heard = await x.ends(closing, client)
             assert report == DrainReport(completed=1)
-            assert heard[0][0].removesuffix(b"SAY B\n") == b"<4193304>\n"
+            assert heard[0][0].removesuffix(b"SAY B\n") == b"<2096152>\n"
             assert heard[0][1] == CLEAN
             assert tally(server) == {"completed": 1}
 
