@@ -209,10 +209,10 @@ def short_silence() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def short_pause(seconds: float = 0.1) -> Iterator[None]:
+def short_pause() -> Iterator[None]:
     """Wait for the next write of a protocol for less than a second, where it writes no more by itself."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("asyncserver.adapters.protocol_connection._PAUSE", seconds)
+        patch.setattr("asyncserver.adapters.protocol_connection._PAUSE", 0.1)
         yield
 
 
