@@ -64,16 +64,18 @@ async def drain_before_the_answer(x: Crossing) -> None:
 
 @happening("docs/deploy.md", "sees it end between two answers when its worker drains, never within one")
 async def drain_between_two_writes_of_an_answer(x: Crossing) -> None:
-    async with x.serve() as server:
-        client = await x.connect(server)
-        await client.send(b"parts\n")
-        await x.waiting()
-        assert await client.receive_exactly(6) == b"PARTS "
-        closing = await x.drain(server)
-        x.conversation.gate.open()
-        report, heard = await x.ends(closing, client)
-        assert (report, heard) == (DrainReport(completed=1), [(b"WHOLE\n", CLEAN)])
-        assert tally(server) == {"completed": 1}
+    """A protocol does not read meanwhile; one that does is looked at among the adapters."""
+    with short_pause():
+        async with x.serve() as server:
+            client = await x.connect(server)
+            await client.send(b"parts\n")
+            await x.waiting()
+            assert await client.receive_exactly(6) == b"PARTS "
+            closing = await x.drain(server)
+            x.conversation.gate.open()
+            report, heard = await x.ends(closing, client)
+            assert (report, heard) == (DrainReport(completed=1), [(b"WHOLE\n", CLEAN)])
+            assert tally(server) == {"completed": 1}
 
 
 @happening("docs/reliability.md", "when the drain begins: bytes in the kernel, connections in the backlog")
@@ -115,7 +117,7 @@ async def drain_with_a_slow_reader(x: Crossing) -> None:
             await x.turns()
             assert not closing.done()
             report, heard = await x.ends(closing, client)
-            assert (report, heard) == (DrainReport(completed=1), [(BIG_ONE.replace(b"4194304", b"4193304"), CLEAN)])
+            assert (report, heard) == (DrainReport(completed=1), [(BIG_ONE.replace(b"2097152", b"2096152"), CLEAN)])
             assert tally(server) == {"completed": 1}
 
 
@@ -131,7 +133,7 @@ async def drain_with_a_slow_reader_who_asks_again(x: Crossing) -> None:
             await client.send(b"say b\n")
             report, heard = await x.ends(closing, client)
             assert report == DrainReport(completed=1)
-            assert heard[0][0].removesuffix(b"SAY B\n") == b"<4193304>\n"
+            assert heard[0][0].removesuffix(b"SAY B\n") == b"<2096152>\n"
             assert heard[0][1] == CLEAN
             assert tally(server) == {"completed": 1}
 
