@@ -30,25 +30,21 @@ class Request:
 
     Attributes:
         idle_timeout: the server's, for as long as the handler gives the socket none of its own.
-        loan: the stream's. Copies that `dup()` makes have none, and are not counted.
+        loan: the stream's.
     """
 
     idle_timeout: float | None = None
-    loan: Any = None
+    loan: Any
 
-    def sendall(self: Any, data: Any, flags: int = 0) -> None:
-        """Send all; a peer that takes some is not idle. An own timeout of the socket bounds all."""
-        if self.idle_timeout is None or self.gettimeout() != self.idle_timeout:
-            super().sendall(data, flags)  # type: ignore[misc] # a socket's
-            self._sent_all(data)
-            return
+    def _send_pieces(self: Any, data: Any, flags: int) -> None:
+        """Send all under the server's idle timeout: a peer that takes some is not idle."""
         sent, view = 0, memoryview(data)
         while sent < view.nbytes:
             sent += self.send(view.cast("B")[sent : sent + _PIECE], flags)
 
     def makefile(self: Any, mode: str = "r", buffering: int | None = None, **options: Any) -> Any:
         """Make a file object. One that reads bytes says how many wait in its buffer."""
-        if mode != "rb" or buffering == 0 or self.loan is None:
+        if mode != "rb" or buffering == 0:
             return super().makefile(mode, buffering, **options)  # type: ignore[misc] # a socket's
         raw = super().makefile(mode, 0)  # type: ignore[misc]
         raw.__class__ = _RawReader
@@ -73,6 +69,11 @@ class _Reader(io.BufferedReader):
         super().__init__(raw, size)
         self._loan = raw._sock.loan
 
+    def readline(self, size: int | None = -1, /) -> bytes:
+        line = super().readline(size)
+        self._loan.buffered -= len(line)
+        return line
+
 
 def _taking(name: str, count: Callable[[Any], int]) -> Callable[..., Any]:
     original = getattr(io.BufferedReader, name)
@@ -87,28 +88,61 @@ def _taking(name: str, count: Callable[[Any], int]) -> Callable[..., Any]:
     return method
 
 
-_TAKING: dict[str, Callable[[Any], int]] = {
-    "read": len,
-    "read1": len,
-    "readline": len,
-    "readinto": int,
-    "readinto1": int,
-}
+_TAKING: dict[str, Callable[[Any], int]] = {"read": len, "read1": len, "readinto": int, "readinto1": int}
 for _name, _count in _TAKING.items():
     setattr(_Reader, _name, _taking(_name, _count))
 
+_PEEK = int(socket.MSG_PEEK)  # the enum's own `&` takes as long as a system call
+_recv = socket.socket.recv
+_recv_into = socket.socket.recv_into
+_sendall = socket.socket.sendall
+
 
 class _PlainRequest(Request, socket.socket):
-    """A request without TLS."""
+    """A request without TLS. Those methods that handlers call all the time are written out."""
 
-    def _sent_all(self, data: Any) -> None:
-        if self.loan is not None:
-            self.loan.sent(memoryview(data).nbytes)
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        loan = self.loan
+        loan.waiting = True
+        try:
+            if loan.draining and loan.at_end():
+                return b""
+            data = _recv(self, bufsize, flags)
+        finally:
+            loan.waiting = False
+        if not flags & _PEEK:
+            loan.received(len(data))
+        return data
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        loan = self.loan
+        loan.waiting = True
+        try:
+            if loan.draining and loan.at_end():
+                return 0
+            nbytes = _recv_into(self, buffer, nbytes, flags)
+        finally:
+            loan.waiting = False
+        if not flags & _PEEK:
+            loan.received(nbytes)
+        return nbytes
+
+    def sendall(self, data: Any, flags: int = 0, /) -> None:
+        if self.idle_timeout is None or self.gettimeout() != self.idle_timeout:
+            _sendall(self, data, flags)
+            self.loan.sent(len(data) if type(data) is bytes else memoryview(data).nbytes)
+        else:
+            self._send_pieces(data, flags)
+
+    def dup(self) -> Any:
+        """Make a copy that is a plain socket, and not counted."""
+        copy = socket.socket(self.family, self.type, self.proto, fileno=socket.dup(self.fileno()))
+        copy.settimeout(self.gettimeout())
+        return copy
 
     def _sendfile_use_sendfile(self, *args: Any) -> int:  # the stdlib's, past the other methods
         sent: int = super()._sendfile_use_sendfile(*args)  # type: ignore[misc]
-        if self.loan is not None:
-            self.loan.sent(sent)
+        self.loan.sent(sent)
         return sent
 
 
@@ -118,8 +152,6 @@ def _receiving(name: str, end: object, count: Callable[[Any], int], flags_at: in
     @functools.wraps(original)
     def method(self: _PlainRequest, *args: Any, **kwargs: Any) -> Any:
         loan = self.loan
-        if loan is None:
-            return original(self, *args, **kwargs)
         loan.waiting = True
         try:
             if loan.at_end():
@@ -128,8 +160,8 @@ def _receiving(name: str, end: object, count: Callable[[Any], int], flags_at: in
         finally:
             loan.waiting = False
         flags = args[flags_at] if len(args) > flags_at else kwargs.get("flags", 0)
-        if not flags & socket.MSG_PEEK:
-            loan.received(count(received))
+        if not flags & _PEEK:
+            loan.received(count(received[0]))
         return received
 
     return method
@@ -141,28 +173,17 @@ def _sending(name: str) -> Callable[..., Any]:
     @functools.wraps(original)
     def method(self: _PlainRequest, *args: Any) -> int:
         sent: int = original(self, *args)
-        if self.loan is not None:
-            self.loan.sent(sent)
+        self.loan.sent(sent)
         return sent
 
     return method
 
 
-def _length(received: tuple[bytes]) -> int:
-    return len(received[0])
-
-
-def _number(received: tuple[int]) -> int:
-    return received[0]
-
-
 _RECEIVING: dict[str, tuple[object, Callable[[Any], int], int]] = {
-    "recv": (b"", len, 1),
-    "recv_into": (0, int, 2),
-    "recvfrom": ((b"", None), _length, 1),
-    "recvfrom_into": ((0, None), _number, 2),
-    "recvmsg": ((b"", [], 0, None), _length, 2),
-    "recvmsg_into": ((0, [], 0, None), _number, 2),
+    "recvfrom": ((b"", None), len, 1),
+    "recvfrom_into": ((0, None), int, 2),
+    "recvmsg": ((b"", [], 0, None), len, 2),
+    "recvmsg_into": ((0, [], 0, None), int, 2),
 }
 for _name, _told in _RECEIVING.items():
     setattr(_PlainRequest, _name, _receiving(_name, *_told))
@@ -205,8 +226,12 @@ class _TLSRequest(Request):
         self.loan.sent(sent)
         return sent
 
-    def _sent_all(self, data: Any) -> None:
-        """An SSLSocket's `sendall` calls `send`, which has counted."""
+    def sendall(self: Any, data: Any, flags: int = 0) -> None:
+        """Send all, by `send()`, which counts."""
+        if self.idle_timeout is None or self.gettimeout() != self.idle_timeout:
+            super().sendall(data, flags)  # type: ignore[misc]
+        else:
+            self._send_pieces(data, flags)
 
 
 @functools.cache

@@ -250,7 +250,7 @@ OPTIONS: tuple[Option, ...] = (
            "key exchange groups, the preferred first, such as X25519MLKEM768:X25519; needs Python 3.15",
            lambda text: text.split(":")),
     Option(_TLS, "--ssl-handshake-timeout", "SECONDS", "how long a client's handshake may take", seconds(), 30.0),
-    Option(_CODE, "--threads", "N", "limit for subclasses of socketserver.BaseRequestHandler (default: 4096)",
+    Option(_CODE, "--threads", "N", "limit for subclasses of socketserver.BaseRequestHandler (default: what the system can hold)",
            count(1)),
     Option(_CODE, "--on-error", "MODULE:FUNCTION", "called with the exception and the stream or datagram that failed",
            name),

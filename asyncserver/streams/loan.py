@@ -34,10 +34,11 @@ class Loan:
     Attributes:
         waiting: whether the thread waits for bytes; to be set before `at_end()` is asked.
         buffered: bytes received that wait in a file object's buffer.
+        draining: whether the drain has begun.
         ended: whether the drain has ended the receiving side.
     """
 
-    __slots__ = ("_dialogue", "_loop", "_said", "_sock", "buffered", "ended", "waiting")
+    __slots__ = ("_dialogue", "_loop", "_said", "_sock", "buffered", "draining", "ended", "waiting")
 
     def __init__(self, dialogue: Dialogue, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
         self._dialogue = dialogue
@@ -46,30 +47,31 @@ class Loan:
         self._said = dialogue.bytes_moved
         self.waiting = False
         self.buffered = 0
+        self.draining = False
         self.ended = False
 
     # -- for the thread
 
     def at_end(self) -> bool:
         """Whether the next receive is an end of stream, by the drain and between two messages."""
-        dialogue = self._dialogue
-        if not dialogue.draining:
+        if not self.draining:
             return False
-        dialogue.begin_message(self.buffered)
-        return dialogue.may_end()
+        self._dialogue.begin_message(self.buffered)
+        return self._dialogue.may_end()
 
     def received(self, nbytes: int) -> None:
         """Count what was received."""
         dialogue = self._dialogue
-        if dialogue.draining:
+        if self.draining:
             with contextlib.suppress(OSError):  # closed meanwhile
                 dialogue.owe_at_most(nbytes + unread(self._sock.fileno()))
         dialogue.bytes_received += nbytes
 
     def sent(self, nbytes: int) -> None:
         """Count what was sent: it answers all that was received."""
-        self._dialogue.bytes_sent += nbytes
-        self._dialogue.answer()
+        dialogue = self._dialogue
+        dialogue.bytes_sent += nbytes
+        dialogue.answer()
 
     # -- for the loop
 
@@ -82,6 +84,7 @@ class Loan:
         dialogue = self._dialogue
         if self._sock.fileno() < 0 or (waited and dialogue.bytes_moved != self._said):
             return
+        self.draining = True
         with contextlib.suppress(OSError):  # closed meanwhile
             due = first_words_due(self._sock, waited)
             if dialogue.begin_drain(unread(self._sock.fileno()), due, self._said):
