@@ -3,7 +3,7 @@
 Closing is enough as long as nothing more comes. But where bytes lie unread, or arrive afterwards
 (the next request of a client that does not wait for answers), the kernel resets the connection
 (RFC 1122, 4.2.2.13), and what it has yet to send is lost. For streams the loop does
-the same (asyncserver/streams/lingering.py); here it is done in the handler's thread.
+the same (asyncserver/connections/lingering.py); here it is done in the handler's thread.
 """
 
 from __future__ import annotations

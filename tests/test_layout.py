@@ -26,6 +26,7 @@ LAYERS = (
     {"kernel"},
     {"net", "tls"},
     {"proxy"},
+    {"connections"},
     {"streams", "datagrams"},
     {"_types", "adapters"},
     {"reports"},

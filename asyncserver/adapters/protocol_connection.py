@@ -15,12 +15,12 @@ import contextvars
 import ssl
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..connections.lingering import close_politely
+from ..connections.states import refuse_closed
+from ..connections.tls_connection import TLSConnection
 from ..exceptions import IdleTimeout
 from ..net.poller import WRITE
 from ..net.socket_info import sent_ago
-from ..streams.lingering import close_politely
-from ..streams.states import refuse_closed
-from ..streams.tls_connection import TLSConnection
 
 if TYPE_CHECKING:
     import socket

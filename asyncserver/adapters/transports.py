@@ -14,8 +14,8 @@ import ssl
 from typing import TYPE_CHECKING, Any
 
 from .._logger import logger as _logger
-from ..streams.connection import CHUNK
-from ..streams.octets import no_octets
+from ..connections.connection import CHUNK
+from ..connections.octets import no_octets
 from .protocol_connection import RAISED
 from .write_limits import HIGH_WATER_TLS, WriteLimits, water_marks
 

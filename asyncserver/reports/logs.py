@@ -16,7 +16,7 @@ from ..net.addresses import format_address
 from .stats import outcome_of
 
 if TYPE_CHECKING:
-    from ..streams.connection import Connection
+    from ..connections.connection import Connection
     from .stats import Run
 
 # A line for each connection that has ended: at DEBUG, or at INFO if this logger has a level.

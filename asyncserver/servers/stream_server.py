@@ -14,6 +14,7 @@ from .._logger import Seldom
 from .._logger import logger as _logger
 from ..adapters.protocol_connection import ProtocolConnection
 from ..adapters.protocols import ProtocolHandler
+from ..connections.octets import octets
 from ..exceptions import Refused
 from ..net.addresses import format_address, host_group, task_name
 from ..net.listener import Listener
@@ -22,8 +23,7 @@ from ..net.tasks import name_task
 from ..proxy.proxy_protocol import HeaderError
 from ..reports.logs import about, raised_at, with_lines
 from ..reports.stats import outcome_of, timed
-from ..streams.octets import octets
-from ..streams.posting import PostLimit
+from ..streams.sending import PostLimit
 from ..streams.stream import Stream
 from ..tls.contexts import TLSContext
 from .handlers import HandlerServer

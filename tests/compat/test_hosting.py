@@ -275,17 +275,19 @@ async def test_server_attribute_can_be_copied() -> None:
 
 async def drained(handler: type[socketserver.BaseRequestHandler], first: bytes, later: bytes = b"") -> list[bytes]:
     """What a client hears before and during a drain that no handler holds up: its first bytes come before."""
-    async with asyncserver.serve(compat.hosted(handler), "127.0.0.1", 0) as server:
-        async with Client.connect(server.addresses[0]) as client:
-            await client.send(first)
-            heard = [await client.receive()]
-            closing = asyncio.create_task(server.close(60))
-            await asyncio.wait([closing], timeout=0.3)
-            assert closing.done() != bool(later)
-            if later:
-                await client.send(later)
-            heard.append(await client.receive_all())
-            report = await asyncio.wait_for(closing, 10)
+    async with (
+        asyncserver.serve(compat.hosted(handler), "127.0.0.1", 0) as server,
+        Client.connect(server.addresses[0]) as client,
+    ):
+        await client.send(first)
+        heard = [await client.receive()]
+        closing = asyncio.create_task(server.close(60))
+        await asyncio.wait([closing], timeout=0.3)
+        assert closing.done() != bool(later)
+        if later:
+            await client.send(later)
+        heard.append(await client.receive_all())
+        report = await asyncio.wait_for(closing, 10)
     assert report == asyncserver.DrainReport(completed=1)
     assert server.stats().bytes_received == len(first + later)
     assert server.stats().bytes_sent == len(b"".join(heard))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from asyncserver import Stream
 from asyncserver.net.poller import Poller
-from asyncserver.streams.posting import PostLimit
+from asyncserver.streams.sending import PostLimit
 from tests.kit.clients import Client
 from tests.kit.handlers import upper
 from tests.kit.transports import Transport

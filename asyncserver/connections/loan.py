@@ -16,7 +16,7 @@ from ..net.socket_info import first_words_due, unread, unsent
 if TYPE_CHECKING:
     import asyncio
 
-    from .dialogue import Dialogue
+    from ..connections.dialogue import Dialogue
 
 # Seconds until a thread that waits is looked at again. It may have bytes already, and wait for the
 # interpreter only, or its last answer may still be on its way.
