@@ -45,10 +45,10 @@ class Loan:
         self._sock = sock
         self._loop = loop
         self._said = dialogue.bytes_moved
-        self.waiting = False
-        self.buffered = 0
-        self.draining = False
-        self.ended = False
+        self.waiting: bool = False
+        self.buffered: int = 0
+        self.draining: bool = False
+        self.ended: bool = False
 
     # -- for the thread
 
