@@ -105,6 +105,9 @@ class ProtocolConnection(TLSConnection):
         "transport",
     )
 
+    bytes_received: int
+    bytes_sent: int
+
     def __init__(self, poller: Poller, sock: socket.socket, peer_address: Address, closing: asyncio.Event) -> None:
         TLSConnection.__init__(self, poller, sock, peer_address, closing)
         self.loop: asyncio.AbstractEventLoop = poller.loop

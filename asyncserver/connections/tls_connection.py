@@ -37,6 +37,9 @@ class TLSConnection(Connection):
 
     __slots__ = ()
 
+    bytes_received: int
+    bytes_sent: int
+
     def _unread(self) -> int:
         """Count the bytes in the kernel and in OpenSSL that were not received."""
         return super()._unread() + (self._sock.pending() if isinstance(self._sock, ssl.SSLSocket) else 0)

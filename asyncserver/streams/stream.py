@@ -53,6 +53,9 @@ class Stream(Sending, Receiving, ByteStream):
 
     __slots__ = ()
 
+    bytes_received: int
+    bytes_sent: int
+
     def __repr__(self) -> str:
         """Show the peer and the state."""
         return f"<Stream {self.peer_address!r} {'closed' if self._fd < 0 else 'open'}>"
