@@ -31,6 +31,7 @@ LAYERS = (
     {"_types", "adapters"},
     {"reports"},
     {"servers"},
+    {"arguments"},
     {"serving"},
     {"monitoring", "leaving"},
     {"workers"},
