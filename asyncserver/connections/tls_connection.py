@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from ..net.socket_info import unsent
 from ..tls.openssl import clear_errors
 from .connection import CHUNK, Connection
-from .states import at_end, refuse_busy, refuse_closed, refuse_torn
+from .states import at_end, behind_posts, refuse_busy, refuse_closed, refuse_torn
 
 if TYPE_CHECKING:
     import anyio
@@ -76,7 +76,9 @@ class TLSConnection(Connection):
             # Once the peer has ended, nothing is unread, and nothing can arrive and cause a reset.
             # But in a drain the end may be the server's.
             quiet = self._recv is at_end and not self._closing.is_set()
-            if isinstance(self._sock, ssl.SSLSocket) or not (quiet or not (self._unread() or self._unsent())):
+            if isinstance(self._sock, ssl.SSLSocket) or self._send is behind_posts:
+                return False
+            if not quiet and (self._unread() or self._unsent()):
                 return False
             self._close()
         return True

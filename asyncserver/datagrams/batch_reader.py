@@ -60,6 +60,8 @@ class Handling(Protocol):
 class BatchReader(Endpoint, ABC):
     """Reads datagrams for a server. The other arguments are Endpoint's."""
 
+    received: int  # again, for pyright
+
     def __init__(self, server: Handling, bound: BoundSocket, max_datagram_size: int) -> None:
         super().__init__(server._loop, bound, max_datagram_size)
         self._server = server

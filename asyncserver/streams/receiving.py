@@ -28,6 +28,8 @@ class Receiving(TLSConnection):
 
     __slots__ = ()
 
+    bytes_received: int  # again, for pyright
+
     async def receive(self, max_bytes: int = CHUNK) -> bytes:
         """Receive what there is, at least one byte.
 

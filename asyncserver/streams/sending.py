@@ -50,6 +50,8 @@ class Sending(TLSConnection):
 
     __slots__ = ("_limit", "_outbox")
 
+    bytes_sent: int  # again, for pyright
+
     def __init__(
         self, poller: Poller, sock: socket.socket, peer_address: Address, closing: asyncio.Event, limit: PostLimit
     ) -> None:
@@ -232,10 +234,6 @@ class Sending(TLSConnection):
         waits_its_turn = self._outbox is not None and self._outbox.flushing
         return not waits_its_turn and super()._is_torn
 
-    def _close_if_quiet(self) -> bool:
-        waiting = self._outbox and self._sock.fileno() == self._fd
-        return not waiting and super()._close_if_quiet()
-
     async def _close_notify(self) -> None:
         if self._outbox:
             await self._outbox.deliver()
@@ -250,7 +248,9 @@ class Sending(TLSConnection):
         if self._outbox:
             self._send = refuse_undelivered
         super()._let_go()
+        self._outbox = None
 
-    def _release(self) -> None:
-        super()._release()
+    def abort(self) -> None:
+        """Close at once: what is unsent is thrown away and the peer gets a reset. Never waits."""
+        super().abort()
         self._outbox = None
