@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import types
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -98,13 +99,14 @@ class Receiving(TLSConnection):
         searched = 0
         try:
             if not self._buffer:
+                index(max_bytes)  # raises before bytes are taken
                 data = await self._chunk(CHUNK, anyio.EndOfStream, more=True)
                 end = len(data) - len(delimiter)
                 if data.find(delimiter, 0, max_bytes) == end >= 0:  # mostly so: one line, and no buffer
                     self.begin_message(len(data))
                     return data[:end]
                 self._buffered().extend(data)
-            while (index := (buffer := self._buffered()).find(delimiter, searched, max_bytes)) < 0:
+            while (found := (buffer := self._buffered()).find(delimiter, searched, max_bytes)) < 0:
                 if len(buffer) >= max_bytes:
                     raise anyio.DelimiterNotFound(max_bytes)
                 searched = max(0, len(buffer) - len(delimiter) + 1)
@@ -114,7 +116,7 @@ class Receiving(TLSConnection):
         except TypeError:
             check_number(max_bytes, "receive_until")
             raise
-        data = self._cut(buffer, index)
+        data = self._cut(buffer, found)
         del buffer[: len(delimiter)]
         return data
 
