@@ -15,9 +15,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..net.addresses import unmapped
+from . import tlvs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from .tlvs import ProxyTLS
 
 __all__ = ["ProxyHeader"]
 
@@ -62,8 +65,40 @@ class ProxyHeader:
     tlvs: tuple[tuple[int, bytes], ...] = ()
 
     def tlv(self, kind: int) -> bytes | None:
-        """Return the first value of a type: 1 ALPN, 2 authority (SNI), 0x20 TLS, ...; or None."""
+        """Return the first value of a type; or None."""
         return next((value for found, value in self.tlvs if found == kind), None)
+
+    # What the values mean. One that is not as specified reads as None, and stays in `tlvs`.
+
+    @property
+    def tls(self) -> ProxyTLS | None:
+        """How the client has connected to the proxy by TLS; None if it has not."""
+        return tlvs.tls(self.tlv(tlvs.TLS))
+
+    @property
+    def alpn(self) -> str | None:
+        """The protocol that client and proxy have agreed on, such as "h2"."""
+        return tlvs.text(self.tlv(tlvs.ALPN))
+
+    @property
+    def authority(self) -> str | None:
+        """The host name that the client has asked for, with TLS its SNI. Any text at all."""
+        return tlvs.text(self.tlv(tlvs.AUTHORITY))
+
+    @property
+    def unique_id(self) -> bytes | None:
+        """What the proxy calls this connection in its log."""
+        return tlvs.unique_id(self.tlv(tlvs.UNIQUE_ID))
+
+    @property
+    def aws_vpce_id(self) -> str | None:
+        """The AWS VPC endpoint that the client came through, such as "vpce-08d2bf15fac5001c9"."""
+        return tlvs.aws_vpce_id(self.tlv(tlvs.AWS))
+
+    @property
+    def azure_linkid(self) -> int | None:
+        """The LINKID of the Azure private endpoint that the client came through."""
+        return tlvs.azure_linkid(self.tlv(tlvs.AZURE))
 
 
 class HeaderParser:
