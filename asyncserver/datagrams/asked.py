@@ -57,4 +57,6 @@ class AskedAddresses:
 
 def _peer(address: Address) -> _Peer:
     """Host, port and scope, also of an IPv6 address that was shortened to host and port."""
+    if not isinstance(address, tuple):  # a Unix client's, behind a proxy
+        return (address,)
     return (*address[:2], *address[3:]) if len(address) == 4 and address[3] else tuple(address[:2])
