@@ -17,6 +17,7 @@ import compat
 from asyncserver import Datagram
 from tests.kit.datagrams import FAMILIES, DatagramClient, Place
 from tests.kit.proxy_headers import BINARY, CLIENT, INET, LINE, LOCAL, binary, inet
+from tests.kit.waiting import until
 
 V6 = struct.pack("!16s16sHH", bytes(15) + b"\1", bytes(15) + b"\2", 1, 53)
 PATHS = b"/run/client".ljust(108, b"\0") + bytes(108)
@@ -188,8 +189,7 @@ async def test_kept_datagram_is_answered_to_its_proxy(udp: Place) -> None:
         proxies = [udp.client(server) for _ in range(2)]
         for proxy in proxies:
             proxy.send(binary(INET) + b"question")
-        while len(kept) < 2:
-            await asyncio.sleep(0)
+        await until(lambda: len(kept) == 2)
         for datagram in reversed(kept):
             await datagram.reply(repr(datagram.sender).encode())
         for proxy in proxies:
