@@ -15,6 +15,7 @@ from asyncserver import Datagram, Server
 from tests.kit.certificates import write_files
 from tests.kit.datagrams import DatagramClient, Place
 from tests.kit.dns import answer, number_of, question, text_of
+from tests.kit.programs import ROOT
 from tests.kit.proxies import dnsdist_command, find, nginx_command, own_address, running
 from tests.kit.waiting import PATIENCE, until
 
@@ -174,6 +175,27 @@ async def test_questions_over_https_by_dnsdist(tmp_path: Path) -> None:
         pytest.skip("dnsdist or kdig was built without DNS over HTTPS")
     assert '"127.0.2.1#' in printed, printed
     assert server.stats().refused == 0
+
+
+async def test_recipe_of_dnsdist(tmp_path: Path) -> None:
+    """The file that docs/deploy.md shows, with our addresses: both instances serve, and know their clients."""
+    text = (ROOT / "docs/deploy/dnsdist.conf").read_text()
+    front = own_address(10)
+    for theirs, ours in (('0.10:53"', '0.10:5300"'), ("10.0.0.0/8", "127.0.0.0/8"), ("10.0.0.1", front[:-1])):
+        assert theirs in text
+        text = text.replace(theirs, ours)
+    (tmp_path / "dnsdist.conf").write_text(text)
+    async with contextlib.AsyncExitStack() as stack:
+        handlers = [Answering(), Answering()]
+        for number, handler in enumerate(handlers):
+            serving = asyncserver.serve_datagrams(handler, own_address(11 + number), 5300, proxy_protocol=True)
+            await stack.enter_async_context(serving)
+        log = tmp_path / "dnsdist.log"
+        command = dnsdist_command(tmp_path / "dnsdist.conf")
+        stack.enter_context(running(command, log, up=lambda: "Listening on" in log.read_text()))
+        (client,) = stack.enter_context(clients((front, 5300), 1))
+        while not all(handler.clients for handler in handlers):
+            assert await ask(client, 1) == shown(client)
 
 
 @pytest.mark.parametrize("client", ["kdig", "dig"])
