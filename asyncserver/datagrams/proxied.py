@@ -99,7 +99,7 @@ class ProxiedReader(BatchReader):
         return ProxiedDatagram(self, whole[size:end], header, way_back, datagram.truncated or len(whole) > end)
 
     def _refuse(self, counter: str, address: Address, reason: str) -> NoReturn:
-        if self._remaining is not None:  # a drain reads what is here, and no flood of what it refuses
+        if self._remaining:  # a drain reads what is here, and no flood of what it refuses
             self._remaining -= 1
         self._refusing._refuse_proxied(counter, address, reason)
         raise NotForUs

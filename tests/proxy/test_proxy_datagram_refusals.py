@@ -18,6 +18,7 @@ from asyncserver.datagrams.proxied import read_header
 from asyncserver.proxy.proxy_protocol import HeaderError, HeaderParser
 from tests.kit.datagrams import Place
 from tests.kit.proxy_headers import BINARY, INET, LINE, LOCAL, SIGNATURE, binary, inet
+from tests.kit.waiting import within
 
 LONG = 60_000  # bytes of a datagram, almost as many as there can be
 
@@ -128,21 +129,29 @@ async def test_trusted_unix_peers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("handler", KINDS)
-async def test_a_drain_reads_no_flood_of_what_it_refuses(udp: Place, handler: Any) -> None:
+async def test_a_drain_reads_no_flood_of_what_it_refuses(
+    udp: Place, handler: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     """What waits is answered; what is refused meanwhile holds the drain up no longer than what is not."""
+    caplog.set_level(logging.DEBUG, "asyncserver")
     async with udp.serve(handler, proxy_protocol=True) as server:
         proxy = udp.client(server)
-        for _ in range(10):
+
+        class Flood(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                proxy.send(b"another one")  # for each that is refused: so there is always one
+
+        flood = Flood()
+        logging.getLogger("asyncserver").addHandler(flood)
+        try:
             proxy.send(b"bare")
-        proxy.send(LINE + b"question")
-        closing = asyncio.create_task(server.close(60))
-        while not closing.done():
-            for _ in range(64):
-                proxy.send(b"bare")
-            await asyncio.sleep(0)
-        await closing
+            proxy.send(LINE + b"question")
+            await within(server.close(60))
+        finally:
+            logging.getLogger("asyncserver").removeHandler(flood)
         assert await proxy.receive() == b"('192.0.2.1', 56324) question"
     assert server.stats().datagrams_sent == 1
+    assert server.stats().refused > 1
 
 
 async def test_what_is_read(udp: Place) -> None:

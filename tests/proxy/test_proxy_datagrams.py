@@ -208,6 +208,18 @@ async def test_answers_come_from_the_address_that_the_proxy_has_asked(handler: A
             assert (answer, source) == (b"('192.0.2.1', 56324) question", proxy.server)
 
 
+async def test_our_address_is_the_one_that_the_proxy_has_asked(udp: Place) -> None:
+    """As without a proxy."""
+
+    async def handler(datagram: Datagram) -> bytes:
+        return repr(datagram.local_address).encode()
+
+    async with asyncserver.serve_datagrams(handler, "0.0.0.0", 0, proxy_protocol=True) as server:
+        proxy = udp.client(server)
+        proxy.server = "127.0.0.3", server.addresses[0][1]
+        assert await proxy.ask(binary(INET)) == repr(proxy.server).encode()
+
+
 async def test_the_header_takes_no_room(udp: Place) -> None:
     """`max_datagram_size` is about what the client has sent, however long the header is."""
 
@@ -229,7 +241,7 @@ async def test_a_protocol_does_not_answer_who_is_forgotten(udp: Place) -> None:
 
     class Elsewhere(Telling):
         def datagram_received(self, data: bytes, addr: Any) -> None:
-            super().datagram_received(data, ("192.0.2.99", 9))
+            super().datagram_received(data, ("127.0.0.9", 9))  # somebody would get it
             super().datagram_received(data, addr)
 
         def error_received(self, exc: Exception) -> None:

@@ -16,6 +16,10 @@ async def handler(stream: asyncserver.Stream) -> None:
     del stream
 
 
+async def datagram_handler(datagram: asyncserver.Datagram) -> None:
+    del datagram
+
+
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
@@ -44,7 +48,7 @@ def test_wrong_arguments(options: Any, error: type[Exception], words: str) -> No
 def test_wrong_arguments_for_datagrams(options: Any, error: type[Exception], words: str) -> None:
     """The same, where there is no time to wait for a header."""
     with pytest.raises(error, match=words):
-        asyncserver.serve_datagrams(handler, "127.0.0.1", 0, **options)
+        asyncserver.serve_datagrams(datagram_handler, "127.0.0.1", 0, **options)
 
 
 def served(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Coroutine[Any, Any, None]:
