@@ -7,6 +7,7 @@ a sender must write is an error, so that no two readers can take different addre
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import os
 import re
@@ -254,6 +255,9 @@ def crc32c(data: bytes) -> int:
 
 # -- trust
 
+# Hosts that are remembered: each datagram asks, and looking one up takes as long as its header.
+_PROXIES = 256
+
 
 class TrustedProxies:
     """Peers whose PROXY headers are accepted: `address in trusted`.
@@ -268,14 +272,18 @@ class TrustedProxies:
             raise TypeError(f"trusted_proxies must be a sequence of networks; write [{names!r}]")
         self.names: tuple[str, ...] = tuple(names) or ("127.0.0.0/8", "::1", "unix")
         self._networks = [_network(name) for name in self.names if name != "unix"]
+        self._trusts = functools.lru_cache(_PROXIES)(self._look_up)
 
     def __contains__(self, address: Any) -> bool:
         if not isinstance(address, tuple):
             return "unix" in self.names
         if not isinstance(address[0], str):  # VSOCK's, which no name stands for
             return False
-        host = ipaddress.ip_address(unmapped(address[0]))
-        return any(host in network for network in self._networks)
+        return self._trusts(address[0])
+
+    def _look_up(self, host: str) -> bool:
+        found = ipaddress.ip_address(unmapped(host))
+        return any(found in network for network in self._networks)
 
 
 def _network(name: object) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
