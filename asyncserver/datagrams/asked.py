@@ -2,7 +2,8 @@
 
 A protocol answers with `sendto(data, addr)`, perhaps much later: from a task, a timer or a queue.
 Code that runs because of a datagram runs in a context made from the datagram's, so that datagram is
-known. For other code, such as a task that existed before, the peer's last datagram counts.
+known. For other code, such as a task that existed before, the peer's last datagram counts. Behind
+a proxy the same tells which proxy a client is answered through.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from ..net.addresses import Address
     from .datagram import Datagram
 
-# Peers that are remembered; the answer to a forgotten one comes from the route's address.
+# Peers that are remembered; the answer to a forgotten one comes from the route's address, and
+# behind a proxy cannot be sent.
 _MOST_PEERS = 1024
 
 _Peer: TypeAlias = "tuple[object, ...]"

@@ -51,7 +51,7 @@ Buffer: TypeAlias = "bytes | bytearray | memoryview"
 
 
 class NotForUs(Exception):  # noqa: N818 - no error
-    """A copy of a datagram that another worker handles."""
+    """A datagram that no handler here gets: a copy of another worker's, or a refused one."""
 
 
 class Datagram:

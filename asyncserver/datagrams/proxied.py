@@ -50,7 +50,7 @@ class WayBack(list[tuple[int, int, bytes]]):
 
     def __init__(self, proxy: Address, control: Control | None) -> None:
         super().__init__(control or ())
-        self.proxy = proxy
+        self.proxy: Address = proxy
 
 
 class ProxiedDatagram(Datagram):
