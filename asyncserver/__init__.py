@@ -20,6 +20,7 @@ from .monitoring.metrics import ServerCollector
 from .net.addresses import Address
 from .net.systemd import systemd_sockets
 from .proxy.proxy_protocol import ProxyHeader
+from .proxy.tlvs import ProxyTLS
 from .reports.stats import DrainReport, Durations, ServerStats
 from .running import run
 from .servers.server import Server
@@ -39,6 +40,7 @@ __all__ = [
     "KeyExchangeAttribute",
     "ProtocolHandler",
     "ProxyHeader",
+    "ProxyTLS",
     "SNIAttribute",
     "Server",
     "ServerCollector",

@@ -302,6 +302,9 @@ def serve_datagrams(
     # limits
     max_datagram_size: int = 65535,
     max_pending: int = _MAX_PENDING,
+    # a proxy in front
+    proxy_protocol: bool = False,
+    trusted_proxies: Sequence[str] = (),
     # the end
     drain_timeout: float = 30.0,
     on_error: ErrorHandler | None = None,
@@ -325,6 +328,11 @@ def serve_datagrams(
             is marked `truncated`. UDP's can have 65,507 bytes, those of Unix sockets more.
         max_pending: when so many handlers run, reading pauses and the kernel's buffer takes the
             burst. Not for a protocol, which takes each datagram at once.
+        proxy_protocol: expect a PROXY header, of version 1 or 2, in each datagram, and take the
+            client's address from it: `datagram.address`, `datagram.proxy_header`, logs, and what a
+            protocol gets. Answers go to the proxy, without a header. A datagram that has none,
+            although others of the same sender had, is refused too: it cannot be told whose it is.
+        trusted_proxies: as for `serve()`.
         drain_timeout: seconds for handlers to end when the server closes; then they are cancelled.
         on_error: called as `on_error(exception, datagram)` when a handler has raised; see
             `serve()`.
@@ -340,6 +348,7 @@ def serve_datagrams(
         raise ValueError(
             f"max_pending={max_pending} has no effect with from_protocol(): a protocol takes each datagram at once"
         )
+    proxies = checked_proxies(trusted_proxies, proxy_protocol, PROXY_TIMEOUT)
     check_end(drain_timeout, on_error)
     binding = Binding(host, port, path, path_mode, sock, fd, 0, reuse_port)
 
@@ -350,6 +359,7 @@ def serve_datagrams(
             handler,
             max_datagram_size=max_datagram_size,
             max_pending=max_pending,
+            proxies=proxies,
             drain_timeout=drain_timeout,
             on_error=on_error,
         )

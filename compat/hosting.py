@@ -202,23 +202,21 @@ class HostedHandler:
 
     async def _serve_datagram(self, datagram: Datagram, facade: HostedServer, answering: _AnsweringSocket) -> None:
         request = (datagram.data, answering)
-        call = self.pool.submit(self._handle_datagram, request, datagram.address, datagram.control, facade)
+        asked = _Asked(datagram.address, datagram.sender, datagram.control)
+        call = self.pool.submit(self._handle_datagram, request, asked, facade)
         facade._look_later(self.pool)
         sent = await asyncio.wrap_future(call)
         datagram.replied = sent > 0
         datagram.endpoint.sent += sent
 
-    def _handle_datagram(
-        self, request: tuple[bytes, _AnsweringSocket], client_address: Any, control: Any, facade: HostedServer
-    ) -> int:
-        asked = _Asked(client_address, control)
+    def _handle_datagram(self, request: tuple[bytes, _AnsweringSocket], asked: _Asked, facade: HostedServer) -> int:
         _asked.set(asked)
         try:
-            self._handle(request, client_address, facade)
+            self._handle(request, asked.peer_address, facade)
         except TimeoutError as exc:
             if not _comes_from(request[1], exc):
                 raise
-            raise anyio.BrokenResourceError(f"the sender {client_address!r} does not read its answers") from exc
+            raise anyio.BrokenResourceError(f"the sender {asked.sender!r} does not read its answers") from exc
         return asked.answers
 
     def _handle(self, request: Any, client_address: Any, facade: HostedServer) -> None:
@@ -228,9 +226,10 @@ class HostedHandler:
 
 @dataclass(slots=True)
 class _Asked:
-    """The datagram that a handler answers: the peer, our address, how many answers were sent."""
+    """The datagram that a handler answers: the peer, who has sent it, our address, the answers."""
 
     peer_address: Any = None
+    sender: Any = None
     control: Any = None
     answers: int = 0
 
@@ -269,7 +268,7 @@ class _AnsweringSocket(socket.socket):
         if asked.control is None or args[-1:] != (asked.peer_address,):
             return super().sendto(data, *args)
         flags = args[0] if len(args) > 1 else 0
-        return super().sendmsg([data], asked.control, flags, asked.peer_address)
+        return super().sendmsg([data], asked.control, flags, asked.sender)
 
 
 def _comes_from(request: socket.socket, exc: BaseException) -> bool:

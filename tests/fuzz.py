@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 from asyncserver.cli import options
+from asyncserver.datagrams.proxied import read_header
 from asyncserver.proxy.proxy_protocol import HeaderError, HeaderParser
 
 
@@ -34,8 +35,10 @@ def parse(pieces: list[bytes]) -> tuple[object, int]:
 
 
 def one_input(data: bytes) -> None:
-    """Whole and byte by byte it is the same header; an address is an address or a usage error."""
+    """Whole, byte by byte and in a datagram it is the same header; an address is an address or a usage error."""
     whole = parse([data])
+    with contextlib.suppress(HeaderError):
+        assert read_header(data) == whole
     assert parse([data[index : index + 1] for index in range(len(data))]) == whole
     with contextlib.suppress(argparse.ArgumentTypeError):
         options.address(data.decode("latin-1"))

@@ -15,7 +15,7 @@ _OF_CERTIFICATES = ("keyfile", "client_ca", "client_cert", "tls_min", "tls_group
 
 # Places, one of which is needed.
 _PLACES: dict[str, Sequence[str]] = {
-    **dict.fromkeys(["proxy_protocol", *_OF_PROXIES, "certfile", *_OF_CERTIFICATES, "log_connections"], _STREAMS),
+    **dict.fromkeys(["proxy_timeout", "certfile", *_OF_CERTIFICATES, "log_connections"], _STREAMS),
     **dict.fromkeys(["backlog", "max_connections", "max_connections_per_host", "idle_timeout", "max_unsent"], _STREAMS),
     **dict.fromkeys(["max_pending", "max_datagram_size"], _DATAGRAMS),
     "reuse_port": _PORTS,

@@ -205,7 +205,7 @@ class Option:
 
 _WHERE = "where to serve"
 _LIMITS = "limits"
-_PROXY = "behind a proxy, for --tcp and --unix"
+_PROXY = "behind a proxy"
 _TLS = "TLS for --tcp and --unix"
 _CODE = "handlers"
 _PROGRAM = "program"
@@ -231,12 +231,13 @@ OPTIONS: tuple[Option, ...] = (
     Option(_LIMITS, "--max-datagram-size", "BYTES", "longer ones are cut off", count(1), 65535),
     Option(_LIMITS, "--drain-timeout", "SECONDS", "how long handlers may go on after the signal to stop",
            seconds(zero=True), 30.0),
-    Option(_PROXY, "--proxy-protocol", "", "take the client's address from the PROXY protocol's header",
+    Option(_PROXY, "--proxy-protocol", "", "take the client's address from the PROXY header, in each datagram too",
            default=False),
     Option(_PROXY, "--trusted-proxies", "NETWORK[,...]",
            "who may send it, such as 10.0.0.0/8 or unix (default: this host)", several=True),
     Option(_PROXY, "--proxy-timeout", "SECONDS",
-           "how long it may take to come; behind some proxies, as long as a client may be silent at first",
+           "how long it may take to come with --tcp and --unix; behind some proxies, as long as a client may be silent "
+           "at first",
            seconds(), 5.0),
     Option(_TLS, "--certfile", "FILE", "certificate chain, PEM; with several, the client's server name (SNI) chooses",
            several=True),

@@ -2,7 +2,8 @@
 
 A protocol answers with `sendto(data, addr)`, perhaps much later: from a task, a timer or a queue.
 Code that runs because of a datagram runs in a context made from the datagram's, so that datagram is
-known. For other code, such as a task that existed before, the peer's last datagram counts.
+known. For other code, such as a task that existed before, the peer's last datagram counts. Behind
+a proxy the same tells which proxy a client is answered through.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from ..net.addresses import Address
     from .datagram import Datagram
 
-# Peers that are remembered; the answer to a forgotten one comes from the route's address.
+# Peers that are remembered; the answer to a forgotten one comes from the route's address, and
+# behind a proxy cannot be sent.
 _MOST_PEERS = 1024
 
 _Peer: TypeAlias = "tuple[object, ...]"
@@ -57,4 +59,6 @@ class AskedAddresses:
 
 def _peer(address: Address) -> _Peer:
     """Host, port and scope, also of an IPv6 address that was shortened to host and port."""
+    if not isinstance(address, tuple):  # a Unix client's, behind a proxy
+        return (address,)
     return (*address[:2], *address[3:]) if len(address) == 4 and address[3] else tuple(address[:2])

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..kernel.packet_info import Control
     from ..net.addresses import Address
     from ..net.binding import BoundSocket
+    from ..proxy.proxy_protocol import ProxyHeader
 
 __all__ = ["Datagram"]
 
@@ -50,7 +51,7 @@ Buffer: TypeAlias = "bytes | bytearray | memoryview"
 
 
 class NotForUs(Exception):  # noqa: N818 - no error
-    """A copy of a datagram that another worker handles."""
+    """A datagram that no handler here gets: a copy of another worker's, or a refused one."""
 
 
 class Datagram:
@@ -62,7 +63,11 @@ class Datagram:
             cannot be answered.
         truncated: whether the datagram was longer than the server's `max_datagram_size`;
             `data` is its beginning.
+        proxy_header: what the proxy in front has said, with `proxy_protocol=True`; then `address`
+            is the client's, and answers go to the proxy.
     """
+
+    proxy_header: ProxyHeader | None = None  # of those behind a proxy: an attribute of their own
 
     __slots__ = ("address", "control", "data", "endpoint", "replied", "truncated", "unsent")
 
@@ -84,6 +89,11 @@ class Datagram:
     @property
     def peer_address(self) -> Address:
         """The sender's address, by the name it has on a Stream."""
+        return self.address
+
+    @property
+    def sender(self) -> Address:
+        """The address that it came from: behind a proxy the proxy's, else `address`."""
         return self.address
 
     @property

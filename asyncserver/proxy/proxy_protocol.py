@@ -7,6 +7,7 @@ a sender must write is an error, so that no two readers can take different addre
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import os
 import re
@@ -15,9 +16,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..net.addresses import unmapped
+from . import tlvs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from .tlvs import ProxyTLS
 
 __all__ = ["ProxyHeader"]
 
@@ -62,8 +66,40 @@ class ProxyHeader:
     tlvs: tuple[tuple[int, bytes], ...] = ()
 
     def tlv(self, kind: int) -> bytes | None:
-        """Return the first value of a type: 1 ALPN, 2 authority (SNI), 0x20 TLS, ...; or None."""
+        """Return the first value of a type; or None."""
         return next((value for found, value in self.tlvs if found == kind), None)
+
+    # What the values mean. One that is not as specified reads as None, and stays in `tlvs`.
+
+    @property
+    def tls(self) -> ProxyTLS | None:
+        """How the client has connected to the proxy by TLS; None if it has not."""
+        return tlvs.tls(self.tlv(tlvs.TLS))
+
+    @property
+    def alpn(self) -> str | None:
+        """The protocol that client and proxy have agreed on, such as "h2"."""
+        return tlvs.text(self.tlv(tlvs.ALPN))
+
+    @property
+    def authority(self) -> str | None:
+        """The host name that the client has asked for, with TLS its SNI. Any text at all."""
+        return tlvs.text(self.tlv(tlvs.AUTHORITY))
+
+    @property
+    def unique_id(self) -> bytes | None:
+        """What the proxy calls this connection in its log."""
+        return tlvs.unique_id(self.tlv(tlvs.UNIQUE_ID))
+
+    @property
+    def aws_vpce_id(self) -> str | None:
+        """The AWS VPC endpoint that the client came through, such as "vpce-08d2bf15fac5001c9"."""
+        return tlvs.aws_vpce_id(self.tlv(tlvs.AWS))
+
+    @property
+    def azure_linkid(self) -> int | None:
+        """The LINKID of the Azure private endpoint that the client came through."""
+        return tlvs.azure_linkid(self.tlv(tlvs.AZURE))
 
 
 class HeaderParser:
@@ -219,6 +255,9 @@ def crc32c(data: bytes) -> int:
 
 # -- trust
 
+# Hosts that are remembered: each datagram asks, and looking one up takes as long as its header.
+_PROXIES = 256
+
 
 class TrustedProxies:
     """Peers whose PROXY headers are accepted: `address in trusted`.
@@ -233,14 +272,18 @@ class TrustedProxies:
             raise TypeError(f"trusted_proxies must be a sequence of networks; write [{names!r}]")
         self.names: tuple[str, ...] = tuple(names) or ("127.0.0.0/8", "::1", "unix")
         self._networks = [_network(name) for name in self.names if name != "unix"]
+        self._trusts = functools.lru_cache(_PROXIES)(self._look_up)
 
     def __contains__(self, address: Any) -> bool:
         if not isinstance(address, tuple):
             return "unix" in self.names
         if not isinstance(address[0], str):  # VSOCK's, which no name stands for
             return False
-        host = ipaddress.ip_address(unmapped(address[0]))
-        return any(host in network for network in self._networks)
+        return self._trusts(address[0])
+
+    def _look_up(self, host: str) -> bool:
+        found = ipaddress.ip_address(unmapped(host))
+        return any(found in network for network in self._networks)
 
 
 def _network(name: object) -> ipaddress.IPv4Network | ipaddress.IPv6Network:

@@ -67,9 +67,9 @@ class ServerStats:
     """Counters since the server started.
 
     Connections: `accepted = entering + active + refused + completed + failed + cancelled +
-    timed_out`. Datagrams: what reached the host = `datagrams_received + datagrams_dropped` (and
-    what the kernel still holds), and `datagrams_received = active + completed + failed +
-    cancelled`, `completed = datagrams_answered + datagrams_silent`.
+    timed_out`. Datagrams: what reached the host = `datagrams_received + datagrams_dropped +
+    refused` (and what the kernel still holds), and `datagrams_received = active + completed +
+    failed + cancelled`, `completed = datagrams_answered + datagrams_silent`.
 
     Attributes:
         accepted: connections taken from the kernel's queue.
@@ -77,7 +77,7 @@ class ServerStats:
             in `Server.connections`.
         active: connections or datagrams whose handlers run.
         refused: connections closed before a handler saw them: over the limit per host, failed in
-            the handshake, or without a valid PROXY header.
+            the handshake, or without a valid PROXY header; datagrams without such a header.
         proxy_untrusted: of the refused, those that came from outside `trusted_proxies`.
         proxy_invalid: of the refused, those that ended or broke before their PROXY
             header, or sent something else.

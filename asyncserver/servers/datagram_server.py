@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from .._logger import Seldom
 from .._logger import logger as _logger
 from ..adapters.protocol_endpoint import ProtocolEndpoint
 from ..adapters.protocols import ProtocolHandler
 from ..datagrams.inline_runner import InlineRunner
+from ..datagrams.proxied import ProxiedReader
+from ..net.addresses import format_address
 from ..reports.logs import about
 from ..reports.stats import timed
 from .handlers import HandlerServer
@@ -27,8 +30,21 @@ if TYPE_CHECKING:
     from .._types import DatagramHandler, ErrorHandler
     from ..datagrams.batch_reader import BatchReader
     from ..datagrams.datagram import Datagram
+    from ..net.addresses import Address
     from ..net.binding import BoundSocket
-    from ..reports.stats import Run
+    from ..proxy.proxy_protocol import TrustedProxies
+    from ..reports.stats import Reading, Run
+
+# Why datagrams are refused behind a proxy: counters of ServerStats.
+_REFUSALS = ("proxy_untrusted", "proxy_invalid")
+
+
+class ProxiedRunner(ProxiedReader, InlineRunner):
+    """An InlineRunner behind a proxy."""
+
+
+class ProxiedProtocolEndpoint(ProxiedReader, ProtocolEndpoint):
+    """A ProtocolEndpoint behind a proxy."""
 
 
 class DatagramServer(HandlerServer["Datagram"]):
@@ -42,6 +58,7 @@ class DatagramServer(HandlerServer["Datagram"]):
         *,
         max_datagram_size: int,
         max_pending: int,
+        proxies: TrustedProxies | None,
         drain_timeout: float,
         on_error: ErrorHandler | None,
     ) -> None:
@@ -49,13 +66,16 @@ class DatagramServer(HandlerServer["Datagram"]):
         self._handler = self._for_this_server(handler)
         self._run = self._layers()
         self._max_pending = max_pending
+        self._proxies = proxies
+        self._seldom = Seldom(loop.time)
         self._runners: list[InlineRunner] = []
         self._endpoints: Sequence[BatchReader]
         if isinstance(handler, ProtocolHandler):
-            close = self._close_soon
-            self._endpoints = [ProtocolEndpoint(self, one, max_datagram_size, handler, close) for one in bound]
+            serving, close = ProtocolEndpoint if proxies is None else ProxiedProtocolEndpoint, self._close_soon
+            self._endpoints = [serving(self, one, max_datagram_size, handler, close) for one in bound]
         else:
-            self._endpoints = self._runners = [InlineRunner(self, one, max_datagram_size) for one in bound]
+            runner = InlineRunner if proxies is None else ProxiedRunner
+            self._endpoints = self._runners = [runner(self, one, max_datagram_size) for one in bound]
         self._intakes = self._endpoints
         self._apply_pause()
 
@@ -74,6 +94,13 @@ class DatagramServer(HandlerServer["Datagram"]):
         self._closer = self._loop.create_task(self.close())
 
     # -- admitting
+
+    def _refuse_proxied(self, counter: str, address: Address, reason: str) -> None:
+        """See Refusing. Most likely proxy and server are set up differently, and nothing works."""
+        self._count["refused"] += 1
+        self._count[counter] += 1
+        extra = about(self, peer=format_address(address), outcome="refused")
+        _logger.log(self._seldom.level("proxy"), "refused a datagram from %r: %s", address, reason, extra=extra)
 
     def _places_left(self) -> int:
         """See Handling."""
@@ -161,6 +188,13 @@ class DatagramServer(HandlerServer["Datagram"]):
     def _release_sockets(self) -> None:
         for endpoint in self._endpoints:
             endpoint.close()
+
+    def reading(self) -> Reading:
+        """See Account."""
+        reading = super().reading()
+        if self._proxies is not None:
+            reading |= {name: self._count[name] for name in _REFUSALS}
+        return reading
 
     def _measured(self) -> dict[str, int]:
         return {

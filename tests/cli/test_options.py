@@ -160,7 +160,7 @@ def test_wrong_value_says_where_it_is(option: Option, capsys: pytest.CaptureFixt
             {},
             "--certfile (ASYNCSERVER_CERTFILE) has no effect without --tcp or",
         ),
-        (["--udp", ":0", "--proxy-protocol"], {}, "has no effect without --tcp or --unix: leave it out"),
+        (["--udp", ":0", "--proxy-protocol", "--proxy-timeout", "9"], {}, "has no effect without --tcp or --unix"),
         (["--unix-datagram", "x"], {"ASYNCSERVER_MAX_CONNECTIONS": "5"}, "(ASYNCSERVER_MAX_CONNECTIONS) has no effect"),
         (["--stuck-timeout", "5"], {}, "--stuck-timeout (ASYNCSERVER_STUCK_TIMEOUT) has no effect without --workers"),
         (["--tcp", ":0", "--max-pending", "1024"], {}, "has no effect without --udp or --unix-datagram"),

@@ -20,6 +20,7 @@ from tests.crossings.happenings import Cell, Happening
 from tests.crossings.ways import SOON
 from tests.kit.checks import is_balanced_for_datagrams
 from tests.kit.datagrams import FAMILIES, DatagramClient, Place
+from tests.kit.proxy_headers import LINE
 from tests.kit.waiting import PATIENCE, until, within
 
 STYLES = ("coroutine", "protocol", "hosted")
@@ -33,10 +34,10 @@ class DatagramWay:
 
     style: str
     wire: str
-    proxied = False
+    proxied: bool
 
     def __str__(self) -> str:
-        return f"{self.style}-{self.wire}"
+        return f"{self.style}-{self.wire}{'-proxied' if self.proxied else ''}"
 
 
 DATAGRAMS: list[Happening] = []
@@ -45,10 +46,12 @@ DATAGRAMS: list[Happening] = []
 def happening(
     source: str, promise: str, *, styles: tuple[str, ...] = STYLES, families: tuple[str, ...] = tuple(FAMILIES)
 ) -> Callable[[Cell], Cell]:
-    """Put a function into the table, see `happenings`."""
+    """Put a function into the table, see `happenings`; which are behind a proxy alternates, as in `ways`."""
 
     def register(run: Cell) -> Cell:
-        on = tuple(itertools.starmap(DatagramWay, itertools.product(styles, families)))
+        number = len(DATAGRAMS)
+        pairs = itertools.product(enumerate(styles), enumerate(families))
+        on = tuple(DatagramWay(style, wire, (number + row + column) % 2 == 1) for (row, style), (column, wire) in pairs)
         DATAGRAMS.append(Happening(run.__name__, source, promise, run, on))
         return run
 
@@ -70,10 +73,13 @@ class DatagramCrossing:
     async def serve(self, **options: Any) -> AsyncIterator[tuple[Server, DatagramClient]]:
         """Serve; what the client has sent has to be accounted for in the end."""
         place = Place(self.way.wire, self.folder)
-        options = {"drain_timeout": PATIENCE, "on_error": lambda exc, _: self.errors.append(exc), **options}
+        options = {"drain_timeout": PATIENCE, "proxy_protocol": self.way.proxied, **options}
+        options["on_error"] = lambda exc, _: self.errors.append(exc)
         async with place.serve(self.handler(), **options) as self.server:
+            client = place.client(self.server)
+            client.header = LINE if self.way.proxied else b""
             try:
-                yield self.server, place.client(self.server)
+                yield self.server, client
             finally:
                 self.gate.open()
                 await self.server.close(0)

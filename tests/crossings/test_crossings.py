@@ -14,9 +14,11 @@ import pytest
 
 from tests.crossings import drains, handlers, introductions, limits, peers
 from tests.crossings.datagrams import DATAGRAMS, DatagramCrossing, DatagramWay
+from tests.crossings.datagrams import STYLES as DATAGRAM_STYLES
 from tests.crossings.happenings import HAPPENINGS, Happening, text_of
 from tests.crossings.known import reason_of
 from tests.crossings.ways import STYLES, WIRES, Crossing, Way
+from tests.kit.datagrams import FAMILIES
 from tests.kit.transports import Transport
 
 __all__ = ["drains", "handlers", "introductions", "limits", "peers"]
@@ -65,6 +67,9 @@ def test_every_two_meet() -> None:
     assert {way for one in HAPPENINGS for way in one.on} == {
         Way(*values) for values in itertools.product(STYLES, WIRES, (False, True))
     }
-    for one in HAPPENINGS:
+    assert {way for one in DATAGRAMS for way in one.on} == {
+        DatagramWay(*values) for values in itertools.product(DATAGRAM_STYLES, FAMILIES, (False, True))
+    }
+    for one in HAPPENINGS + DATAGRAMS:
         needs_one = all(way.proxied for way in one.on)
         assert needs_one or len(one.on) < 3 or {way.proxied for way in one.on} == {False, True}, one.name

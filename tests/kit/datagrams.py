@@ -35,18 +35,23 @@ class Place:
 
 
 class DatagramClient:
-    """A socket that sends from the loop's thread at once, and receives without stopping the loop."""
+    """A socket that sends from the loop's thread at once, and receives without stopping the loop.
+
+    Attributes:
+        header: what it puts before all that it sends, as a proxy.
+    """
 
     def __init__(self, place: Place, server: Any, name: str, *, named: bool) -> None:
         families = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6, "unix": socket.AF_UNIX}
         self.sock = socket.socket(families[place.family], socket.SOCK_DGRAM)
         self.sock.setblocking(False)
         self.server = server
+        self.header = b""
         if place.family == "unix" and named:
             self.sock.bind(str(place.folder / name))
 
     def send(self, data: bytes) -> None:
-        self.sock.sendto(data, self.server)
+        self.sock.sendto(self.header + data, self.server)
 
     async def receive(self) -> bytes:
         """Receive one datagram."""

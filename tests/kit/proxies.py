@@ -57,3 +57,13 @@ def connectable(address: tuple[str, int]) -> bool:
     """Whether somebody listens there."""
     with socket.socket() as probe:
         return probe.connect_ex(address) == 0
+
+
+def own_address(last: int) -> str:
+    """Return a loopback address that no other process of the tests uses: all of its ports are free."""
+    return f"127.{192 + os.getpid() // 256 % 63}.{os.getpid() % 256}.{last}"
+
+
+def dnsdist_command(conf: Path) -> list[str]:
+    """Return what starts dnsdist with a file."""
+    return [find("dnsdist"), "--supervised", "--disable-syslog", "-C", str(conf)]

@@ -45,3 +45,16 @@ class Telling(UpperProtocol):
 
 
 KINDS = [tell, asyncserver.from_protocol(Telling)]
+
+
+def binary(block: bytes, family: int = 0x12, command: int = 0x21) -> bytes:
+    """A header of version 2."""
+    return SIGNATURE + struct.pack("!BBH", command, family, len(block)) + block
+
+
+def inet(host: str, port: int) -> bytes:
+    """The header of a client's datagram."""
+    return binary(socket.inet_aton(host) + socket.inet_aton("198.51.100.2") + struct.pack("!HH", port, 53))
+
+
+LOCAL = binary(b"", family=0, command=0x20)  # as of a health check

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,10 @@ from asyncserver.cli import main as cli
 
 async def handler(stream: asyncserver.Stream) -> None:
     del stream
+
+
+async def datagram_handler(datagram: asyncserver.Datagram) -> None:
+    del datagram
 
 
 @pytest.mark.parametrize(
@@ -31,6 +36,21 @@ def test_wrong_arguments(options: Any, error: type[Exception], words: str) -> No
         asyncserver.serve(handler, "127.0.0.1", 0, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"proxy_protocol": 1}, TypeError, "proxy_protocol must be True or False, got 1"),
+        ({"trusted_proxies": ["10.0.0.0/8"]}, ValueError, "add proxy_protocol=True"),
+        ({"proxy_protocol": True, "trusted_proxies": "10.0.0.0/8"}, TypeError, r"\['10.0.0.0/8'\]"),
+        ({"proxy_protocol": True, "trusted_proxies": ["10.0.0.1/8"]}, ValueError, "host bits"),
+    ],
+)
+def test_wrong_arguments_for_datagrams(options: Any, error: type[Exception], words: str) -> None:
+    """The same, where there is no time to wait for a header."""
+    with pytest.raises(error, match=words):
+        asyncserver.serve_datagrams(datagram_handler, "127.0.0.1", 0, **options)
+
+
 def served(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Coroutine[Any, Any, None]:
     """Return what the command line would run."""
     caught: list[Any] = []
@@ -39,6 +59,20 @@ def served(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Coroutine[Any, A
     (serving,) = caught
     assert isinstance(serving, asyncserver.Serving)
     return serving
+
+
+@pytest.mark.parametrize("option", ["--udp", "--unix-datagram"])
+async def test_command_line_for_datagrams(option: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The same options; there is no time to set."""
+    place = "127.0.0.1:0" if option == "--udp" else str(tmp_path / "socket")
+    serving: Any = served(monkeypatch, option, place, "--proxy-protocol", "--trusted-proxies", "10.0.0.0/8,unix")
+    async with serving as server:
+        assert server._proxies.names == ("10.0.0.0/8", "unix")
+    serving = served(monkeypatch, option, place)
+    async with serving as server:
+        assert server._proxies is None
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([option, place, "--proxy-protocol", "--proxy-timeout", "60"])
 
 
 async def test_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
