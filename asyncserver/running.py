@@ -11,6 +11,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Literal
 
 from ._logger import logger as _logger
+from .arguments import check_seconds
 from .leaving.executor import CallExecutor
 from .leaving.exits import Exits
 from .leaving.stopping import Stage, Stopping
@@ -18,7 +19,7 @@ from .leaving.terminals import open_terminals
 from .leaving.threads import watch_end
 from .monitoring.notify import NotifySocket
 from .reports.logs import about
-from .serving import Serving, check_seconds
+from .serving import Serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import ssl as _ssl
 import warnings
 from collections.abc import Coroutine
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from .adapters.checks import check_handler, check_kind, check_on_error
 from .adapters.protocols import ProtocolHandler
+from .arguments import (
+    HANDSHAKE_TIMEOUT,
+    PROXY_TIMEOUT,
+    check_count,
+    check_end,
+    check_handler,
+    check_seconds,
+    check_tls,
+    checked_proxies,
+)
 from .net.binding import Binding
-from .proxy.proxy_protocol import TrustedProxies
 from .servers.datagram_server import DatagramServer
 from .servers.stream_server import StreamServer
 
 if TYPE_CHECKING:
     import os
+    import ssl as _ssl
     from collections.abc import Callable, Generator, Sequence
     from types import TracebackType
 
@@ -27,11 +35,6 @@ if TYPE_CHECKING:
     from .servers.server import Server
 
 __all__ = ["Serving", "serve", "serve_datagrams"]
-
-# Seconds for a TLS handshake; the 60 of asyncio and uvloop let silent clients gather.
-_HANDSHAKE_TIMEOUT = 30.0
-# Seconds for a PROXY header: the specification asks for at least 3, a retransmission.
-_PROXY_TIMEOUT = 5.0
 
 # Datagrams handled at once: a burst. Each takes a few kilobytes while it waits.
 _MAX_PENDING = 1024
@@ -183,7 +186,7 @@ def serve(
     reuse_port: bool = False,
     # TLS
     ssl: _ssl.SSLContext | None = None,
-    ssl_handshake_timeout: float = _HANDSHAKE_TIMEOUT,
+    ssl_handshake_timeout: float = HANDSHAKE_TIMEOUT,
     # limits
     max_connections: int | None = None,
     max_connections_per_host: int | None = None,
@@ -191,7 +194,7 @@ def serve(
     # a proxy in front
     proxy_protocol: bool = False,
     trusted_proxies: Sequence[str] = (),
-    proxy_timeout: float = _PROXY_TIMEOUT,
+    proxy_timeout: float = PROXY_TIMEOUT,
     # the end
     drain_timeout: float = 30.0,
     on_error: ErrorHandler | None = None,
@@ -248,14 +251,14 @@ def serve(
         TypeError, ValueError: at once, for wrong arguments.
         BindError: when it starts, if an address cannot be had; then nothing is left open.
     """
-    _check_handler(handler, "serve", "stream")
-    _check_count("backlog", backlog, 0)
-    _check_count("max_connections", max_connections, none=True)
-    _check_count("max_connections_per_host", max_connections_per_host, none=True)
-    _check_tls(ssl, ssl_handshake_timeout)
+    check_handler(handler, "serve", "stream")
+    check_count("backlog", backlog, 0)
+    check_count("max_connections", max_connections, none=True)
+    check_count("max_connections_per_host", max_connections_per_host, none=True)
+    check_tls(ssl, ssl_handshake_timeout)
     check_seconds("idle_timeout", idle_timeout, none=True)
-    proxies = _trusted_proxies(trusted_proxies, proxy_protocol, proxy_timeout)
-    _check_end(drain_timeout, on_error)
+    proxies = checked_proxies(trusted_proxies, proxy_protocol, proxy_timeout)
+    check_end(drain_timeout, on_error)
     one_queue = max_connections is not None  # a full worker must not keep a queue of its own
     binding = Binding(host, port, path, path_mode, sock, fd, backlog, reuse_port, one_queue=one_queue)
 
@@ -323,14 +326,14 @@ def serve_datagrams(
         TypeError, ValueError: at once, for wrong arguments.
         BindError: when it starts, if an address cannot be had; then nothing is left open.
     """
-    _check_handler(handler, "serve_datagrams", "datagram")
-    _check_count("max_datagram_size", max_datagram_size)
-    _check_count("max_pending", max_pending)
+    check_handler(handler, "serve_datagrams", "datagram")
+    check_count("max_datagram_size", max_datagram_size)
+    check_count("max_pending", max_pending)
     if isinstance(handler, ProtocolHandler) and max_pending != _MAX_PENDING:
         raise ValueError(
             f"max_pending={max_pending} has no effect with from_protocol(): a protocol takes each datagram at once"
         )
-    _check_end(drain_timeout, on_error)
+    check_end(drain_timeout, on_error)
     binding = Binding(host, port, path, path_mode, sock, fd, 0, reuse_port)
 
     def start(bound: list[BoundSocket]) -> Server:
@@ -345,56 +348,3 @@ def serve_datagrams(
         )
 
     return Serving("serve_datagrams", binding, socket.SOCK_DGRAM, start, drain_timeout)
-
-
-def _check_handler(handler: object, name: str, argument: str) -> None:
-    if isinstance(handler, ProtocolHandler):
-        check_kind(getattr(handler, "_factory", None), name)  # a callback has none
-    else:
-        check_handler(handler, name, argument)
-
-
-def _check_count(name: str, value: object, least: int = 1, *, none: bool = False) -> None:
-    if value is None and none:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
-def check_seconds(name: str, value: object, *, zero: bool = False, none: bool = False) -> None:
-    """Raise TypeError or ValueError, unless it is a time: more than 0, or an allowed 0 or None."""
-    if value is None and none:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number of seconds, got {value!r}")
-    if not (value > 0 or (zero and value == 0)):
-        raise ValueError(f"{name} must be {'at least' if zero else 'more than'} 0 seconds, got {value!r}")
-
-
-def _trusted_proxies(names: Sequence[str], proxy_protocol: object, timeout: float) -> TrustedProxies | None:
-    check_seconds("proxy_timeout", timeout)
-    if not isinstance(proxy_protocol, bool):
-        raise TypeError(f"proxy_protocol must be True or False, got {proxy_protocol!r}; networks go to trusted_proxies")
-    if names and not proxy_protocol:
-        raise ValueError(f"trusted_proxies={names!r} are for the PROXY protocol: add proxy_protocol=True")
-    if not proxy_protocol and timeout != _PROXY_TIMEOUT:
-        raise ValueError(f"proxy_timeout={timeout!r} is for the PROXY protocol: add proxy_protocol=True")
-    return TrustedProxies(names) if proxy_protocol else None
-
-
-def _check_tls(context: object, handshake_timeout: float) -> None:
-    if context is not None and not isinstance(context, _ssl.SSLContext):
-        raise TypeError(f"ssl must be an ssl.SSLContext, such as asyncserver.tls_context() makes; got {context!r}")
-    if isinstance(context, _ssl.SSLContext) and context.protocol == _ssl.PROTOCOL_TLS_CLIENT:
-        raise ValueError("ssl got a context for clients: make one with asyncserver.tls_context(certfile, keyfile)")
-    check_seconds("ssl_handshake_timeout", handshake_timeout)
-    if context is None and handshake_timeout != _HANDSHAKE_TIMEOUT:
-        raise ValueError(f"ssl_handshake_timeout={handshake_timeout!r} has no effect without ssl: leave it out")
-
-
-def _check_end(drain_timeout: float, on_error: ErrorHandler | None) -> None:
-    check_seconds("drain_timeout", drain_timeout, zero=True)
-    if on_error is not None:
-        check_on_error(on_error)

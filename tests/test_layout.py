@@ -30,6 +30,7 @@ LAYERS = (
     {"_types", "adapters"},
     {"reports"},
     {"servers"},
+    {"arguments"},
     {"serving"},
     {"monitoring", "leaving"},
     {"workers"},
