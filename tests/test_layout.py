@@ -48,6 +48,7 @@ FRIENDS = {
     "_current_frames": "sys's, of threads",
     "_ActionsContainer": "argparse's, for a type",
     "_buffer": "asyncio.StreamReader's: nothing else says how much waits in it",
+    "_begin": "serve(), or the program's lifespan, lets a server begin",
     "_end": "serve() ends the server that it has made; users call close()",
     **dict.fromkeys(("_FlowControlMixin", "_SendfileMode"), "asyncio's own, which `loop.sendfile()` asks for"),
     **dict.fromkeys(

@@ -57,7 +57,6 @@ class DatagramServer(HandlerServer["Datagram"]):
         else:
             self._endpoints = self._runners = [InlineRunner(self, one, max_datagram_size) for one in bound]
         self._intakes = self._endpoints
-        self._apply_pause()
 
     @property
     def connections(self) -> frozenset[Datagram]:

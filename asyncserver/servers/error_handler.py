@@ -23,6 +23,7 @@ class ErrorCalls:
 
     Attributes:
         running: the tasks of async calls that have not ended.
+        context: copied for each async call.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class ErrorCalls:
         self._function = function
         self._loop = loop
         self._changed = changed
-        self._context = contextvars.copy_context()
+        self.context: contextvars.Context = contextvars.copy_context()
 
     def call(self, exc: BaseException, source: Any, extra: dict[str, Any]) -> None:
         """Report an error; when this returns, an async call has begun.
@@ -53,7 +54,7 @@ class ErrorCalls:
             _logger.exception("on_error failed", extra=extra)
             return
         if asyncio.iscoroutine(result):
-            task = start_task(self._wait(result, extra), self._loop, self._context, "on_error")
+            task = start_task(self._wait(result, extra), self._loop, self.context, "on_error")
             if not task.done():
                 self.running.add(task)
                 task.add_done_callback(self._ended)

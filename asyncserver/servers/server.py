@@ -24,8 +24,9 @@ each caller may be cancelled. So nothing happens in the caller:
 from __future__ import annotations
 
 import asyncio
+import warnings
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from .._logger import logger as _logger
 from ..adapters.checks import check_close_callback
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     import socket
     import ssl
     from collections.abc import Callable, Sequence
+    from types import TracebackType
 
     from ..net.addresses import Address
     from ..net.binding import BoundSocket
@@ -81,6 +83,7 @@ class Server(Account, ABC):
         self.idle_timeout: float | None = None
         self._drain_timeout = drain_timeout
         self._intakes: Sequence[Intake] = ()
+        self._begun = False
         self._paused = False  # by `pause()`
         self._full = False  # the limit of handlers is reached
         self._closing = asyncio.Event()
@@ -98,7 +101,24 @@ class Server(Account, ABC):
         state = "closed" if self._closed.is_set() else "closing" if self._closing.is_set() else "serving"
         return f"<{type(self).__name__} {state} on {', '.join(map(str, self.addresses))}>"
 
+    def __del__(self, _warn: Callable[..., object] = warnings.warn) -> None:
+        """Warn about a server that was never closed, as asyncio's transports do."""
+        if getattr(self, "_begun", False) and self._drainer is None:
+            _warn(f"unclosed server {self!r}: write `await server.close()`", ResourceWarning, source=self)
+            for one in self._bound:
+                one.sock.close()  # and leave a Unix socket's file: another process may use it after a fork
+
     # -- for the caller
+
+    async def __aenter__(self) -> Self:
+        """Return the server, which runs already; for one that `start()` has returned."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Drain and close; returns when the last handler has ended or was given up."""
+        await self._end()
 
     def add_close_callback(self, callback: Callable[[], object]) -> None:
         """Call `callback()` when the last handler has ended and the sockets are being closed.
@@ -127,8 +147,8 @@ class Server(Account, ABC):
 
     @property
     def taking(self) -> bool:
-        """Whether it takes new work: it has been neither paused nor closed."""
-        return self._drainer is None and not self._paused
+        """Whether it takes new work: it has begun, and been neither paused nor closed."""
+        return self._begun and self._drainer is None and not self._paused
 
     @property
     def closed(self) -> bool:
@@ -228,6 +248,12 @@ class Server(Account, ABC):
         """Wait until the server has closed and the last handler has ended, or been given up."""
         await self._closed.wait()
 
+    def _begin(self) -> None:
+        """Take new work from now on: until then it is in the kernel. Nothing, once closed."""
+        if self._drainer is None:
+            self._begun = True
+            self._apply_pause()
+
     async def _end(self) -> None:
         """Close, and wait until the last handler has ended."""
         try:
@@ -239,7 +265,7 @@ class Server(Account, ABC):
 
     def _apply_pause(self) -> None:
         for intake in self._intakes:
-            if self._paused or self._full:
+            if self._paused or self._full or not self._begun:
                 intake.pause()
             else:
                 intake.resume()
@@ -301,7 +327,10 @@ class Server(Account, ABC):
 
     async def _drain(self, before: int) -> DrainReport:
         try:
-            self._stop()
+            if self._begun:
+                self._stop()
+            else:
+                self._drop_waiting()  # what handlers need may not be there
             self._closing.set()
             self._begin_drains()
             self._take_waiting()  # a handler that has called close() has made a place
