@@ -16,6 +16,7 @@ from ._types import DatagramHandler, ErrorHandler, StreamHandler
 from .adapters.protocols import ProtocolHandler, from_callback, from_protocol
 from .datagrams.datagram import Datagram
 from .exceptions import BindError, IdleTimeout
+from .leaving.signals import closing_on_signals
 from .monitoring.metrics import ServerCollector
 from .net.addresses import Address
 from .net.systemd import systemd_sockets
@@ -47,6 +48,7 @@ __all__ = [
     "Stream",
     "StreamHandler",
     "TLSContext",
+    "closing_on_signals",
     "from_callback",
     "from_protocol",
     "run",

@@ -14,7 +14,8 @@ from ._logger import logger as _logger
 from .arguments import check_seconds
 from .leaving.executor import CallExecutor
 from .leaving.exits import Exits
-from .leaving.stopping import Stage, Stopping
+from .leaving.signals import StopSignals, replaced
+from .leaving.stopping import Stage
 from .leaving.terminals import open_terminals
 from .leaving.threads import watch_end
 from .monitoring.notify import NotifySocket
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from .servers.server import Server
 
 __all__ = ["run"]
-
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_SIGNALS = (*_STOP_SIGNALS, signal.SIGHUP)
 
 
 def run(
@@ -273,7 +271,7 @@ def _telling(notify: NotifySocket, servers: Sequence[Server]) -> Iterator[None]:
         notify.stopping()
 
 
-class _Signals:
+class _Signals(StopSignals):
     """What signals do to the servers of this process, from before the first of them is bound.
 
     Attributes:
@@ -284,18 +282,15 @@ class _Signals:
     def __init__(
         self, monitor: Monitor, notify: NotifySocket, drain_delay: float, drain_timeout: float, calls: CallExecutor
     ) -> None:
+        super().__init__(drain_delay=drain_delay)
         self.given_up = False
         self.deadline = 0.0
         self._drain_timeout = drain_timeout
         self._calls = calls
         self._monitor = monitor
         self._notify = notify
-        self._stopping = Stopping(drain_delay)
         self._delay: asyncio.TimerHandle | None = None
-        self._loop = asyncio.get_running_loop()
         self._starting = asyncio.current_task()
-        self._servers: Sequence[Server] = ()
-        self._closing: list[asyncio.Task[object]] = []
         self._terminals = open_terminals()
 
     def concern(self, servers: Sequence[Server]) -> None:
@@ -309,22 +304,11 @@ class _Signals:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.getsignal(number) for number in _SIGNALS}
-        for number in _STOP_SIGNALS:
-            self._loop.add_signal_handler(number, self._stop, number)
-        self._loop.add_signal_handler(signal.SIGHUP, self._reload)
-        try:
+        with super().handled(), replaced(self._loop, {signal.SIGHUP: self._reload}):
             yield
-        finally:
-            for number, handler in before.items():
-                self._loop.remove_signal_handler(number)
-                if handler is not None:  # one that is not Python's
-                    signal.signal(number, handler)
 
     def _stop(self, number: signal.Signals) -> None:
         """Close the servers, perhaps after a delay; a second time at once."""
-        if self._stopping.is_echo(number):
-            return
         self._notify.stopping()
         if self._starting is None:
             self._advance(number.name)
@@ -346,16 +330,20 @@ class _Signals:
             self._monitor.stopping = True
             self._delay = self._loop.call_later(self._stopping.drain_delay, self._advance, "the delay is over")
         else:
-            timeout = None if stage is Stage.DRAINING else 0.0
-            self.deadline = self._loop.time() + (self._drain_timeout if timeout is None else timeout)
-            self._calls.hurry()
-            self._closing.extend([self._loop.create_task(server.close(timeout)) for server in self._servers])
+            self.close(None if stage is Stage.DRAINING else 0.0)
+
+    def close(self, timeout: float | None) -> None:
+        """See StopSignals."""
+        self.deadline = self._loop.time() + (self._drain_timeout if timeout is None else timeout)
+        self._calls.hurry()
+        super().close(timeout)
 
     def _reload(self) -> None:
         """Read the certificates again."""
         if open_terminals() != self._terminals:
             self._terminals = open_terminals()
-            self._stop(signal.SIGHUP)
+            if not self._stopping.is_echo(signal.SIGHUP):
+                self._stop(signal.SIGHUP)
             return
         if self._stopping.stage is not Stage.SERVING:
             return
