@@ -33,6 +33,7 @@ LAYERS = (
     {"arguments"},
     {"serving"},
     {"monitoring", "leaving"},
+    {"program"},
     {"workers"},
     {"running", "live"},
     {"cli", "__init__"},

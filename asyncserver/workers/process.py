@@ -29,11 +29,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from .._logger import logger
 from ..leaving.executor import CallExecutor
 from ..leaving.exits import Exits
+from ..program.lifespan import Life
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ..net.binding import BoundSocket
+    from ..program.lifespan import Loaded
     from ..servers.server import Server
     from ..serving import Serving
 
@@ -41,13 +43,15 @@ READY, LEAVE, STOP, FORCE, STATS = b"ready", b"leave", b"stop", b"force", b"stat
 LONGEST_MESSAGE = 1 << 17  # a socket pair holds about as much
 # Their readings, JSON compressed by zlib, fit into a message, also if all numbers have 12 digits.
 MOST_SERVERS = 300
+# The exit status of a worker whose lifespan failed as it was left: EX_SOFTWARE of sysexits.h.
+NOT_LEFT = 70
 
 # The supervisor handles these. Workers ignore them: the terminal sends some to all processes.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def run_worker(
-    load: Callable[[], Sequence[Serving]],
+    load: Callable[[], Loaded],
     sockets: list[list[BoundSocket]],
     channel: socket.socket,
     prepare: Callable[[], object],
@@ -60,7 +64,7 @@ def run_worker(
     """Serve in a process just forked, with SIGNALS blocked, and exit without its parent's cleanup.
 
     Args:
-        load: returns the servings.
+        load: returns the servings, and the lifespan.
         sockets: to serve on, for each serving.
         channel: to the supervisor.
         prepare: called when this process handles signals; unblocks them.
@@ -70,7 +74,7 @@ def run_worker(
         report_every: seconds between reports; the counters of the last such time are lost
             when it is killed.
     """
-    status = 1
+    status, life = 1, Life()
     try:
         signal.set_wakeup_fd(-1)
         for number in SIGNALS:
@@ -78,23 +82,28 @@ def run_worker(
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, lambda *_: _send(channel, LEAVE))
         prepare()
-        servings = load()
+        servings, life = load()
+        life.check()
         for serving, bound in zip(servings, sockets, strict=True):
             serving.take(bound)
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             exits, how = Exits(), {"reload_tls": reload_tls, "measure": measure}
-            exits.run(runner, _serve(servings, sockets, channel, exits, report_every=report_every, **how))
+            exits.run(runner, _serve(servings, life, sockets, channel, exits, report_every=report_every, **how))
         status = 0
     except SystemExit as exc:  # argparse's, for instance, after its error message
         status = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
-    except BaseException:
-        logger.critical("worker %d cannot go on", os.getpid(), exc_info=True)
+    except BaseException as exc:
+        if exc is not life.failure:
+            logger.critical("worker %d cannot go on", os.getpid(), exc_info=True)
+        elif life.entered:
+            status = NOT_LEFT
     finally:
         _exit(status)
 
 
 async def _serve(
     servings: Sequence[Serving],
+    life: Life,
     sockets: list[list[BoundSocket]],
     channel: socket.socket,
     exits: Exits,
@@ -104,23 +113,37 @@ async def _serve(
     report_every: float,
 ) -> None:
     """Serve as the supervisor says."""
-    calls = CallExecutor(asyncio.get_running_loop())
-    async with contextlib.AsyncExitStack() as stack:
-        servers = [await stack.enter_async_context(serving) for serving in servings]
-        if measure:
-            for server in servers:
-                server.measure_durations()
-        if reload_tls:  # before anything is accepted: the loop has not run since
-            for server in servers:
-                if server.can_reload_tls:
-                    server.reload_tls()
-        every_socket = [bound for group in sockets for bound in group]
-        drain_timeout = max(serving.drain_timeout for serving in servings)
-        control = _Control(servers, every_socket, channel, drain_timeout, calls, report_every=report_every)
-        _send(channel, READY)
-        exits.leave = lambda _: _send(channel, LEAVE)
-        await asyncio.wait([asyncio.ensure_future(server.wait_closed()) for server in servers])
-    await calls.finish(lambda: control.deadline)
+    control = _Control(
+        [bound for group in sockets for bound in group],
+        channel,
+        max(serving.drain_timeout for serving in servings),
+        life,
+        report_every=report_every,
+    )
+    try:
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(life)  # before the servers, so that it is left after them
+            life.hold(servings)
+            servers = [await stack.enter_async_context(serving) for serving in servings]
+            if measure:
+                for server in servers:
+                    server.measure_durations()
+            if reload_tls:  # before anything is accepted: the loop has not run since
+                for server in servers:
+                    if server.can_reload_tls:
+                        server.reload_tls()
+            control.obey(servers)
+            await life.enter(servers)
+            control.start()
+            life.begin(servers)
+            _send(channel, READY)
+            exits.leave = lambda _: _send(channel, LEAVE)
+            with control.leaving_when_cancelled():
+                await asyncio.wait([asyncio.ensure_future(server.wait_closed()) for server in servers])
+        await control.calls.finish(lambda: control.deadline)
+    except asyncio.CancelledError:
+        if not control.given_up:
+            raise
     control.report()
 
 
@@ -128,30 +151,49 @@ class _Control:
     """In a worker: obeys the supervisor, and reports to it.
 
     Attributes:
+        calls: the loop's default executor.
         deadline: the loop's time until which what runs may go on; 0 before the drain.
+        given_up: whether the supervisor has cancelled the start, or the lifespan's end.
     """
 
     def __init__(
-        self,
-        servers: list[Server],
-        bound: list[BoundSocket],
-        channel: socket.socket,
-        drain_timeout: float,
-        calls: CallExecutor,
-        *,
-        report_every: float,
+        self, bound: list[BoundSocket], channel: socket.socket, drain_timeout: float, life: Life, *, report_every: float
     ) -> None:
         self.deadline = 0.0
-        self._servers = servers
+        self.given_up = False
         self._drain_timeout = drain_timeout
-        self._calls = calls
+        self._life = life
         self._bound = bound
         self._channel = channel
         self._report_every = report_every
         self._loop = asyncio.get_running_loop()
+        self.calls = CallExecutor(self._loop)
+        self._servers: Sequence[Server] = ()
+        self._starting = asyncio.current_task()
         self._closing: list[asyncio.Task[object]] = []
-        self._loop.add_reader(channel.fileno(), self._on_readable)
+
+    def obey(self, servers: Sequence[Server]) -> None:
+        """Read what the supervisor says from now on; a start that it ends is cancelled."""
+        self._servers = servers
+        self._loop.add_reader(self._channel.fileno(), self._on_readable)
         self._report_again()
+
+    def start(self) -> None:
+        """The start is complete. Raises CancelledError, once the supervisor has ended it."""
+        if self.given_up:  # and the lifespan has gone on all the same
+            raise asyncio.CancelledError
+        self._starting = None
+
+    @contextlib.contextmanager
+    def leaving_when_cancelled(self) -> Iterator[None]:
+        """If the worker's task is cancelled, most likely by its lifespan, drain; be replaced."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            logger.error("worker %d: cancelled; no new work, waiting for what runs", os.getpid())
+            _send(self._channel, LEAVE)
+            self._close(None)
+            raise
 
     def report(self, beginning: bytes = b"") -> None:
         """Send the readings."""
@@ -171,6 +213,8 @@ class _Control:
             self.report(STATS)
         elif message == FORCE:
             self._close(0.0)
+            if self._life.interrupt():
+                self.given_up = True
         elif message == LEAVE:
             self._close(None)
         else:
@@ -182,8 +226,12 @@ class _Control:
             self._close(None)
 
     def _close(self, timeout: float | None) -> None:
+        if self._starting is not None:
+            self.given_up = True
+            self._starting.cancel()
+            return
         self.deadline = self._loop.time() + (self._drain_timeout if timeout is None else timeout)
-        self._calls.hurry()
+        self.calls.hurry()
         self._closing += [self._loop.create_task(server.close(timeout)) for server in self._servers]
 
 

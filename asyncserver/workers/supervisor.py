@@ -29,7 +29,7 @@ from ..leaving.terminals import open_terminals
 from ..monitoring.monitor import log_urls
 from .counters import Counters
 from .http_server import HTTPServer
-from .process import FORCE, LEAVE, MOST_SERVERS, READY, SIGNALS, STOP, do_nothing, run_worker
+from .process import FORCE, LEAVE, MOST_SERVERS, NOT_LEFT, READY, SIGNALS, STOP, do_nothing, run_worker
 from .slot import NEVER, Slot, Worker, open_slots, write_stacks_on_dump
 from .watchdog import Watchdog
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from ..monitoring.notify import NotifySocket
     from ..net.binding import BoundSocket
+    from ..program.lifespan import Loaded
     from ..reports.stats import ServerStats
     from ..serving import Serving
 
@@ -54,7 +55,8 @@ class Supervisor:
 
     Args:
         servings: what to serve; bound here. The handlers in it are not called here.
-        load: called in each new worker; returns its servings: the same places in the same order.
+        load: called in each new worker; returns its servings, for the same places in the same
+            order, and its lifespan.
         loop_factory: makes a worker's event loop.
         count: workers.
         started: called when everything is bound.
@@ -67,7 +69,7 @@ class Supervisor:
     def __init__(
         self,
         servings: Sequence[Serving],
-        load: Callable[[], Sequence[Serving]],
+        load: Callable[[], Loaded],
         loop_factory: Callable[[], asyncio.AbstractEventLoop],
         count: int,
         *,
@@ -120,7 +122,7 @@ class Supervisor:
                 if self._exchanges is not None:
                     self._exchanges.close()
         if self._failure:
-            raise ChildProcessError(f"{self._failure} before all workers served: see the log for its error")
+            raise ChildProcessError(f"{self._failure}: see the log for its error")
 
     def stats(self) -> list[ServerStats]:
         """Count what has happened so far, per server, in all workers, also in those that ended."""
@@ -273,6 +275,8 @@ class Supervisor:
         how = f"worker {worker.pid} ended " + (f"with status {status}" if status >= 0 else f"by signal {-status}")
         if worker.leaving or self._stopping.draining:
             _logger.log(logging.ERROR if status else logging.DEBUG, "%s while it drained", how)
+            if status == NOT_LEFT and not worker.leaving:
+                self._failure = self._failure or f"{how}, its lifespan failed as it was left"
         else:
             self._replace(worker, how)
 
@@ -287,7 +291,7 @@ class Supervisor:
             slot.worker, slot.successor = slot.successor, None
             _logger.error("%s, its successor is starting already", how)
         elif not self._stopping.started and not worker.serving:
-            self._failure = how
+            self._failure = f"{how} before all workers served"
             self._stopping.fail()
             self._stop()
         else:
