@@ -14,7 +14,6 @@ import pytest
 
 from tests.kit.monitoring import get
 from tests.kit.programs import LOOPS, Program
-from tests.kit.sockets import free_port
 from tests.kit.waiting import PATIENCE, wait_until
 
 HEAD = """
@@ -167,8 +166,8 @@ def test_entered_before_anything_is_taken_and_left_after_the_drain(
     loop: str, workers: int, tmp_path: Path, gate: Callable[[], None]
 ) -> None:
     """Who connects meanwhile waits in the queue; /ready says no; handlers see its context variables."""
-    port = free_port()
-    with program(tmp_path, SLOW, loop, workers, f"127.0.0.1:{port}") as running:
+    with program(tmp_path, SLOW, loop, workers, "127.0.0.1:0") as running:
+        port = int(running.expect(r"/ready and /live on http://127.0.0.1:(\d+)")[1])
         running.wait_for("entering unix:a.sock False", workers)
         with connect(tmp_path) as client:
             client.sendall(b"hel")
