@@ -17,6 +17,7 @@ from .adapters.protocols import ProtocolHandler, from_callback, from_protocol
 from .datagrams.datagram import Datagram
 from .exceptions import BindError, IdleTimeout
 from .leaving.signals import closing_on_signals
+from .monitoring.log_format import JSONFormatter
 from .monitoring.metrics import ServerCollector
 from .net.addresses import Address
 from .net.systemd import systemd_sockets
@@ -37,6 +38,7 @@ __all__ = [
     "Durations",
     "ErrorHandler",
     "IdleTimeout",
+    "JSONFormatter",
     "KeyExchangeAttribute",
     "ProtocolHandler",
     "ProxyHeader",

@@ -50,6 +50,7 @@ FRIENDS = {
     "_ActionsContainer": "argparse's, for a type",
     "_buffer": "asyncio.StreamReader's: nothing else says how much waits in it",
     "_begin": "serve(), or the program's lifespan, lets a server begin",
+    "_end_level": "a worker's servers and the monitor's are none of their own in the log",
     "_end": "serve() ends the server that it has made; users call close()",
     **dict.fromkeys(("_FlowControlMixin", "_SendfileMode"), "asyncio's own, which `loop.sendfile()` asks for"),
     **dict.fromkeys(

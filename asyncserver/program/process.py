@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import signal
 import threading
@@ -58,7 +59,9 @@ async def serve_here(
                 if monitoring is not None:  # first, so that it can say "not ready" before and after
                     from ..monitoring.monitor import log_urls  # noqa: PLC0415 - an eighth of the import's time
 
-                    log_urls((await stack.enter_async_context(monitoring)).addresses)
+                    about_us = await stack.enter_async_context(monitoring)
+                    about_us._end_level = logging.DEBUG  # it is none of the program's
+                    log_urls(about_us.addresses)
                 await stack.enter_async_context(life)  # before the servers, so that it is left after them
                 life.hold(servings)
                 servers = [await stack.enter_async_context(serving) for serving in servings]

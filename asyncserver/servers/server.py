@@ -24,6 +24,7 @@ each caller may be cancelled. So nothing happens in the caller:
 from __future__ import annotations
 
 import asyncio
+import logging
 import warnings
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -32,7 +33,7 @@ from .._logger import logger as _logger
 from ..adapters.checks import check_close_callback
 from ..net.addresses import label_of
 from ..net.tasks import Progress, join
-from ..reports.logs import about
+from ..reports.logs import about, closed
 from ..reports.stats import Account, DrainReport
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Server(Account, ABC):
         loop: the event loop that it runs in.
     """
 
+    _end_level = logging.INFO  # of the line in the log when it has closed
     _cancel_grace = 1.0  # seconds between cancelling a handler and taking its connection away
 
     def __init__(
@@ -326,6 +328,7 @@ class Server(Account, ABC):
         self._tell_change()
 
     async def _drain(self, before: int) -> DrainReport:
+        begun = self._loop.time()
         try:
             if self._begun:
                 self._stop()
@@ -336,7 +339,10 @@ class Server(Account, ABC):
             self._take_waiting()  # a handler that has called close() has made a place
             await self._until(lambda: not self._unfinished(), lambda: self._deadline)
             cancelled, aborted = await self._insist()
-            return DrainReport(max(0, self._handlers_ended() - before - cancelled - aborted), cancelled, aborted)
+            completed = max(0, self._handlers_ended() - before - cancelled - aborted)
+            self._drained = DrainReport(completed, cancelled, aborted)
+            closed(self.label, self._drained, self._loop.time() - begun, self._counters(), self._end_level)
+            return self._drained
         finally:
             self._cleaner = asyncio.Task(self._clean(), loop=self._loop)
 

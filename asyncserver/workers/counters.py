@@ -11,10 +11,12 @@ import time
 import zlib
 from typing import TYPE_CHECKING
 
+from .._logger import logger as _logger
 from ..monitoring.metrics import Row
 from ..monitoring.monitor import respond
 from ..net.addresses import distinct_labels, label_of
-from ..reports.stats import add, retired, stats_of
+from ..reports.logs import closed
+from ..reports.stats import add, retired, split_drain, stats_of
 from .drops import drops_of
 from .process import STATS
 from .slot import NEVER
@@ -54,6 +56,7 @@ class Counters:
         self.places: list[str] = distinct_labels(map(label_of, slots[0].sockets))
         self.due: float = NEVER
         self.deaths = 0
+        self._closing_since: float | None = None
 
     def ask(self, callback: Callable[[], object]) -> None:
         """Ask all workers for reports, and call back when all have come, or after a second."""
@@ -74,11 +77,13 @@ class Counters:
 
     def retire(self, worker: Worker) -> None:
         """Keep the counters of a worker that has ended."""
-        add(worker.slot.retired, [retired(reading) for reading in worker.readings])
+        drain = self._closing_since is not None
+        add(worker.slot.retired, [retired(reading, drain=drain) for reading in worker.readings])
         self._expect_no_more(worker)
 
-    def freeze_drops(self) -> None:
-        """To be called before the supervisor closes its sockets."""
+    def begin_end(self) -> None:
+        """To be called when the end begins, before the supervisor closes its sockets."""
+        self._closing_since = time.monotonic()
         for slot, drops in zip(self._slots, self._drops, strict=True):
             for reading, one in zip(self._reported(slot), drops, strict=True):
                 one.freeze(reading.get("datagrams_dropped", 0))
@@ -141,7 +146,27 @@ class Counters:
 
     def stats(self) -> list[ServerStats]:
         """The sums over all slots, for each server."""
+        return [stats_of(reading) for reading in self._totals().values()]
+
+    def _totals(self) -> dict[str, Reading]:
         totals: dict[str, Reading] = {place: {} for place in self.places}
         for row in self._readings():
             add([totals[row.labels[0]]], [row.reading])
-        return [stats_of(reading) for reading in totals.values()]
+        return totals
+
+    # -- in the log
+
+    def log_stats(self) -> None:
+        """Log what each server has counted; all of it in fields of the record."""
+        for place, reading in self._totals().items():
+            _, total = split_drain(reading)
+            text = ", ".join(f"{value:g} {name}" for name, value in total.items() if value and "duration" not in name)
+            fields = {f"total_{name}": value for name, value in total.items()}
+            _logger.info("on %s: %s", place, text or "nothing so far", extra={"server": place, **fields})
+
+    def log_end(self) -> None:
+        """Log that all workers' parts of each server have closed."""
+        seconds = 0.0 if self._closing_since is None else time.monotonic() - self._closing_since
+        for place, reading in self._totals().items():
+            report, total = split_drain(reading)
+            closed(place, report, seconds, total)

@@ -125,8 +125,9 @@ async def _serve(
             await stack.enter_async_context(life)  # before the servers, so that it is left after them
             life.hold(servings)
             servers = [await stack.enter_async_context(serving) for serving in servings]
-            if measure:
-                for server in servers:
+            for server in servers:
+                server._end_level = logging.DEBUG  # the supervisor adds them up
+                if measure:
                     server.measure_durations()
             if reload_tls:  # before anything is accepted: the loop has not run since
                 for server in servers:

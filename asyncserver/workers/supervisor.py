@@ -111,7 +111,7 @@ class Supervisor:
                     slot.worker = self._fork(slot)
                 while self._workers or not self._stopping.draining:
                     self._turn()
-                self._log_stats()
+                self._counters.log_end()
             finally:
                 self._kill(self._workers)  # none is left, unless this is an error
                 for worker in self._workers:
@@ -197,7 +197,7 @@ class Supervisor:
             elif number == signal.SIGHUP and not self._stopping.stopping:
                 self._on_reload()
             elif number == signal.SIGUSR1:
-                self._counters.ask(self._log_stats)
+                self._counters.ask(self._counters.log_stats)
         for worker in list(self._workers):  # there may have been no room for SIGCHLD's byte
             if (status := worker.wait(os.WNOHANG)) is not None:
                 self._on_death(worker, status)
@@ -221,7 +221,7 @@ class Supervisor:
             if slot.worker is None and self._stopping.started:
                 self._fill(slot)  # for the clients in its queue, which would be reset
             slot.restart_at = NEVER
-        self._counters.freeze_drops()
+        self._counters.begin_end()
         self._close_sockets()  # so that a worker that closes its own, emptied, closes the last
         self._tell_all(STOP, self._patience)
 
@@ -376,10 +376,6 @@ class Supervisor:
         return not self._stopping.stopping and all(
             slot.worker is not None and slot.worker.taking for slot in self._slots
         )
-
-    def _log_stats(self) -> None:
-        for place, stats in zip(self._counters.places, self.stats(), strict=True):
-            _logger.info("on %s: %s", place, stats)
 
     def _forget_others(self, slot: Slot, other_ends: Iterable[socket.socket], mask: set[int | signal.Signals]) -> None:
         """In a worker: close what it has inherited of others, so that their end is noticed."""
