@@ -4,8 +4,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# One test for each processor at a time, but no more than four: some start servers and clients of their own, and crowds.
-PARALLEL := -n auto --maxprocesses=4
+# How many at a time: tests/conftest.py. Who has run out of tests takes some of another's.
+PARALLEL := -n auto --dist worksteal
 
 .PHONY: help serve test test-without-uvloop soak style types coverage bench bench-environment runtime dev clean
 

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Serving", "serve", "serve_datagrams"]
 
+# Bytes that may wait for a slow peer: a few seconds of a video, or of any chat.
+_MAX_UNSENT = 4 << 20
 # Datagrams handled at once: a burst. Each takes a few kilobytes while it waits.
 _MAX_PENDING = 1024
 
@@ -218,6 +220,7 @@ def serve(
     max_connections: int | None = None,
     max_connections_per_host: int | None = None,
     idle_timeout: float | None = None,
+    max_unsent: int = _MAX_UNSENT,
     # a proxy in front
     proxy_protocol: bool = False,
     trusted_proxies: Sequence[str] = (),
@@ -258,6 +261,8 @@ def serve(
         idle_timeout: seconds without a byte in either direction after which the pending or next
             `receive()` (and a pending `send()`) raises IdleTimeout, up to an eighth later. Uncaught
             it closes the connection, without an error in the log.
+        max_unsent: bytes given to `post()` or `broadcast()` that may wait for one peer. If more
+            wait, its connection is aborted, and counted as `slow_consumers`.
         proxy_protocol: expect the header that a proxy puts before each connection (PROXY protocol 1
             or 2, before TLS), and take the client's address from it: `stream.peer_address`,
             `stream.proxy_header`, logs, limits. A connection without a valid one is refused. A
@@ -281,6 +286,7 @@ def serve(
     """
     check_handler(handler, "serve", "stream")
     check_count("backlog", backlog, 0)
+    check_count("max_unsent", max_unsent, 0)
     check_count("max_connections", max_connections, none=True)
     check_count("max_connections_per_host", max_connections_per_host, none=True)
     check_tls(ssl, ssl_handshake_timeout)
@@ -302,6 +308,7 @@ def serve(
             idle_timeout=idle_timeout,
             proxies=proxies,
             proxy_timeout=proxy_timeout,
+            max_unsent=max_unsent,
             drain_timeout=drain_timeout,
             on_error=on_error,
         )

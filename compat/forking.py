@@ -13,7 +13,7 @@ from compat.servers import TCPServer, UDPServer, UnixDatagramServer, UnixStreamS
 trust(__name__)
 
 
-@redeclares(socketserver.ForkingMixIn)
+@redeclares
 class ForkingMixIn(socketserver.ForkingMixIn):
     """A process for each request, as in `socketserver`; it never touches its parent's loop."""
 

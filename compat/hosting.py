@@ -17,6 +17,7 @@ import socket
 import ssl
 import time
 import traceback
+from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,14 +27,13 @@ import anyio
 from asyncserver import Datagram, IdleTimeout, Server, Stream
 from compat.lingering import linger
 from compat.pool.executor import ThreadPool
+from compat.pool.system_limit import threads_to_be_had
+from compat.request import lent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 __all__ = ["HostedHandler", "HostedServer", "hosted"]
-
-# The same bound as a threading server's: below the tasks that systemd grants a service by default.
-MAX_THREADS = 4096
 
 # Seconds between looks at calls that wait for a thread: none can start, or one has been lost.
 _LOOK_SECONDS = 0.05
@@ -44,8 +44,6 @@ _SEND_PATIENCE = 5.0
 # Seconds between its attempts, the first and the longest. poll(2) looks at our own socket, not at
 # a Unix peer's queue, and Python's own waiting would spin.
 _SEND_RETRY = (0.001, 0.05)
-# Bytes that a slow reader must take per idle timeout: one TLS record (RFC 8446, 5.1).
-_PIECE = 16384
 
 
 class HostedServer:
@@ -160,16 +158,7 @@ class HostedHandler:
         return serve_datagram
 
     async def _serve_stream(self, stream: Stream, facade: HostedServer, idle_timeout: float | None) -> None:
-        request = stream.detach()
-        timed = idle_timeout is not None or getattr(self._handler_class, "timeout", None) is not None
-        if timed and type(request) is socket.socket:
-            request = _TimedSocket(request.family, request.type, request.proto, fileno=request.detach())
-        elif timed and isinstance(request, ssl.SSLSocket):
-            kind: Any = type(request)
-            request.__class__ = _timed_tls(kind)
-        if isinstance(request, _Timed):
-            request.idle_timeout = idle_timeout
-        request.settimeout(idle_timeout)  # None: blocking, as handlers expect it
+        request = lent(stream, idle_timeout)
         try:
             call = self.pool.submit(self._handle_stream, request, stream.peer_address, facade)
         except (RuntimeError, MemoryError):  # no thread can be started, or the pool is shut down
@@ -178,17 +167,21 @@ class HostedHandler:
         facade._look_later(self.pool)
         ended = asyncio.wrap_future(call)
         try:
-            await asyncio.shield(ended)
+            await asyncio.wait([ended])
+            ended.result()
         except asyncio.CancelledError:
             if ended.cancelled() or call.cancel():  # no thread has it, and so none will close it
                 request.close()
                 raise
             with contextlib.suppress(OSError):  # wakes a blocked recv; the thread closes the socket
                 socket.socket.shutdown(request, socket.SHUT_RDWR)
-            # Its errors on a socket that we have shut are no news, and no task may be
-            # left to get them.
-            ended.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-            await asyncio.wait([ended])
+            # Its errors on a socket that we have shut are no news. The thread may come with them in
+            # the loop's last round, when nothing is called any more that could take them.
+            if not ended.cancel():
+                ended.exception()
+            over: Future[None] = Future()
+            call.add_done_callback(lambda _: over.set_result(None))
+            await asyncio.wait([asyncio.wrap_future(over)])
             raise
 
     def _handle_stream(self, request: socket.socket, client_address: Any, facade: HostedServer) -> None:
@@ -201,14 +194,11 @@ class HostedHandler:
             # The peer left; asyncserver does not call that an error.
             raise anyio.BrokenResourceError(f"the connection with {client_address!r} broke: {exc}") from exc
         except TimeoutError as exc:
-            # The handler's other connections may time out too. A plain socket's methods show in no
-            # traceback: there a handler's own timeout is taken for the cause.
-            plain = type(request) is socket.socket
-            if not (request.gettimeout() is not None if plain else _comes_from(request, exc)):
+            if not _comes_from(request, exc):  # the handler's other connections may time out too
                 raise
             raise IdleTimeout(f"nothing received from or sent to {client_address!r} for the idle timeout") from exc
         finally:
-            _end(request)
+            _end(request, facade._server.idle_timeout)
 
     async def _serve_datagram(self, datagram: Datagram, facade: HostedServer, answering: _AnsweringSocket) -> None:
         request = (datagram.data, answering)
@@ -282,52 +272,8 @@ class _AnsweringSocket(socket.socket):
         return super().sendmsg([data], asked.control, flags, asked.peer_address)
 
 
-class _Timed:
-    """What a request has under `idle_timeout`.
-
-    Attributes:
-        idle_timeout: the server's, for as long as the handler gives the socket none of its own.
-    """
-
-    idle_timeout: float | None = None
-
-    def sendall(self: Any, data: Any, flags: int = 0) -> None:
-        """Send all; a peer that takes some is not idle. An own timeout of the socket bounds all."""
-        if self.idle_timeout is None or self.gettimeout() != self.idle_timeout:
-            super().sendall(data, flags)  # type: ignore[misc] # a socket's
-            return
-        sent, view = 0, memoryview(data)
-        while sent < view.nbytes:
-            sent += self.send(view.cast("B")[sent : sent + _PIECE], flags)
-
-
-class _TimedSocket(_Timed, socket.socket):
-    """A request whose receiving and sending show in tracebacks, and so its own timeouts."""
-
-
-@functools.cache
-def _timed_tls(kind: type[ssl.SSLSocket]) -> type[ssl.SSLSocket]:
-    """The same for a context's kind of socket; its methods show already."""
-    return type(kind.__name__, (_Timed, kind), {})
-
-
-def _in_python(name: str) -> Callable[..., Any]:
-    original = getattr(socket.socket, name)
-
-    @functools.wraps(original)
-    def method(self: _TimedSocket, *args: Any, **kwargs: Any) -> Any:
-        return original(self, *args, **kwargs)
-
-    return method
-
-
-_IN_PYTHON = ("recv", "recv_into", "recvfrom", "recvfrom_into", "recvmsg", "recvmsg_into", "send", "sendmsg")
-for _name in _IN_PYTHON:
-    setattr(_TimedSocket, _name, _in_python(_name))
-
-
 def _comes_from(request: socket.socket, exc: BaseException) -> bool:
-    """Whether a method of the request has raised it. Those of SSLSocket are in Python as well."""
+    """Whether a method of the request has raised it."""
     return any(frame.f_locals.get("self") is request for frame, _ in traceback.walk_tb(exc.__traceback__))
 
 
@@ -340,7 +286,7 @@ def _peer_is_gone(request: socket.socket) -> bool:
     return bool(state.poll(0))
 
 
-def _end(request: socket.socket) -> None:
+def _end(request: socket.socket, idle_timeout: float | None) -> None:
     """Close as socketserver does, ending our side first; under TLS with a close_notify."""
     with contextlib.suppress(OSError, ValueError):  # broken, or closed by the handler itself
         if isinstance(request, ssl.SSLSocket):
@@ -348,14 +294,14 @@ def _end(request: socket.socket) -> None:
             with contextlib.suppress(ssl.SSLError):
                 request.unwrap()
         socket.socket.shutdown(request, socket.SHUT_WR)
-        linger(request)
+        linger(request, idle_timeout)
     request.close()
 
 
 def hosted(
     handler_class: Callable[..., object],
     *,
-    max_threads: int | None = MAX_THREADS,
+    max_threads: int | None = threads_to_be_had(),
     server: object = None,
     reuse_threads: bool = True,
 ) -> HostedHandler:
@@ -366,12 +312,17 @@ def hosted(
     peer's, `self.server` a `HostedServer`. The server's limits hold; with `idle_timeout` each
     receive and send of the socket raises TimeoutError after it (`sendall` when none of its data has
     left for so long), and a handler that does not catch it ends as timed out. When the server
-    drains, handlers run on until its deadline; then the socket is shut down, which wakes a blocked
-    `recv`. Bytes that threads receive and send are not in the statistics.
+    drains, a receive between two messages finds the end of the stream, as if the client had ended
+    its side: also one under way, and by the same rule as for a `Stream`. All else runs on until the
+    deadline; then the socket is shut down, which wakes a blocked `recv`.
+
+    Bytes are counted as the socket's methods receive and send them: not those that go past it, by
+    its descriptor or a copy.
 
     Args:
         handler_class: called with (request, client_address, server), as socketserver calls it.
         max_threads: how many handlers may run at once, None for no bound; more wait for a thread.
+            The default is what the system can hold.
         server: an object whose attributes handlers find in `self.server`.
         reuse_threads: False for a new thread for each connection or datagram; otherwise a thread is
             used again where the handler has left it as new (docs/compat.md says what is looked at).

@@ -32,34 +32,22 @@ _C = TypeVar("_C", bound=type)
 _Factory = Callable[[Any, Any, Any], Any]
 
 
-def redeclares(original: type) -> Callable[[_C], _C]:
-    """Give a class every attribute of its namesake as its own.
+def redeclares(cls: _C) -> _C:
+    """Give a class every attribute of its namesake in `socketserver` as its own.
 
     In `class UDPServer(TCPServer, socketserver.UDPServer)` our TCPServer comes before the
     stdlib's UDPServer and would win. Also, an attribute that a program sets on TCPServer
     must not show in UDPServer.
     """
-
-    def declare(cls: _C) -> _C:
-        for name, value in vars(original).items():
-            calls_super = "__class__" in getattr(getattr(value, "__code__", None), "co_freevars", ())
-            special = name.startswith("__") and name.endswith("__")
-            if name not in vars(cls) and not special and not calls_super:
-                setattr(cls, name, value)
-        return cls
-
-    return declare
+    for name, value in vars(getattr(socketserver, cls.__name__)).items():
+        calls_super = "__class__" in getattr(getattr(value, "__code__", None), "co_freevars", ())
+        special = name.startswith("__") and name.endswith("__")
+        if name not in vars(cls) and not special and not calls_super:
+            setattr(cls, name, value)
+    return cls
 
 
-def _runs_in_a_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
-
-
-@redeclares(socketserver.BaseServer)
+@redeclares
 class BaseServer(socketserver.BaseServer):
     """The base of all servers; see `socketserver.BaseServer` for what may be called and overridden.
 
@@ -110,7 +98,7 @@ class BaseServer(socketserver.BaseServer):
         In a thread that runs an event loop already, the stdlib's own loop serves: no other can
         run there.
         """
-        if _runs_in_a_loop():
+        if asyncio._get_running_loop() is not None:
             super().serve_forever(poll_interval)
             return
         self.__is_shut_down.clear()
@@ -219,7 +207,7 @@ class BaseServer(socketserver.BaseServer):
         """Look again for workers for the calls that wait."""
 
 
-@redeclares(socketserver.TCPServer)
+@redeclares
 class TCPServer(BaseServer, socketserver.TCPServer):
     """A server on a stream socket; see `socketserver.TCPServer`."""
 
@@ -253,16 +241,16 @@ class TCPServer(BaseServer, socketserver.TCPServer):
         self._compat_wake()
 
 
-@redeclares(socketserver.UDPServer)
+@redeclares
 class UDPServer(TCPServer, socketserver.UDPServer):
     """A server on a datagram socket; see `socketserver.UDPServer`."""
 
 
-@redeclares(socketserver.UnixStreamServer)
+@redeclares
 class UnixStreamServer(TCPServer, socketserver.UnixStreamServer):
     """A server on a Unix stream socket."""
 
 
-@redeclares(socketserver.UnixDatagramServer)
+@redeclares
 class UnixDatagramServer(UDPServer, socketserver.UnixDatagramServer):
     """A server on a Unix datagram socket."""

@@ -43,7 +43,7 @@ class CloseReport:
     running: int
 
 
-@redeclares(socketserver.ThreadingMixIn)
+@redeclares
 class ThreadingMixIn(socketserver.ThreadingMixIn):
     """Handle each request in a thread of its own; threads are reused and end with the server.
 
@@ -81,19 +81,14 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
     def process_request(self, request: Any, client_address: Any) -> None:
         """Let a thread call `process_request_thread`."""
         pool = self._compat_threads()
-        if self._compat_unasked():
+        if not hasattr(self, "_compat_loops"):
+            # `class S(compat.ThreadingMixIn, http.server.HTTPServer)`: the stdlib's loop takes the
+            # requests, and does not look for room.
             while self._compat_full() and not vars(self).get("_BaseServer__shutdown_request"):
                 sleep(LOOK_AGAIN_SECONDS)
         pool.add(self.process_request_thread, request, client_address)
         if self._compat_batching != threading.get_ident():
             self._compat_hand_over()
-
-    def _compat_unasked(self) -> bool:
-        """Whether the stdlib's `serve_forever()` takes requests, which does not look for room.
-
-        As in `class S(compat.ThreadingMixIn, http.server.HTTPServer)`.
-        """
-        return not hasattr(self, "_compat_loops")
 
     def _compat_limit(self) -> int | None:
         limit = self.max_threads
@@ -233,16 +228,12 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
 
     # graceful_timeout
 
-    def _compat_discard(self, call: Call) -> None:
-        server: Any = self
-        server.shutdown_request(call.args[0])
-
     def _compat_close(self, pool: ThreadPool, seconds: float) -> CloseReport:
+        server: Any = self
         begun = len(_others(pool))
         late = _wait(pool, seconds)
-        unbegun = pool.take_back()
-        for call in unbegun:
-            self._compat_discard(call)
+        for call in pool.take_back():
+            server.shutdown_request(call.args[0])
         for call in late:
             _shut_down(call.args[0])
         running = len(_wait(pool, WAKE_UP_SECONDS)) if late else 0

@@ -14,12 +14,17 @@ from typing import Any
 
 import pytest
 import trustme
+from hypothesis import HealthCheck, settings
 
 import asyncserver
 from tests.kit import certificates
 from tests.kit.interruptions import INTERRUPTIONS, Interrupt
 from tests.kit.transports import KINDS, Transport
 from tests.kit.waiting import PATIENCE
+
+# A busy machine, on which an example takes seconds, proves nothing about what is tested.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 uvloop: Any = importlib.import_module("uvloop") if importlib.util.find_spec("uvloop") else None
 
@@ -47,6 +52,12 @@ def pytest_asyncio_loop_factories(
     if uvloop is not None and "ASYNCSERVER_TESTS_WITHOUT_UVLOOP" not in os.environ:
         factories["uvloop"] = _patient(uvloop.new_event_loop)
     return factories
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Run three tests for each processor, for most of them wait; no more than eight, for some are crowds."""
+    return min(3 * len(os.sched_getaffinity(0)), 8)
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +134,18 @@ def tls(tmp_path: Path) -> Transport:
 def slow_clients(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients may take a while to begin: in the few threads of an executor, on a busy machine."""
     monkeypatch.setattr("asyncserver.net.socket_info._FIRST_WORDS", PATIENCE)
+
+
+@pytest.fixture
+def short_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drains wait for the first words of a newcomer for less than half a second, where none will come."""
+    monkeypatch.setattr("asyncserver.net.socket_info._FIRST_WORDS", 0.1)
+
+
+@pytest.fixture
+def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drains wait for a protocol's next write for less than a second, where it will write no more."""
+    monkeypatch.setattr("asyncserver.adapters.protocol_connection._PAUSE", 0.1)
 
 
 @pytest.fixture(params=list(INTERRUPTIONS))

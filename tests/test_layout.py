@@ -26,6 +26,7 @@ LAYERS = (
     {"kernel"},
     {"net", "tls"},
     {"proxy"},
+    {"connections"},
     {"streams", "datagrams"},
     {"_types", "adapters"},
     {"reports"},
@@ -53,9 +54,14 @@ FRIENDS = {
     "_end_level": "a worker's servers and the monitor's are none of their own in the log",
     "_end": "serve() ends the server that it has made; users call close()",
     **dict.fromkeys(("_FlowControlMixin", "_SendfileMode"), "asyncio's own, which `loop.sendfile()` asks for"),
+    **dict.fromkeys(("_clear_errors", "_read", "_send", "_sock", "_unwatch"), "a transport's, of its connection"),
     **dict.fromkeys(
-        ("_begin_drain", "_close_if_quiet", "_expire", "_secure", "_take_proxy_header"),
+        ("_begin_drain", "_close_if_quiet", "_expire", "_let_go", "_undelivered"),
         "a server's, of what it handles",
+    ),
+    **dict.fromkeys(
+        ("_bar", "_let_in", "_secure", "_take_proxy_header"),
+        "a server's, of a connection that it lets in",
     ),
 }
 

@@ -52,11 +52,22 @@ def ask_unix_and_tls(port: int, folder: Path, question: bytes) -> bytes:
     return answer
 
 
+def ask_chat(port: int, folder: Path, question: bytes) -> bytes:
+    """Let one member say it; what another hears, who was there before."""
+    del folder
+    there = ("127.0.0.1", port)
+    with socket.create_connection(there, timeout=10) as hears, socket.create_connection(there, timeout=10) as says:
+        says.sendall(question)
+        return hears.recv(99)
+
+
 def client_for(program: str) -> tuple[Callable[[int, Path, bytes], bytes], bytes]:
     if "serve_datagrams" in program:
         return ask_udp, b"HELLO\n"
     if "tls_context" in program:
         return ask_unix_and_tls, b"HELLO\n"
+    if "post(" in program:
+        return ask_chat, b"hello\n"
     return ask_tcp, b"5\n" if "receive_until" in program else b"HELLO\n"
 
 

@@ -17,7 +17,7 @@ from .transports import ProtocolTransport
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .transports import Served
+    from .protocol_connection import ProtocolConnection
 
 
 class _AsyncioTransport(ProtocolTransport, asyncio.transports._FlowControlMixin):
@@ -26,31 +26,21 @@ class _AsyncioTransport(ProtocolTransport, asyncio.transports._FlowControlMixin)
     _start_tls_compatible = True
     _sendfile_compatible = asyncio.constants._SendfileMode.FALLBACK
 
-    def __init__(self, connection: Served) -> None:
-        self._init(connection)
-
 
 @functools.cache
-def _class_for(loop: type) -> Callable[[Served], ProtocolTransport]:
+def _class_for(loop: type) -> Callable[[ProtocolConnection], ProtocolTransport]:
     for one in loop.__mro__:
         base: Any = getattr(sys.modules.get(one.__module__), "TCPTransport", None)
         if base is not None:
-            return _class_of(base)
+            # isinstance() asks for `__class__` next, Cython does not. The base's `__init__` is not
+            # called: there is no handle of libuv.
+            names = {"__class__": property(lambda _: _AsyncioTransport)}
+            made: Any = type("LoopsTransport", (ProtocolTransport, base), names)
+            return made  # type: ignore[no-any-return]
     return _AsyncioTransport
 
 
-def _class_of(base: Any) -> Callable[[Served], ProtocolTransport]:
-    """Make a class that is the loop's own by type, and asyncio's for programs that ask."""
-    names = {
-        "__init__": ProtocolTransport._init,  # not the base's: there is no handle of libuv
-        # isinstance() asks for this next, Cython does not.
-        "__class__": property(lambda _: _AsyncioTransport),
-    }
-    made: Any = type("LoopsTransport", (ProtocolTransport, base), names)
-    return made  # type: ignore[no-any-return]
-
-
-def transport_for(connection: Served) -> ProtocolTransport:
+def transport_for(connection: ProtocolConnection) -> ProtocolTransport:
     """Make the transport of a connection, as its loop wants it."""
     kind: Any = type(connection.loop)
     return _class_for(kind)(connection)

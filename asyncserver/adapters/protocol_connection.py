@@ -15,14 +15,12 @@ import contextvars
 import ssl
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..connections.lingering import close_politely
+from ..connections.states import refuse_closed
+from ..connections.tls_connection import TLSConnection
 from ..exceptions import IdleTimeout
 from ..net.poller import WRITE
 from ..net.socket_info import sent_ago
-from ..streams.lingering import close_politely
-from ..streams.states import refuse_closed
-from ..streams.tls_connection import TLSConnection
-from .loop_transports import transport_for
-from .transports import RAISED
 
 if TYPE_CHECKING:
     import socket
@@ -30,8 +28,10 @@ if TYPE_CHECKING:
 
     from ..net.addresses import Address
     from ..net.poller import Poller
-    from .transports import ProtocolTransport
 
+# What ends only the connection whose protocol raises it. CancelledError comes from a future that it
+# looked at; let out, it would keep the other connections of the poller's batch from their turn.
+RAISED = (Exception, asyncio.CancelledError)
 # Seconds without progress until the last answer of a failed protocol is given up.
 _CLOSE_TIMEOUT = 2.0
 # Seconds between two writes of one answer, in a drain: enough for a query of a database. A
@@ -42,29 +42,51 @@ _PAUSE = 1.0
 _ENDED = (asyncio.IncompleteReadError, ConnectionError)
 
 
-class Callback(Protocol):
+class Transport(Protocol):
+    """A ProtocolTransport, as its connection uses it."""
+
+    def is_reading(self) -> bool:
+        """Whether the protocol takes data."""
+
+    def get_write_buffer_size(self) -> int:
+        """Count the bytes that wait to be sent."""
+
+    def close(self) -> None:
+        """Close as soon as these are sent."""
+
+    def abort(self) -> None:
+        """Close at once."""
+
+    def _read_ready(self) -> None: ...
+
+    def _write_ready(self) -> None: ...
+
+
+class CallbackProtocol(asyncio.StreamReaderProtocol):
     """The protocol between a connection, or its TLS, and a `(reader, writer)` callback."""
 
     def unconsumed(self) -> int:
-        """Bytes that the callback has yet to take from its reader."""
-
-    def eof_received(self) -> object:
-        """Bring the reader to its end."""
+        """Count the bytes that the callback has yet to take from its reader."""
+        reader: Any = self._stream_reader  # type: ignore[attr-defined] # there is no public way
+        return 0 if reader is None else len(reader._buffer)
 
     def close(self) -> None:
-        """Close the writer's transport."""
+        """Close the transport that the callback writes to: the connection's, or that of its TLS."""
+        transport: asyncio.Transport | None = self._transport  # type: ignore[attr-defined]
+        if transport is not None:
+            transport.close()
 
-
-def _nothing() -> None:
-    pass
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Bring the reader to its end."""
+        super().connection_lost(exc)
+        # The reader has got the error. Here it is only looked at, so that asyncio does not log it.
+        closed: asyncio.Future[None] = self._closed  # type: ignore[attr-defined]
+        if not closed.cancelled():
+            closed.exception()
 
 
 class ProtocolConnection(TLSConnection):
-    """A connection that a protocol serves; in `Server.connections` it stands for a Stream.
-
-    Attributes:
-        peer_address, bytes_received, bytes_sent, proxy_header: as a Stream's.
-    """
+    """A connection that a protocol serves; in `Server.connections` it stands for a Stream."""
 
     __slots__ = (
         "_broken_by",
@@ -89,10 +111,10 @@ class ProtocolConnection(TLSConnection):
     def __init__(self, poller: Poller, sock: socket.socket, peer_address: Address, closing: asyncio.Event) -> None:
         TLSConnection.__init__(self, poller, sock, peer_address, closing)
         self.loop: asyncio.AbstractEventLoop = poller.loop
-        self.protocol: asyncio.BaseProtocol | None = None
-        self.transport: ProtocolTransport | None = None
+        self.protocol: Any = None  # an asyncio.BaseProtocol, of whatever kind
+        self.transport: Transport | None = None
         self.task: asyncio.Task[Any] | None = None  # of a (reader, writer) callback
-        self.callback: Callback | None = None  # when a (reader, writer) callback is served
+        self.callback: CallbackProtocol | None = None  # when a (reader, writer) callback is served
         self._broken_off = False
         self._broken_by: BaseException | None = None
         self._lost: asyncio.Future[None] = self.loop.create_future()
@@ -102,21 +124,27 @@ class ProtocolConnection(TLSConnection):
         self._sockname: Any = None  # once it is closed
         self._quiet_at = -1  # bytes_sent at the drain's last look; only for Unix sockets
 
-    async def run(self, make: Callable[[ProtocolConnection], asyncio.BaseProtocol]) -> None:
+    async def run(
+        self,
+        make: Callable[[ProtocolConnection], asyncio.BaseProtocol],
+        make_transport: Callable[[ProtocolConnection], Transport],
+    ) -> None:
         """Make the protocol and serve until the connection is lost; raises what that raised."""
         self.context: contextvars.Context = contextvars.copy_context()
         try:
             self.protocol = make(self)
-            self.soon(self._made)
+            self.soon(self._made, make_transport)
             await asyncio.wait([self._lost])
-            if self._broken_off:
-                self._close()
             if self.task is not None and not self.task.done():
                 if not self._close_if_quiet():
                     await self.aclose()
                 await asyncio.wait([self.task])
-        except BaseException:
-            await self._give_up()
+        except BaseException:  # the handler's task is cancelled
+            if self.task is not None and not self.task.done():
+                self.task.cancel()
+                await asyncio.wait([self.task])
+            self.abort()
+            self._close()
             raise
         try:
             if self._failure is not None:
@@ -127,14 +155,6 @@ class ProtocolConnection(TLSConnection):
     async def aclose(self) -> None:
         """See Stream: what was sent reaches the peer."""
         await close_politely(self)
-
-    async def _give_up(self) -> None:
-        """The handler's task is cancelled: cancel the callback's, then abort the connection."""
-        if self.task is not None and not self.task.done():
-            self.task.cancel()
-            await asyncio.wait([self.task])
-        self.abort()
-        self._close()
 
     def callback_ended(self, task: asyncio.Task[Any]) -> None:
         """A `(reader, writer)` callback has ended; without an error the connection may go on."""
@@ -160,7 +180,7 @@ class ProtocolConnection(TLSConnection):
             over.close()
         else:
             self.transport.close()
-        self._insist(self.bytes_moved)
+        self._insist()
 
     def _without_the_end(self, exc: BaseException) -> BaseException | None:
         if isinstance(exc, BaseExceptionGroup):
@@ -177,17 +197,12 @@ class ProtocolConnection(TLSConnection):
         # ConnectionRefusedError is about another connection.
         return over and isinstance(exc, _ENDED) and not isinstance(exc, ConnectionRefusedError)
 
-    def _insist(self, moved: int) -> None:
+    def _insist(self, moved: int = -1) -> None:
         """Abort when the peer of a failed protocol stops reading; a peer that reads gets it all."""
-
-        def look() -> None:
-            if self.bytes_moved == moved:
-                self.abort()
-            elif not self._lost.done():
-                self._insist(self.bytes_moved)
-
-        if not self._lost.done():
-            self.loop.call_later(_CLOSE_TIMEOUT, look)
+        if self.bytes_moved == moved:
+            self.abort()
+        elif not self._lost.done():
+            self.loop.call_later(_CLOSE_TIMEOUT, self._insist, self.bytes_moved)
 
     # -- between the transport and the protocol
 
@@ -203,10 +218,10 @@ class ProtocolConnection(TLSConnection):
             self.fail(exc)
             return None
 
-    def _made(self) -> None:
+    def _made(self, make_transport: Callable[[ProtocolConnection], Transport]) -> None:
         if self._fd < 0:
             return
-        self.transport = transport_for(self)
+        self.transport = make_transport(self)
         if self._closing.is_set():
             self._await_first_words(said=self.bytes_moved)
         self.call("connection_made", self.transport)
@@ -236,10 +251,6 @@ class ProtocolConnection(TLSConnection):
             if self.draining:
                 self._look_for_the_end()
 
-    def unwatch_reading(self) -> None:
-        """Stop that."""
-        self._unwatch()
-
     def watch_writing(self) -> None:
         """Call the transport when there is room."""
         self._set_events(self._events | WRITE)
@@ -252,19 +263,6 @@ class ProtocolConnection(TLSConnection):
         """Count the bytes that OpenSSL has decrypted, which no poll reports."""
         return self._sock.pending() if isinstance(self._sock, ssl.SSLSocket) else 0
 
-    def tls_facts(self) -> dict[str, Any] | None:
-        """What get_extra_info() of a transport returns about TLS; None without TLS."""
-        sock = self._sock
-        if not isinstance(sock, ssl.SSLSocket):
-            return None
-        return {
-            "ssl_object": sock,
-            "sslcontext": sock.context,
-            "cipher": sock.cipher(),
-            "compression": sock.compression(),
-            "peercert": sock.getpeercert(),
-        }
-
     def lost(self, exc: BaseException | None, *, broken: bool = False) -> None:
         """Call connection_lost() soon, and close the connection: at once if it is broken."""
         self._broken_off, self._broken_by = broken, exc
@@ -276,6 +274,8 @@ class ProtocolConnection(TLSConnection):
         self.call("connection_lost", exc)
         self._lost.set_result(None)
         self.protocol = self.transport = None  # they hold this object: a cycle
+        if self._broken_off:  # not left to run(), which may wait for a callback that does not end
+            self._close()
 
     @property
     def sockname(self) -> Any:
@@ -322,14 +322,12 @@ class ProtocolConnection(TLSConnection):
         if self._owed_until is not None:
             self._look_for_the_end()
 
-    def owes_no_payload(self) -> Callable[[], None]:
-        """Before a read: returns what to call if it finds nothing, though the kernel had bytes."""
-        tls = isinstance(self._sock, ssl.SSLSocket)
-        if self._owed_until is not None and tls and self._holds_whole_records():
-            return self._found_no_payload
-        return _nothing
+    def holds_whole_records(self) -> bool:
+        """To be asked before a read: whether the drain goes on if it finds no payload."""
+        return self._owed_until is not None and self._holds_whole_records()
 
-    def _found_no_payload(self) -> None:
+    def found_no_payload(self) -> None:
+        """Bytes were in the kernel, but only TLS's own."""
         if self._owes_no_payload():
             self._look_for_the_end()
 
@@ -350,10 +348,10 @@ class ProtocolConnection(TLSConnection):
         transport = self.transport
         unconsumed = 0 if self.callback is None else self.callback.unconsumed()
         self._message_start = self.bytes_sent, self.bytes_received - unconsumed
-        if transport is None or self.ended or not transport.is_reading() or transport.get_write_buffer_size():
-            return  # it has ended, or is about to go on: a protocol that pauses is not done
-        if not self.may_end():
+        if transport is None or self.ended or not self.may_end():
             return
+        if not transport.is_reading() or transport.get_write_buffer_size():
+            return  # about to go on: a protocol that pauses is not done
         if self.callback is not None:
             self._ended = True
             self.callback.eof_received()  # at its reader's end it ends the connection

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from .._logger import logger as _logger
+from ..connections.octets import no_octets
 from ..datagrams.asked import AskedAddresses
 from ..datagrams.batch_reader import BatchReader, Handling
 from .write_limits import WriteLimits
@@ -24,13 +25,7 @@ if TYPE_CHECKING:
 
 
 class ProtocolEndpoint(BatchReader):
-    """Gives each datagram to a protocol.
-
-    Args:
-        server: as for BatchReader, and so are bound and max_datagram_size.
-        handler: makes the protocol.
-        close: called when the protocol closes its transport.
-    """
+    """Gives each datagram to a protocol that `handler` makes; it may `close()` the server."""
 
     def __init__(
         self,
@@ -50,7 +45,7 @@ class ProtocolEndpoint(BatchReader):
     @property
     def unfinished(self) -> bool:
         """See BatchReader."""
-        return super().unfinished or self._transport.sending
+        return super().unfinished or self._transport._sending is not None
 
     def close(self) -> None:
         """See Endpoint; calls connection_lost() first."""
@@ -82,7 +77,7 @@ class EndpointTransport(WriteLimits, asyncio.DatagramTransport):
         self._asked = AskedAddresses()
         self._unsent: deque[tuple[bytes, Address, Control | None]] = deque()
         self._unsent_bytes = 0
-        self._sending: asyncio.Task[None] | None = None
+        self._sending: asyncio.Task[None] | None = None  # while datagrams wait for room
         self._protocol: Any = handler.make(None)
         self._protocol.connection_made(self)
 
@@ -109,7 +104,7 @@ class EndpointTransport(WriteLimits, asyncio.DatagramTransport):
 
     def sendto(self, data: bytes | bytearray | memoryview, addr: Any = None) -> None:
         if not isinstance(data, (bytes, bytearray, memoryview)):
-            raise TypeError(f"sendto() expects a bytes-like object, got {type(data).__name__!r}")
+            raise no_octets(data, "sendto")
         if addr is None:
             raise ValueError("sendto() needs the address to send to: a server's socket is not connected")
         control = self._asked.find(addr)
@@ -125,13 +120,11 @@ class EndpointTransport(WriteLimits, asyncio.DatagramTransport):
         try:
             return self._endpoint.try_send(data, address, control)
         except (OSError, anyio.BrokenResourceError) as exc:
-            self._tell("error_received", exc if isinstance(exc, OSError) else exc.__cause__)
+            self._tell_error(exc)
             return True
 
-    @property
-    def sending(self) -> bool:
-        """Whether datagrams wait for room in the socket."""
-        return self._sending is not None
+    def _tell_error(self, exc: BaseException) -> None:
+        self._tell("error_received", exc if isinstance(exc, OSError) else exc.__cause__)
 
     async def _send_rest(self) -> None:
         try:
@@ -141,7 +134,7 @@ class EndpointTransport(WriteLimits, asyncio.DatagramTransport):
                 try:
                     await self._endpoint.send(data, address, control)
                 except (OSError, anyio.BrokenResourceError) as exc:
-                    self._tell("error_received", exc if isinstance(exc, OSError) else exc.__cause__)
+                    self._tell_error(exc)
                 self._unsent.popleft()
                 self._unsent_bytes -= len(data)
                 self._resume_if_low()
@@ -181,5 +174,4 @@ class EndpointTransport(WriteLimits, asyncio.DatagramTransport):
         self._closing = True
         self._close()
 
-    def abort(self) -> None:
-        self.close()
+    abort = close

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 from ..net.addresses import task_name
 from ..net.tasks import name_task
 from .checks import check_callback, check_factory
+from .loop_transports import transport_for
+from .protocol_connection import CallbackProtocol
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from .protocol_connection import ProtocolConnection
 
@@ -37,6 +39,10 @@ class ProtocolHandler:
     def make(self, connection: ProtocolConnection | None) -> asyncio.BaseProtocol:
         """Make the protocol for a connection, or (None) for a datagram endpoint."""
         return self._factory()
+
+    def serve(self, connection: ProtocolConnection) -> Coroutine[Any, Any, None]:
+        """Serve a connection, until it is lost."""
+        return connection.run(self.make, transport_for)
 
 
 class _CallbackHandler(ProtocolHandler):
@@ -66,29 +72,9 @@ class _CallbackHandler(ProtocolHandler):
                 name_task(connection.task, task_name(connection.peer_address))
                 connection.task.add_done_callback(connection.callback_ended)
 
-        protocol = _CallbackProtocol(reader, connected, loop=connection.loop)
+        protocol = CallbackProtocol(reader, connected, loop=connection.loop)
         connection.callback = protocol
         return protocol
-
-
-class _CallbackProtocol(asyncio.StreamReaderProtocol):
-    def unconsumed(self) -> int:
-        """Count the bytes that the callback has yet to take from its reader."""
-        reader: Any = self._stream_reader  # type: ignore[attr-defined] # there is no public way
-        return 0 if reader is None else len(reader._buffer)
-
-    def close(self) -> None:
-        """Close the transport that the callback writes to: the connection's, or that of its TLS."""
-        transport: asyncio.Transport | None = self._transport  # type: ignore[attr-defined]
-        if transport is not None:
-            transport.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        # The reader has got the error. Here it is only looked at, so that asyncio does not log it.
-        closed: asyncio.Future[None] = self._closed  # type: ignore[attr-defined]
-        if not closed.cancelled():
-            closed.exception()
 
 
 def from_protocol(factory: Callable[[], asyncio.BaseProtocol]) -> ProtocolHandler:

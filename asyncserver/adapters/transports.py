@@ -11,22 +11,19 @@ import asyncio
 import asyncio.trsock
 import socket
 import ssl
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from .._logger import logger as _logger
-from ..streams.connection import CHUNK
+from ..connections.connection import CHUNK
+from ..connections.octets import no_octets
+from .protocol_connection import RAISED
 from .write_limits import HIGH_WATER_TLS, WriteLimits, water_marks
 
 if TYPE_CHECKING:
-    import contextvars
     from collections.abc import Callable, Iterable
 
-    from ..net.addresses import Address
-    from ..proxy.proxy_protocol import ProxyHeader
+    from .protocol_connection import ProtocolConnection
 
-# What ends only the connection whose protocol raises it. CancelledError comes from a future that it
-# looked at; let out, it would keep the other connections of the poller's batch from their turn.
-RAISED = (Exception, asyncio.CancelledError)
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 # Writes to a lost connection before there is a warning for each: asyncio/constants.py.
 _LOST_WRITES = 5
@@ -36,75 +33,17 @@ _READ_AHEAD = 256 * 1024
 _BULK = 256 * 1024
 
 
-class Served(Protocol):
-    """The connection below a transport, as the transport uses it."""
-
-    bytes_sent: int
-    context: contextvars.Context
-    loop: asyncio.AbstractEventLoop
-    peer_address: Address
-    protocol: Any
-    proxy_header: ProxyHeader | None
-
-    @property
-    def sockname(self) -> Any:
-        """The address on this side, also when the connection is closed."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether eof_received() has been called."""
-
-    _read: Callable[[int], bytes]
-    _send: Callable[[Any], int]
-    _sock: socket.socket
-
-    def soon(self, callback: Callable[..., object], *arguments: object) -> None:
-        """Call in the loop's next round, in the connection's context."""
-
-    def call(self, name: str, *arguments: object) -> Any:
-        """Call the protocol; what it raises ends the connection."""
-
-    def fail(self, exc: BaseException) -> None:
-        """End the connection because of what its protocol raised."""
-
-    def lost(self, exc: BaseException | None, *, broken: bool = False) -> None:
-        """Call connection_lost() soon, and close the connection: at once if it is broken."""
-
-    def peer_ended(self) -> None:
-        """The peer has ended its side."""
-
-    def watch_reading(self) -> None:
-        """Call the transport when there is something to read, or already has been."""
-
-    def unwatch_reading(self) -> None:
-        """Stop that."""
-
-    def watch_writing(self) -> None:
-        """Call the transport when there is room."""
-
-    def unwatch_writing(self) -> None:
-        """Stop that."""
-
-    def pending(self) -> int:
-        """Count the bytes that OpenSSL has decrypted, which no poll reports."""
-
-    def tls_facts(self) -> dict[str, Any] | None:
-        """What get_extra_info() of a transport returns about TLS; None without TLS."""
-
-    def has_received(self, nbytes: int) -> None:
-        """Count the bytes that the protocol gets."""
-
-    def has_written(self) -> None:
-        """The protocol has written something."""
-
-    def has_flushed(self) -> None:
-        """The kernel has all that was written."""
-
-    def owes_no_payload(self) -> Callable[[], None]:
-        """Before a read: returns what to call if it finds nothing, though the kernel had bytes."""
-
-    def _clear_errors(self) -> None:
-        """Empty OpenSSL's queue of errors, for the other connections of the thread."""
+def _tls_facts(sock: socket.socket) -> dict[str, Any] | None:
+    """What get_extra_info() returns about TLS; None without TLS."""
+    if not isinstance(sock, ssl.SSLSocket):
+        return None
+    return {
+        "ssl_object": sock,
+        "sslcontext": sock.context,
+        "cipher": sock.cipher(),
+        "compression": sock.compression(),
+        "peercert": sock.getpeercert(),
+    }
 
 
 class ProtocolTransport(WriteLimits):
@@ -119,11 +58,11 @@ class ProtocolTransport(WriteLimits):
     _read_limits = (_READ_AHEAD, _READ_AHEAD // 4)
     _take: Callable[[ProtocolTransport], None]
 
-    def _init(self, connection: Served) -> None:
+    def __init__(self, connection: ProtocolConnection) -> None:
         self._connection = connection
         self._loop: asyncio.AbstractEventLoop = connection.loop
         self._unsent = bytearray()
-        self._tls: dict[str, Any] | None = connection.tls_facts()
+        self._tls: dict[str, Any] | None = _tls_facts(connection._sock)
         if self._tls is not None:
             self._default_high = self._high_water = HIGH_WATER_TLS
             self._low_water = HIGH_WATER_TLS // 4
@@ -138,7 +77,7 @@ class ProtocolTransport(WriteLimits):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if not isinstance(data, (bytes, bytearray, memoryview)):
-            raise TypeError(f"write() expects a bytes-like object, got {type(data).__name__!r}")
+            raise no_octets(data, "write")
         if self._eof:
             raise RuntimeError("Cannot call write() after write_eof()")
         if isinstance(data, memoryview) and data.itemsize != 1:
@@ -203,7 +142,7 @@ class ProtocolTransport(WriteLimits):
     def pause_reading(self) -> None:
         if self.is_reading():
             self._paused = True
-            self._connection.unwatch_reading()
+            self._connection._unwatch()
 
     def resume_reading(self) -> None:
         if self._paused and not self._closing:
@@ -256,7 +195,7 @@ class ProtocolTransport(WriteLimits):
         if not self._unsent:
             self._lose(None)
         else:
-            self._connection.unwatch_reading()
+            self._connection._unwatch()
 
     def abort(self) -> None:
         self._force_close(None)
@@ -289,9 +228,9 @@ class ProtocolTransport(WriteLimits):
         """There is something to read, or an end, or an error."""
         connection = self._connection
         if self._paused or self._closing:
-            connection.unwatch_reading()
+            connection._unwatch()
             return
-        found_nothing = connection.owes_no_payload()
+        whole_records = connection.holds_whole_records()
         try:
             take = ProtocolTransport._discard if connection.ended else self._take
             take(self)
@@ -299,7 +238,8 @@ class ProtocolTransport(WriteLimits):
             self._read_waits_for_room = True
             connection.watch_writing()
         except _WOULD_BLOCK:
-            found_nothing()
+            if whole_records:
+                connection.found_no_payload()
         except OSError as exc:
             self._break(exc)
 
@@ -343,7 +283,7 @@ class ProtocolTransport(WriteLimits):
     def _discard(self) -> None:
         """After the drain's eof_received(): throw away what still arrives."""
         if not self._connection._read(CHUNK):
-            self._connection.unwatch_reading()
+            self._connection._unwatch()
 
     def _write_ready(self) -> None:
         if self._lost:

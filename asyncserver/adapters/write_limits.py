@@ -10,12 +10,7 @@ HIGH_WATER_TLS = 512 * 1024
 
 
 def water_marks(high: int | None, low: int | None, default: int) -> tuple[int, int]:
-    """Complete the limits as asyncio does, where one or both are left out.
-
-    Args:
-        high: bytes above which to pause; None for four times `low`, or the default.
-        low: bytes at which to go on; None for a quarter of `high`.
-        default: bytes, when neither is given.
+    """Complete limits, in bytes, as asyncio does: `low` is a quarter of `high` unless it is given.
 
     Raises:
         ValueError: not high >= low >= 0.

@@ -16,7 +16,7 @@ _OF_CERTIFICATES = ("keyfile", "client_ca", "client_cert", "tls_min", "tls_group
 # Places, one of which is needed.
 _PLACES: dict[str, Sequence[str]] = {
     **dict.fromkeys(["proxy_protocol", *_OF_PROXIES, "certfile", *_OF_CERTIFICATES, "log_connections"], _STREAMS),
-    **dict.fromkeys(["backlog", "max_connections", "max_connections_per_host", "idle_timeout"], _STREAMS),
+    **dict.fromkeys(["backlog", "max_connections", "max_connections_per_host", "idle_timeout", "max_unsent"], _STREAMS),
     **dict.fromkeys(["max_pending", "max_datagram_size"], _DATAGRAMS),
     "reuse_port": _PORTS,
     "unix_mode": _FILES,
@@ -32,12 +32,7 @@ _OTHERS = {
 
 
 def lacking(name: str, values: Mapping[str, Any]) -> str:
-    """Say what else an option needs to have an effect; "" if it has all.
-
-    Args:
-        name: the option's.
-        values: of all options.
-    """
+    """Say what else the option of this name needs to have an effect; "" if there is all."""
     wanted = _PLACES.get(name, _STREAMS + _DATAGRAMS)
     # Without any place it is the default address.
     served = {one for one in _STREAMS + _DATAGRAMS if values[one]} or {*_PORTS}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import operator
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -27,19 +28,17 @@ def load(name: str) -> Any:
         sys.path.insert(0, os.getcwd())
     token = importing.set(module_name)
     try:
-        found: Any = importlib.import_module(module_name)
+        module = importlib.import_module(module_name)
     except ModuleNotFoundError as exc:
         if exc.name is None or not (module_name == exc.name or module_name.startswith(exc.name + ".")):
             raise  # a module that the handler's module imports
         raise ValueError(f"there is no module {module_name!r} in the current folder or installed") from exc
     finally:
         importing.reset(token)
-    for attribute in attributes.split("."):
-        try:
-            found = getattr(found, attribute)
-        except AttributeError as exc:
-            raise ValueError(f"module {module_name!r} has no {attributes!r}") from exc
-    return found
+    try:
+        return operator.attrgetter(attributes)(module)
+    except AttributeError as exc:
+        raise ValueError(f"module {module_name!r} has no {attributes!r}") from exc
 
 
 def adapted(handler: Any, options: argparse.Namespace) -> Any:

@@ -39,6 +39,9 @@ _TAKES: dict[str, tuple[socket.SocketKind, Sequence[int]]] = {
     "unix": (socket.SOCK_STREAM, (socket.AF_UNIX,)),
     "unix_datagram": (socket.SOCK_DGRAM, (socket.AF_UNIX,)),
 }
+# Options that are arguments of serve() by the same name, with the same value.
+_OF_STREAMS = ("backlog", "ssl_handshake_timeout", "max_connections", "max_connections_per_host", "idle_timeout",
+               "max_unsent", "proxy_protocol", "proxy_timeout")  # fmt: skip
 
 
 async def upper(source: Stream | Datagram) -> bytes | None:
@@ -129,17 +132,9 @@ def _servings(options: argparse.Namespace, *, places_only: bool = False) -> list
     if not places_only:
         handler = adapted(upper if options.handler is None else load(options.handler), options)
         on_error = None if options.on_error is None else load(options.on_error)
-    streams = {
-        "backlog": options.backlog,
-        "ssl": _tls(options),
-        "ssl_handshake_timeout": options.ssl_handshake_timeout,
-        "max_connections": options.max_connections,
-        "max_connections_per_host": options.max_connections_per_host,
-        "idle_timeout": options.idle_timeout,
-        "proxy_protocol": options.proxy_protocol,
-        "proxy_timeout": options.proxy_timeout,
-        "trusted_proxies": [name for names in options.trusted_proxies for name in names.split(",")],
-    }
+    streams: dict[str, Any] = {name: getattr(options, name) for name in _OF_STREAMS}
+    streams["ssl"] = _tls(options)
+    streams["trusted_proxies"] = [name for names in options.trusted_proxies for name in names.split(",")]
     datagrams = {"max_pending": options.max_pending, "max_datagram_size": options.max_datagram_size}
     common = {"drain_timeout": options.drain_timeout, "on_error": on_error}
     for place in (*options.unix, *options.unix_datagram):

@@ -138,11 +138,6 @@ def name(text: str) -> str:
     return text
 
 
-def groups(text: str) -> list[str]:
-    """Names of key exchange groups, the preferred first, as OpenSSL's own tools write them."""
-    return text.split(":")
-
-
 def on_or_off(text: str) -> bool:
     """The value in the environment of an option that is a flag on the command line."""
     if text.lower() not in (*_TRUE, *_FALSE):
@@ -230,6 +225,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(_LIMITS, "--max-connections", "N", "open at once, for each address; more wait in the kernel", count(1)),
     Option(_LIMITS, "--max-connections-per-host", "N", "open at once from one host; more are closed", count(1)),
     Option(_LIMITS, "--idle-timeout", "SECONDS", "close connections that are silent for this long", seconds()),
+    Option(_LIMITS, "--max-unsent", "BYTES", "posted bytes that may wait for a slow peer; then it is aborted", count(0),
+           4194304),
     Option(_LIMITS, "--max-pending", "N", "datagrams handled at once", count(1), 1024),
     Option(_LIMITS, "--max-datagram-size", "BYTES", "longer ones are cut off", count(1), 65535),
     Option(_LIMITS, "--drain-timeout", "SECONDS", "how long handlers may go on after the signal to stop",
@@ -250,10 +247,11 @@ OPTIONS: tuple[Option, ...] = (
            default="required", choices=("required", "optional")),
     Option(_TLS, "--tls-min", "VERSION", "1.2 or 1.3", default="1.2", choices=("1.2", "1.3")),
     Option(_TLS, "--tls-groups", "GROUP[:...]",
-           "key exchange groups, the preferred first, such as X25519MLKEM768:X25519; needs Python 3.15", groups),
+           "key exchange groups, the preferred first, such as X25519MLKEM768:X25519; needs Python 3.15",
+           lambda text: text.split(":")),
     Option(_TLS, "--ssl-handshake-timeout", "SECONDS", "how long a client's handshake may take", seconds(), 30.0),
-    Option(_CODE, "--threads", "N", "limit for subclasses of socketserver.BaseRequestHandler (default: 4096)",
-           count(1)),
+    Option(_CODE, "--threads", "N",
+           "limit for subclasses of socketserver.BaseRequestHandler (default: what the system can hold)", count(1)),
     Option(_CODE, "--on-error", "MODULE:FUNCTION", "called with the exception and the stream or datagram that failed",
            name),
     Option(_PROGRAM, "--check", "", "import, read certificates, bind, report what was found, and exit", default=False),
@@ -327,23 +325,20 @@ def read(
     """
     if "_ARGCOMPLETE" in environment:  # a shell asks for completions
         importlib.import_module("argcomplete").autocomplete(parser)
-    values: dict[str, Any] = {option.name: [] if option.several else option.default for option in OPTIONS}
     parsed, unknown = parser.parse_known_args(arguments)
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{_meant(unknown[0], [one.flag for one in OPTIONS])}")
-    typed = {name: value for name, value in vars(parsed).items() if value is not None}
-    given = set(typed)
+    given = {name: value for name, value in vars(parsed).items() if value is not None}
     for option in OPTIONS:
         text = environment.get(option.variable, "")
-        if text and option.name not in typed:
+        if text and option.name not in given:
             try:
-                values[option.name] = option.from_text(text)
-                given.add(option.name)
+                given[option.name] = option.from_text(text)
             except argparse.ArgumentTypeError as exc:
                 parser.error(f"environment variable {option.variable}: {exc}")
-    values |= typed
+    values = {option.name: [] if option.several else option.default for option in OPTIONS} | given
     for option in OPTIONS:
-        if option.name in given and values[option.name] is not False and (more := lacking(option.name, values)):
+        if given.get(option.name, False) is not False and (more := lacking(option.name, values)):
             parser.error(f"{option.flag} ({option.variable}) has no effect without {more}: leave it out")
     return argparse.Namespace(**values)
 

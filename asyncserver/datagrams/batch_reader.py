@@ -58,15 +58,9 @@ class Handling(Protocol):
 
 
 class BatchReader(Endpoint, ABC):
-    """Reads datagrams for a server.
+    """Reads datagrams for a server. The other arguments are Endpoint's."""
 
-    Args:
-        server: admits datagrams, and settles them.
-        bound: the socket. The reader closes it.
-        max_datagram_size: bytes of a datagram that are kept.
-    """
-
-    received: int
+    received: int  # again, for pyright
 
     def __init__(self, server: Handling, bound: BoundSocket, max_datagram_size: int) -> None:
         super().__init__(server._loop, bound, max_datagram_size)

@@ -1,10 +1,8 @@
 """InlineRunner: handlers of many datagrams in one task, as long as they do not wait; their answers.
 
 A task for each datagram would cost more than all else that we do for it. Most handlers answer
-without waiting, and no such handler can see in which task it ran. So the runner has one task,
-which takes datagrams one after the other and runs their handlers in itself.
-
-Theory of operation. The states of the runner's task, and what leads from one to the next:
+without waiting, and none of these can see in which task it ran. So one task takes datagrams one
+after the other, and runs their handlers in itself. Its states, and what leads to the next:
 
     (none)  -> ready            `_prepare()` has started it; it waits at `_next_batch`
     ready   -> running          the socket is readable: `_serve_batch()` wakes it, at once
@@ -15,18 +13,17 @@ Theory of operation. The states of the runner's task, and what leads from one to
                                 by a cancellation asked for, by a context variable that was set
     ready   -> over             the drain begins, or the program cancels all tasks
 
-`current` says whose the task is. It is the datagram whose handler runs in the runner's task; it is
-cleared by the first to see what becomes of that handler:
+`current` is the datagram whose handler runs in the runner's task. It is cleared by the first to see
+what becomes of that handler:
 
 * the task, when the handler has ended: the task is still the runner's;
 * `_serve_batch()`, when `wake()` has returned and `current` is still set: the handler waits, and
-  the task is its own from now on. The server keeps it like one that it has started. When the
-  handler ends at last, the task finds that `current` is not its datagram, and ends like it.
+  the server keeps the task, as the handler's. When that ends at last, the task finds that `current`
+  is not its datagram, and ends like it.
 
 So a handler has one task from beginning to end, and shares it only with handlers that have ended.
-
-When the task is the handler's, or over, the rest of the batch gets tasks of its own, and a new one
-is prepared. So does a batch that finds no task ready: in a drain, and before Python 3.12, where a
+When the task is the handler's, or over, a new one is prepared, and the rest of the batch gets tasks
+of its own. So does a batch that finds no task ready: in a drain, and before Python 3.12, where a
 task does not start at once.
 
 What handlers return is sent when the batch is over, so that a peer wakes up once for many answers.

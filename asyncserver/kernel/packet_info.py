@@ -81,10 +81,7 @@ def sent_to_many(control: Control) -> bool:
 
 
 def source_address(sock: socket.socket, control: Control | None, peer: Any) -> Any:
-    """The address that answers to this peer come from: by `reply_control()`, else by the route.
-
-    For sockets that `ask_for_destination()` has found to need that.
-    """
+    """The address that answers to this peer come from: by `reply_control()`, else by the route."""
     own = sock.getsockname()
     if control:
         level, _, data = control[0]

@@ -59,16 +59,13 @@ class Call:
 
 
 class CallExecutor(concurrent.futures.ThreadPoolExecutor):
-    """An executor with daemonic threads; asyncio takes only subclasses of ThreadPoolExecutor.
-
-    Args:
-        loop: the running loop; this becomes its default executor.
-    """
+    """The running loop's default executor, for which asyncio takes only ThreadPoolExecutors."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
         self._loop = loop
         self._progress = Progress(loop)
+        self._deadline = 0.0
         self._limit = min(32, (os.cpu_count() or 1) + 4)  # ThreadPoolExecutor's
         self._changed = threading.Condition()  # guards the following
         self._waiting: deque[Call] = deque()
@@ -123,24 +120,21 @@ class CallExecutor(concurrent.futures.ThreadPoolExecutor):
             self._alive -= 1
             return None
 
-    async def finish(self, deadline: Callable[[], float]) -> None:
-        """Wait for the calls that there are now, until GRACE after the deadline, then leave them.
-
-        Args:
-            deadline: returns it, in the loop's time; call `hurry()` when it moves.
-        """
+    async def finish(self) -> None:
+        """Wait for the calls that run now until GRACE after the deadline; then leave them."""
         with self._changed:
             calls = set(self._unfinished)
         begun = self._loop.time()
         for call in calls:
             call.future.add_done_callback(self._tell)
         await self._progress.until(
-            lambda: all(call.future.done() for call in calls), lambda: max(deadline(), begun) + GRACE
+            lambda: all(call.future.done() for call in calls), lambda: max(self._deadline, begun) + GRACE
         )
         self._leave(calls)
 
-    def hurry(self) -> None:
-        """Look at the deadline of `finish()` again."""
+    def end_by(self, deadline: float) -> None:
+        """Set the deadline of `finish()`, in the loop's time; it may move while that waits."""
+        self._deadline = deadline
         self._progress.notify()
 
     def _tell(self, _: object) -> None:

@@ -1,10 +1,13 @@
-"""Exits: SystemExit that is raised in a handler drains first, then ends the program."""
+"""Exits: SystemExit that is raised in a handler drains first, then ends the program; exit_now."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -48,3 +51,13 @@ class Exits:
         await asyncio.wait([task])
         if not task.cancelled():
             task.exception()  # looked at, so that asyncio does not log it: SystemExit says more
+
+
+def exit_now(status: int) -> NoReturn:
+    """End this process without what Python waits for and runs at its end, but flush its output."""
+    try:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(status)

@@ -9,6 +9,7 @@ end counts as a signal. The callers, signals.py and supervisor.py, do what a sta
 from __future__ import annotations
 
 import enum
+import os
 import time
 
 from .._logger import logger as _logger
@@ -41,6 +42,7 @@ class Stopping:
         self.stage: Stage = Stage.STARTING
         self.started: bool = False
         self._last_signal = (0, 0.0)
+        self._terminals = _open_terminals()
 
     @property
     def stopping(self) -> bool:
@@ -70,12 +72,13 @@ class Stopping:
         self._last_signal = (number, now)
         return False
 
-    def advance(self, cause: str) -> Stage:
-        """Advance one stage, and log what that means.
+    def has_lost_terminal(self) -> bool:
+        """Whether a terminal has closed since the last call: SIGHUP then means what Ctrl-C does."""
+        before, self._terminals = self._terminals, _open_terminals()
+        return before != self._terminals
 
-        Args:
-            cause: the signal's name, or another reason.
-        """
+    def advance(self, cause: str) -> Stage:
+        """Advance one stage, and log what that means, after its cause, such as a signal's name."""
         if self.stage is Stage.SERVING and self.drain_delay:
             self.stage = Stage.DELAYED
             _logger.info("%s: not ready any more; in %g s, or when told again, the drain", cause, self.drain_delay)
@@ -88,3 +91,8 @@ class Stopping:
         else:
             self.stage = Stage.KILLED
         return self.stage
+
+
+def _open_terminals() -> list[int]:
+    """Which of the standard streams are a terminal. A closed one no longer is."""
+    return [descriptor for descriptor in range(3) if os.isatty(descriptor)]

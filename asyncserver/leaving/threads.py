@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import atexit
-import logging
-import os
 import sys
 import threading
 
 from .._logger import logger as _logger
 from .executor import GRACE
+from .exits import exit_now
 
 
 def watch_end(status: int | None = None) -> None:
@@ -40,10 +39,7 @@ def _watch(joined: threading.Event, status: int | None) -> None:
     what = "are left behind" if status is not None else "still run, and Python waits for them"
     _logger.warning("threads of the program %s: %s", what, ", ".join(map(_described, others)))
     if status is not None:
-        logging.shutdown()
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(status)
+        exit_now(status)
 
 
 def _described(thread: threading.Thread) -> str:

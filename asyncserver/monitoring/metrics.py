@@ -10,6 +10,7 @@ import asyncio
 import concurrent.futures
 import itertools
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from .._logger import logger as _logger
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from ..servers.server import Server
 
 __all__ = ["ServerCollector"]
-
-ADVICE = "metrics need prometheus-client: pip install 'asyncserver[metrics]'"
 
 # Seconds that a collector in another thread waits for the server's loop. Prometheus waits 10.
 _PATIENCE = 5.0
@@ -49,11 +48,6 @@ class Metric:
     label: str = ""
     of_program: bool = False
 
-    @property
-    def full_name(self) -> str:
-        """The name in queries."""
-        return f"asyncserver_{self.name}" + ("_total" if self.kind == "counter" else "")
-
 
 _OUTCOMES = ("completed", "failed", "cancelled", "timed_out")
 _PROXY = ("untrusted", "invalid", "timed_out")
@@ -72,6 +66,8 @@ METRICS: tuple[Metric, ...] = (
            {"": "misbehaved"}),
     Metric("connections_undelivered", "counter", "Connections closed before their peer had taken all that was sent.",
            {"": "undelivered"}),
+    Metric("slow_consumers", "counter", "Connections aborted because too much waited for their peer.",
+           {"": "slow_consumers"}),
     Metric("handler_duration_seconds", "histogram", "How long handlers took that have ended."),
     Metric("received_bytes", "counter", "Payload received over connections.", {"": "bytes_received"}),
     Metric("sent_bytes", "counter", "Payload sent over connections.", {"": "bytes_sent"}),
@@ -175,7 +171,8 @@ def require_prometheus() -> None:
     try:
         import prometheus_client  # noqa: F401, PLC0415 - an optional extra
     except ModuleNotFoundError as exc:
-        raise ModuleNotFoundError(ADVICE, name=exc.name) from exc
+        advice = "metrics need prometheus-client: pip install 'asyncserver[metrics]'"
+        raise ModuleNotFoundError(advice, name=exc.name) from exc
 
 
 def families(rows: Iterable[Row], by: Sequence[str] = ("server",)) -> Iterator[Any]:
@@ -185,16 +182,12 @@ def families(rows: Iterable[Row], by: Sequence[str] = ("server",)) -> Iterator[A
         rows: readings; one without labels is the program's.
         by: the names of the rows' labels.
     """
-    from prometheus_client.core import (  # noqa: PLC0415 - an optional extra
-        CounterMetricFamily,
-        GaugeMetricFamily,
-        HistogramMetricFamily,
-    )
+    from prometheus_client import core  # noqa: PLC0415 - an optional extra
 
     kinds: dict[str, Any] = {
-        "counter": CounterMetricFamily,
-        "gauge": GaugeMetricFamily,
-        "histogram": HistogramMetricFamily,
+        "counter": core.CounterMetricFamily,
+        "gauge": core.GaugeMetricFamily,
+        "histogram": core.HistogramMetricFamily,
     }
     rows = list(rows)
     for metric in METRICS:
@@ -241,17 +234,8 @@ def exposition(collected: Iterable[Any], accept: str) -> tuple[str, bytes]:
         encode, content_type = choose_encoder(accept)
     except Exception:  # a version that is not a number: the peer's fault, not worth a log line
         encode, content_type = choose_encoder("")
-    return content_type, encode(_Collected(list(collected)))
-
-
-class _Collected:
-    """Families behind the interface of a registry, for the encoder."""
-
-    def __init__(self, found: list[Any]) -> None:
-        self._found = found
-
-    def collect(self) -> list[Any]:
-        return self._found
+    registry: Any = SimpleNamespace(collect=lambda: collected)  # all that the encoder asks for
+    return content_type, encode(registry)
 
 
 def other_families() -> Iterator[Any]:

@@ -38,15 +38,14 @@ MOST_CLIENTS = 32
 class Program(Protocol):
     """The source of the answers: the servers of this process, or of all workers."""
 
+    has_other_metrics: bool  # whether to show what else is registered with prometheus-client here
+
     @property
     def ready(self) -> bool:
         """Whether all servers take new work."""
 
     def rows(self) -> list[Row]:
         """The program's own reading, and one for each server and worker, labelled with both."""
-
-    def has_other_metrics(self) -> bool:
-        """Whether to show what else is registered with prometheus-client in this process."""
 
 
 def respond(program: Program, request: http.Request) -> http.Response:
@@ -73,17 +72,9 @@ def _metrics(program: Program, request: http.Request) -> http.Response:
     rows, by = program.rows(), ["server", "worker"]
     if "worker" not in request.query.get("by", ()):
         rows, by = metrics.summed(rows), ["server"]
-    collected = [*metrics.families(rows, by), *(metrics.other_families() if program.has_other_metrics() else ())]
+    collected = [*metrics.families(rows, by), *(metrics.other_families() if program.has_other_metrics else ())]
     content_type, body = metrics.exposition(collected, request.accept)
     return http.Response(HTTPStatus.OK, body, content_type)
-
-
-def warn_without_prometheus() -> None:
-    """Warn at the start of what a scrape would report later."""
-    try:
-        metrics.require_prometheus()
-    except ModuleNotFoundError as exc:
-        _logger.warning("%s; until then only /ready and /live answer", exc)
 
 
 def log_urls(addresses: Iterable[Address]) -> None:
@@ -99,6 +90,8 @@ class Monitor:
         stopping: to be set before the servers are closed, when the program is to end.
     """
 
+    has_other_metrics = True
+
     def __init__(self) -> None:
         self.stopping = False
         self._servers: Sequence[Server] = ()
@@ -108,7 +101,10 @@ class Monitor:
     def serving(self, place: str) -> Serving:
         """Make the Serving that serves it at HOST:PORT."""
         host, port = _parse_place(place)
-        warn_without_prometheus()
+        try:
+            metrics.require_prometheus()
+        except ModuleNotFoundError as exc:  # at the start, not only to those who scrape
+            _logger.warning("%s; until then only /ready and /live answer", exc)
         return serve(self, host, port, drain_timeout=_DRAIN_TIMEOUT)
 
     def watch(self, servers: Sequence[Server], *, measure: bool) -> None:
@@ -131,10 +127,6 @@ class Monitor:
         own = metrics.Row({"ready": self.ready, "workers": 1, "worker_deaths": 0})
         served = zip(self._servers, self._labels, strict=True)
         return [own, *(metrics.Row(server.reading(), (label, "1")) for server, label in served)]
-
-    def has_other_metrics(self) -> bool:
-        """See Program."""
-        return True
 
     async def __call__(self, stream: Stream) -> None:
         """Answer one request, and cut off a client that takes too long."""

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from ..reports.stats import ServerStats
 
-_NOTIFY = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
-
 _NEVER = float("inf")
 # Seconds between two STATUS lines, for the readers of `systemctl status`.
 _STATUS_EVERY = 5.0
@@ -59,7 +57,7 @@ class NotifySocket:
     def from_environment(cls) -> Self:
         """Make the one that the environment asks for, and remove the variables."""
         address, watchdog = notify_address(os.environ), watchdog_seconds(os.environ, os.getpid())
-        remove_variables(_NOTIFY, os.environ)
+        remove_variables(("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"), os.environ)
         return cls(address, watchdog)
 
     def __enter__(self) -> Self:
@@ -113,12 +111,10 @@ class NotifySocket:
             except BlockingIOError:  # its queue is full: unix(7)
                 return False
             except OSError as exc:
-                self._warn(exc)
+                level, self._warned = logging.DEBUG if self._warned else logging.WARNING, True
+                told = "systemd cannot be told about this program, at NOTIFY_SOCKET=%r: %s"
+                _logger.log(level, told, self._address, exc)
         return True
-
-    def _warn(self, exc: OSError) -> None:
-        level, self._warned = logging.DEBUG if self._warned else logging.WARNING, True
-        _logger.log(level, "systemd cannot be told about this program, at NOTIFY_SOCKET=%r: %s", self._address, exc)
 
 
 def notify_address(environment: Mapping[str, str]) -> str | None:

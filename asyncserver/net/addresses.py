@@ -1,11 +1,4 @@
-"""Addresses: how they are parsed, formatted and grouped. Nothing here opens a socket.
-
-parse_address    "[::1]:8080", as people write it       ("::1", 8080)
-format_address   of a peer or a socket, for a log line  "[::1]:8080", "/run/app.sock", "@name"
-url_of           where a socket is reached              "tcp://[::1]:8080", "unix:/run/app.sock"
-label_of         the URLs of all sockets of a server    "tcp://127.0.0.1:8080,tcp://[::1]:8080"
-host_group       what a limit per host counts as one    "192.0.2.7", "2001:db8:0:1::"
-"""
+"""Addresses: how they are parsed, formatted and grouped. Nothing here opens a socket."""
 
 from __future__ import annotations
 
@@ -50,7 +43,7 @@ def parse_address(text: str, expected: str = "HOST:PORT") -> tuple[str | None, i
 
 
 def format_address(address: Address | None) -> str:
-    """Write an address as people do; a nameless peer of a Unix socket is "unix"."""
+    """Write an address as people do: "[::1]:8080", "@name"; a nameless peer of Unix is "unix"."""
     if isinstance(address, tuple):
         host, port = address[:2]
         return f"[{host}]:{port}" if isinstance(host, str) and ":" in host else f"{host}:{port}"

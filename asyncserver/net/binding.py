@@ -13,9 +13,9 @@ import errno
 import ipaddress
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from ..exceptions import BindError
 from ..kernel.groups import hear_own_groups
@@ -48,6 +48,10 @@ _ADVICE = {
 }
 
 
+# Where a socket is given: listen() of Linux says no more than EINVAL.
+_CONNECTED = {errno.EINVAL: "it is connected to a peer: give a socket that is only bound to an address"}
+
+
 @dataclass(frozen=True)
 class Binding:
     """Exactly one place to listen on. Raises TypeError or ValueError for anything else."""
@@ -64,13 +68,9 @@ class Binding:
     one_queue: bool = False
 
     def __post_init__(self) -> None:
-        given = {
-            "host and port": self.host is not None or self.port is not None,
-            "path": self.path is not None,
-            "sock": self.sock is not None,
-            "fd": self.fd is not None,
-        }
-        names = [name for name, present in given.items() if present]
+        names = [name for name in ("path", "sock", "fd") if getattr(self, name) is not None]
+        if self.host is not None or self.port is not None:
+            names.insert(0, "host and port")
         if len(names) != 1:
             raise TypeError(
                 "give one place to listen on: host and port, path, sock, or fd; got "
@@ -120,14 +120,7 @@ class Binding:
             raise TypeError(f"host must be a name or address, a sequence of them, or None, got {host!r}")
 
     async def open(self, kind: socket.SocketKind) -> list[BoundSocket]:
-        """Bind every address, or none.
-
-        Args:
-            kind: SOCK_STREAM (the sockets also listen) or SOCK_DGRAM.
-
-        Raises:
-            BindError: an address could not be bound.
-        """
+        """Bind every address, or none and raise BindError. Sockets of SOCK_STREAM also listen."""
         if self.port is None:
             return [self._open_one(kind)]
         return self._open_all(kind, await self._resolve(kind))
@@ -139,12 +132,8 @@ class Binding:
         client (SO_REUSEPORT). A Unix socket, a `sock` or `fd`, and one on a multicast group or
         broadcast address is the same for all of them; so are all with `one_queue`.
 
-        Args:
-            kind: SOCK_STREAM (the sockets also listen) or SOCK_DGRAM.
-            count: of processes.
-
         Returns:
-            for each process its sockets.
+            for each of `count` processes its sockets.
 
         Raises:
             BindError: an address could not be bound; then nothing is left open.
@@ -232,20 +221,18 @@ class Binding:
         return True
 
     def _open_address(self, kind: socket.SocketKind, family: int, address: tuple[Any, ...]) -> BoundSocket:
-        with _explained(f"{_KINDS[kind]} address {format_address(address)}"):
-            sock = socket.socket(family, kind)
-            with _closing_on_error(sock):
-                if family == socket.AF_INET6:
-                    # IPv4 has its own sockets; mapped addresses would confuse (RFC 4942, 2.2).
-                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                if kind == socket.SOCK_STREAM:
-                    # Bind although connections of an earlier server are in TIME_WAIT. On UDP
-                    # it would share the port.
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if self.reuse_port:
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                sock.bind(address)
-                return self._configure(kind, sock)
+        with _explained(f"{_KINDS[kind]} address {format_address(address)}"), _new_socket(family, kind) as sock:
+            if family == socket.AF_INET6:
+                # IPv4 has its own sockets; mapped addresses would confuse (RFC 4942, 2.2).
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            if kind == socket.SOCK_STREAM:
+                # Bind although connections of an earlier server are in TIME_WAIT. On UDP
+                # it would share the port.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if self.reuse_port:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            sock.bind(address)
+            return self._configure(kind, sock)
 
     def _open_one(self, kind: socket.SocketKind) -> BoundSocket:
         return self._adopt(kind) if self.path is None else self._open_path(kind, os.fspath(self.path))
@@ -257,23 +244,21 @@ class Binding:
                 f"cannot listen on Unix {_KINDS[kind]} socket {path!r}: the path is too long, {length} bytes of at "
                 f"most {_LONGEST_PATH} (unix(7)): choose a shorter one, or one relative to the current folder",
             )
-        with _explained(f"Unix {_KINDS[kind]} socket {path!r}"):
-            sock = socket.socket(socket.AF_UNIX, kind)
-            with _closing_on_error(sock):
-                if path.startswith("\0"):  # an abstract name has no file: unix(7)
-                    sock.bind(path)
-                    return self._configure(kind, sock)
-                unix_path.bind(sock, path, self.path_mode)
-                ours = unix_path.identity(path)
-                try:
-                    bound = self._configure(kind, sock, path)
-                except BaseException:
-                    os.unlink(path)
-                    raise
-                # Before listen() another server that starts there sees ours as dead.
-                if unix_path.identity(path) != ours:
-                    raise BindError(errno.EADDRINUSE, f"{path!r} was taken by another server just now: stop one")
-                return bound
+        with _explained(f"Unix {_KINDS[kind]} socket {path!r}"), _new_socket(socket.AF_UNIX, kind) as sock:
+            if path.startswith("\0"):  # an abstract name has no file: unix(7)
+                sock.bind(path)
+                return self._configure(kind, sock)
+            unix_path.bind(sock, path, self.path_mode)
+            ours = unix_path.identity(path)
+            try:
+                bound = self._configure(kind, sock, path)
+            except BaseException:
+                os.unlink(path)
+                raise
+            # Before listen() another server that starts there sees ours as dead.
+            if unix_path.identity(path) != ours:
+                raise BindError(errno.EADDRINUSE, f"{path!r} was taken by another server just now: stop one")
+            return bound
 
     def _adopt(self, kind: socket.SocketKind) -> BoundSocket:
         sock = self.sock
@@ -281,7 +266,7 @@ class Binding:
             with _explained(f"file descriptor {self.fd}"):
                 sock = socket.socket(fileno=self.fd)
                 sock.set_inheritable(False)  # we inherited it, but our children must not
-        with _explained(f"{sock!r}"), contextlib.ExitStack() as on_error:
+        with _explained(f"{sock!r}", _ADVICE | _CONNECTED), contextlib.ExitStack() as on_error:
             if self.sock is None:
                 on_error.callback(sock.detach)  # refused: the descriptor stays the caller's
             if sock.type != kind:
@@ -341,7 +326,7 @@ class BoundSocket:
     @property
     def address(self) -> Address:
         """The address at which clients reach it."""
-        return cast("Address", self.sock.getsockname())
+        return self.sock.getsockname()
 
     def close(self) -> None:
         """Close the socket; remove its file unless another server has replaced it. Idempotent."""
@@ -378,23 +363,25 @@ def _resolving(host: str | None) -> Any:
 
 
 @contextlib.contextmanager
-def _explained(place: str) -> Any:
+def _explained(place: str, advice: dict[int, str] = _ADVICE) -> Any:
     """Turn the system's error into one with advice."""
     try:
         yield
     except BindError:
         raise
     except OSError as exc:
-        advice = _ADVICE.get(exc.errno or 0, exc.strerror or str(exc))
-        raise BindError(exc.errno, f"cannot listen on {place}: {advice}") from exc
+        reason = advice.get(exc.errno or 0, exc.strerror or str(exc))
+        raise BindError(exc.errno, f"cannot listen on {place}: {reason}") from exc
     except OverflowError as exc:
         raise ValueError(f"cannot listen on {place}: {exc}") from exc
 
 
 @contextlib.contextmanager
-def _closing_on_error(sock: socket.socket) -> Any:
+def _new_socket(family: int, kind: socket.SocketKind) -> Iterator[socket.socket]:
+    """Make a socket, to be closed if an error follows."""
+    sock = socket.socket(family, kind)
     try:
-        yield
+        yield sock
     except BaseException:
         sock.close()
         raise

@@ -65,16 +65,12 @@ _TRANSIENT = {
 
 
 class Listener:
-    """Accepts connections on one socket and passes each on, non-blocking, with its peer's address.
+    """Accepts connections on one socket, which it closes.
 
     Args:
-        loop: the loop that watches the socket.
-        bound: a listening socket. The listener closes it.
-        accepted: called with each new socket and its peer's address; may call `pause()`.
+        accepted: called with each new socket, non-blocking, and its peer's address; may call
+            `pause()`.
         failed: called each time that accept fails.
-
-    Attributes:
-        closed: whether it has been closed.
     """
 
     def __init__(
@@ -123,10 +119,10 @@ class Listener:
                 self.resume()
 
     def close(self) -> None:
-        """Accept the connections in the kernel's queue, then close; closing alone would reset them.
+        """Accept what is in the kernel's queue, then close; closing alone would reset it.
 
-        Without descriptors or memory for all of them it goes on in the background, until `closed`
-        or `abandon()`. If another process keeps the socket open, the queue is left to it.
+        Without descriptors or memory for all it goes on in the background, until `closed` or
+        `abandon()`. If another process keeps the socket open, the queue is left to it.
         """
         self.pause()
         self._closing = True
@@ -207,8 +203,8 @@ def _is_readable(sock: socket.socket) -> bool:
 def _ignore_newcomers(sock: socket.socket) -> None:
     """Let the kernel drop the SYN of new clients: their TCP sends it again, as after packet loss.
 
-    Without it, clients that connect between the last accept and the close would be reset. It holds
-    for every process that has the socket open, and is never removed.
+    Else those that connect between the last accept and the close would be reset. It holds for every
+    process that has the socket open, for ever.
     """
     program = array.array("B", _NO_NEWCOMERS)
     if sock.family in {socket.AF_INET, socket.AF_INET6}:

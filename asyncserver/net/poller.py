@@ -38,14 +38,13 @@ class Watched(Protocol):
 
 
 class Poller:
-    """Wakes connections whose descriptors are ready.
-
-    Args:
-        loop: the loop that watches the epoll.
-    """
+    """Wakes connections whose descriptors are ready."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop: asyncio.AbstractEventLoop = loop
+        # What tasks are woken with, see waiter.py.
+        self.awake: asyncio.Future[None] = loop.create_future()
+        self.awake.set_result(None)
         self._epoll = select.epoll()
         self._connections: dict[int, Watched] = {}
         add_reader(loop, self._epoll.fileno(), self._on_ready)

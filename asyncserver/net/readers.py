@@ -12,9 +12,8 @@ if TYPE_CHECKING:
 def add_reader(loop: asyncio.AbstractEventLoop, fd: int, callback: Callable[[], object]) -> None:
     """Call `callback()` whenever a descriptor is readable, until `loop.remove_reader(fd)`.
 
-    The loop's own runs the callback in one context. Entered again while a handler runs the loop,
-    that would raise, with a traceback in the log, in each round of the loop. So a loop that can be
-    run again gets a new context each time.
+    The loop's own runs it in one context, which cannot be entered again while a handler runs the
+    loop. So a loop that can be run again gets a new context each time.
     """
     if not _runs_again(loop):
         loop.add_reader(fd, callback)

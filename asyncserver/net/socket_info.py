@@ -11,10 +11,8 @@ import termios
 # Seconds that a peer has for its first bytes. They follow its connect, or a proxy's header, at
 # once, or after one retransmission: a round trip and 200 ms on Linux.
 _FIRST_WORDS = 0.5
-# In struct tcp_info, linux/tcp.h, ms since the last data or the start:
-# tcpi_last_data_recv, tcpi_last_data_sent.
-_SILENT_FOR = slice(52, 56)
-_SENT_AGO = slice(44, 48)
+# In struct tcp_info, linux/tcp.h, ms since the last data, or since the start.
+_LAST_RECEIVED, _LAST_SENT = slice(52, 56), slice(44, 48)
 
 _SIOCOUTQNSD = 0x894B  # linux/sockios.h; the other two are called as for terminals, see tcp(7)
 
@@ -22,26 +20,24 @@ _SIOCOUTQNSD = 0x894B  # linux/sockios.h; the other two are called as for termin
 def first_words_due(sock: socket.socket, waited: float) -> float:
     """Seconds for which the first bytes of a silent peer may still be on their way.
 
-    Args:
-        sock: the connection.
-        waited: seconds waited so far; used for Unix sockets, for TCP the kernel knows better.
+    `waited` are the seconds so far; for TCP the kernel knows better.
     """
-    try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SILENT_FOR.stop)
-    except OSError:  # a Unix socket
-        info = b""
-    if len(info) < _SILENT_FOR.stop:  # qemu's user mode knows all options as one number each
-        return max(0.0, _FIRST_WORDS - waited)
-    return max(0.0, _FIRST_WORDS - int.from_bytes(info[_SILENT_FOR], sys.byteorder) / 1000)
+    silent = _seconds_since(sock, _LAST_RECEIVED)
+    return max(0.0, _FIRST_WORDS - (waited if silent is None else silent))
 
 
 def sent_ago(sock: socket.socket) -> float | None:
     """Seconds since data was last sent; None where the kernel has no such time, as for Unix."""
+    return _seconds_since(sock, _LAST_SENT)
+
+
+def _seconds_since(sock: socket.socket, field: slice) -> float | None:
     try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SENT_AGO.stop)
-    except OSError:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, field.stop)
+    except OSError:  # a Unix socket
         return None
-    return int.from_bytes(info[_SENT_AGO], sys.byteorder) / 1000
+    # qemu's user mode knows all options as one number each.
+    return int.from_bytes(info[field], sys.byteorder) / 1000 if len(info) == field.stop else None
 
 
 def unread(fd: int) -> int:

@@ -75,13 +75,7 @@ def is_kept(sock: socket.socket) -> bool:
 def listen_names(environment: Mapping[str, str], pid: int, pidfd_id: int | None = None) -> list[str]:
     """Return the names of the passed descriptors, from number 3 on; none if for another process.
 
-    Args:
-        environment: from systemd, or from a process between it and us.
-        pid: of this process.
-        pidfd_id: see `own_pidfd_id()`.
-
-    Raises:
-        ValueError: a variable is not as systemd sets it.
+    `pid` and `pidfd_id` are this process's. Raises ValueError for what systemd does not set so.
     """
     if "LISTEN_PID" not in environment or whole_number("LISTEN_PID", environment) != pid:
         return []
@@ -90,7 +84,7 @@ def listen_names(environment: Mapping[str, str], pid: int, pidfd_id: int | None 
         # A 32-bit kernel shows the lower half only.
         if pidfd_id is not None and pidfd_id not in {meant, meant & 0xFFFFFFFF}:
             return []
-    count = whole_number("LISTEN_FDS", environment) if "LISTEN_FDS" in environment else 0
+    count = whole_number("LISTEN_FDS", environment)
     if count > _MOST_DESCRIPTORS:
         raise ValueError(f"LISTEN_FDS must be at most {_MOST_DESCRIPTORS}, got {count}")
     if "LISTEN_FDNAMES" not in environment:
@@ -139,11 +133,7 @@ def _check_open(count: int) -> None:
 
 
 def whole_number(name: str, environment: Mapping[str, str], default: int = 0) -> int:
-    """Return a variable's value.
-
-    Raises:
-        ValueError: the value is not a whole number.
-    """
+    """Return a variable's value; raises ValueError if it is not a whole number."""
     text = environment.get(name, str(default))
     if not re.fullmatch("[0-9]{1,20}", text):
         raise ValueError(f"{name} must be a whole number, as systemd sets it; got {text!r}")

@@ -16,20 +16,23 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 
 
-def _create_task(
-    coroutine: Coroutine[Any, Any, _Result], loop: asyncio.AbstractEventLoop, context: Context, name: str | None
+def name_task(task: asyncio.Task[Any] | None, name: str) -> None:
+    """Name a task that exists: not every task factory takes a name or makes an asyncio.Task."""
+    if isinstance(task, asyncio.Task):
+        task.set_name(name)
+
+
+def _start_by_loop(
+    coroutine: Coroutine[Any, Any, _Result],
+    loop: asyncio.AbstractEventLoop,
+    context: Context,
+    name: str | None = None,
 ) -> asyncio.Task[_Result]:
     # A copy, since the context may be entered at this moment.
     task = context.copy().run(loop.create_task, coroutine)
     if name is not None:
         name_task(task, name)
     return task
-
-
-def name_task(task: asyncio.Task[Any] | None, name: str) -> None:
-    """Name a task that exists: not every task factory takes a name or makes an asyncio.Task."""
-    if isinstance(task, asyncio.Task):
-        task.set_name(name)
 
 
 if sys.version_info >= (3, 12):
@@ -47,18 +50,10 @@ if sys.version_info >= (3, 12):
         """
         if loop.get_task_factory() is None:
             return asyncio.Task(coroutine, loop=loop, name=name, eager_start=True, context=context.copy())
-        return _create_task(coroutine, loop, context, name)
+        return _start_by_loop(coroutine, loop, context, name)
 
 else:
-
-    def start_task(
-        coroutine: Coroutine[Any, Any, _Result],
-        loop: asyncio.AbstractEventLoop,
-        context: Context,
-        name: str | None = None,
-    ) -> asyncio.Task[_Result]:
-        """Start a task in a copy of a context."""
-        return _create_task(coroutine, loop, context, name)
+    start_task = _start_by_loop
 
 
 async def join(task: asyncio.Task[_Result], on_cancel: Callable[[], object]) -> _Result:

@@ -16,16 +16,10 @@ from ..exceptions import BindError
 
 
 def bind(sock: socket.socket, path: str, mode: int | None) -> None:
-    """Bind a Unix socket to a path.
-
-    Args:
-        sock: a new socket.
-        path: of its file.
-        mode: permissions of the file; None for those that the umask leaves.
+    """Bind a new Unix socket to a path; its file has this mode, or (None) what the umask leaves.
 
     Raises:
         BindError: the path belongs to a running server, or is not a socket.
-        OSError: the system refuses.
     """
     _remove_stale(path, sock.type)
     if mode is not None:

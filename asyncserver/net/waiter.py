@@ -1,10 +1,9 @@
 """Waiter: stands in for a Future, and resumes the waiting task without a trip through the loop.
 
 A task can await anything that yields an object with `_asyncio_future_blocking`, `get_loop`,
-`add_done_callback`, `result` and `cancel` (asyncio/tasks.py, Task.__step; `_asynciomodule.c` does
-the same for futures that are not its own). A Future calls its callbacks through `loop.call_soon`. A
-Waiter calls the task's wake-up at once, in the task's own context, so that a coroutine costs about
-as much as a protocol callback.
+`add_done_callback`, `result` and `cancel` (asyncio/tasks.py, Task.__step, and `_asynciomodule.c`).
+A Future calls its callbacks through `loop.call_soon`. A Waiter calls the task's wake-up at once, in
+the task's own context: so a coroutine costs about as much as a protocol callback.
 
 The rules that keep this correct:
 
@@ -21,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import weakref
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import anyio
 
@@ -32,12 +31,17 @@ if TYPE_CHECKING:
 _no_result: Callable[[], object] = bool  # a builtin that returns at once, without arguments
 
 
+def busy(action: str) -> anyio.BusyResourceError:
+    """Make the error of a second task that is "sending to" or "receiving from" a stream."""
+    error = anyio.BusyResourceError(action)
+    error.args = (f"{error}: leave that to one task, or take turns with an asyncio.Lock",)
+    return error
+
+
 class Waiter:
     """Where at most one task at a time waits for an event, again and again.
 
-    Args:
-        loop: the loop of the tasks that will wait.
-        action: names the wait in the error that a second waiting task gets: "receiving from".
+    A second one gets an error, in which `action` names the wait: "receiving from".
     """
 
     __slots__ = (
@@ -55,7 +59,7 @@ class Waiter:
         self._loop = loop
         self._action = action
         self._asyncio_future_blocking = False
-        self.wakeup: Callable[[Waiter], object] | None = None
+        self.wakeup: Callable[[Any], object] | None = None  # takes what is done: us, or a future
         # The task calls these two at every wait and wake-up. They are builtins, since a Python
         # function costs twice as much.
         self.get_loop: Callable[[], asyncio.AbstractEventLoop | None] = weakref.ref(loop)
@@ -63,14 +67,9 @@ class Waiter:
         self.busy: bool = False
 
     def __await__(self) -> Generator[Waiter, None, None]:
-        """Wait until woken.
-
-        Raises:
-            anyio.BusyResourceError: another task waits here already.
-            asyncio.CancelledError: the task was cancelled.
-        """
+        """Wait until woken; raises BusyResourceError if another task waits here already."""
         if self.busy:
-            raise anyio.BusyResourceError(self._action)
+            raise busy(self._action)
         self.busy = self._asyncio_future_blocking = True
         try:
             yield self

@@ -14,7 +14,6 @@ from .._logger import logger as _logger
 from ..leaving.executor import CallExecutor
 from ..leaving.signals import StopSignals, replaced
 from ..leaving.stopping import Stage
-from ..leaving.terminals import open_terminals
 from ..reports.logs import about
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ async def serve_here(
                     _logger.info("%r", server, extra=about(server))
                 with _telling(notify, servers), signals.closing_when_cancelled():
                     await asyncio.wait([asyncio.ensure_future(server.wait_closed()) for server in servers])
-            await signals.calls.finish(lambda: signals.deadline)
+            await signals.calls.finish()
     except asyncio.CancelledError:
         if not signals.given_up:
             raise
@@ -109,7 +108,6 @@ class _Signals(StopSignals):
     Attributes:
         calls: the loop's default executor.
         given_up: whether one has cancelled the start, or the lifespan's end.
-        deadline: the loop's time until which what runs may go on; 0 before the drain.
     """
 
     def __init__(
@@ -123,7 +121,6 @@ class _Signals(StopSignals):
     ) -> None:
         super().__init__(drain_delay=drain_delay)
         self.given_up = False
-        self.deadline = 0.0
         self._drain_timeout = drain_timeout
         self.calls = CallExecutor(self._loop)
         self._life = life
@@ -131,7 +128,6 @@ class _Signals(StopSignals):
         self._notify = notify
         self._delay: asyncio.TimerHandle | None = None
         self._starting = asyncio.current_task()
-        self._terminals = open_terminals()
 
     def concern(self, servers: Sequence[Server]) -> None:
         """Take the servers, which have all started. Raises CancelledError, if a signal came."""
@@ -190,14 +186,12 @@ class _Signals(StopSignals):
 
     def close(self, timeout: float | None) -> None:
         """See StopSignals."""
-        self.deadline = self._loop.time() + (self._drain_timeout if timeout is None else timeout)
-        self.calls.hurry()
+        self.calls.end_by(self._loop.time() + (self._drain_timeout if timeout is None else timeout))
         super().close(timeout)
 
     def _reload(self) -> None:
         """Read the certificates again."""
-        if open_terminals() != self._terminals:
-            self._terminals = open_terminals()
+        if self._stopping.has_lost_terminal():
             if not self._stopping.is_echo(signal.SIGHUP):
                 self._stop(signal.SIGHUP)
             return

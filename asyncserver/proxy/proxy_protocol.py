@@ -1,9 +1,5 @@
 """The receiving side of the PROXY protocol, versions 1 and 2: bytes in, addresses out. No I/O.
 
-    HeaderParser     finds the header in the bytes received, and parses it
-    ProxyHeader      its contents
-    TrustedProxies   the peers from which it is accepted
-
 "Section" refers to the specification, https://www.haproxy.org/download/2.6/doc/proxy-protocol.txt.
 Where it leaves a choice, the stricter reading is taken: a header that differs in any way from what
 a sender must write is an error, so that no two readers can take different addresses from it.
@@ -73,11 +69,8 @@ class ProxyHeader:
 class HeaderParser:
     """Parses a header that comes in pieces, and takes no byte after it.
 
-    Peek at the next `wanted` bytes, receive as many as `belonging` returns, and `feed` those. All
-    bytes that may be the header's are received, so readiness then means new bytes.
-
-    Attributes:
-        header: the result; None until it is complete.
+    Peek at the next `wanted` bytes, receive as many as `belonging` returns, and `feed` those, until
+    `header` is there. What may be the header's is received, so readiness then means new bytes.
     """
 
     __slots__ = ("_data", "_size", "header")
@@ -98,11 +91,7 @@ class HeaderParser:
         return len(ahead) if size is None else min(len(ahead), size - len(self._data))
 
     def feed(self, data: bytes) -> None:
-        """Take bytes of the header.
-
-        Raises:
-            HeaderError: they are not a header's. The connection cannot be used.
-        """
+        """Take bytes of the header; raises HeaderError if they are not a header's."""
         self._data += data
         seen = bytes(self._data) if self._size is None else b""
         if self._size is None:
@@ -237,9 +226,6 @@ class TrustedProxies:
     Args:
         names: networks ("10.0.0.0/8", "fd00::/8") and addresses; "unix" for the peers of Unix
             sockets. If empty, this host alone: loopback and Unix sockets.
-
-    Raises:
-        TypeError, ValueError: a name is none of these.
     """
 
     def __init__(self, names: Sequence[str]) -> None:

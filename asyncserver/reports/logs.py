@@ -16,11 +16,8 @@ from ..net.addresses import format_address
 from .stats import outcome_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-
-    from ..net.addresses import Address
-    from .stats import DrainReport, Reading
-
+    from ..connections.connection import Connection
+    from .stats import DrainReport, Reading, Run
 
 # A line for each connection that has ended: at DEBUG, or at INFO if this logger has a level.
 CONNECTIONS = "asyncserver.connection"
@@ -33,15 +30,7 @@ class Labelled(Protocol):
     label: str
 
 
-class Connected(Protocol):
-    """What a line is about: a connection."""
-
-    peer_address: Address
-    bytes_received: int
-    bytes_sent: int
-
-
-_Connection = TypeVar("_Connection", bound=Connected)
+_Connection = TypeVar("_Connection", bound="Connection")
 
 
 def about(server: Labelled, source: Any = None, **more: object) -> dict[str, object]:
@@ -97,9 +86,7 @@ def raised_at(exc: BaseException) -> str:
     return place
 
 
-def with_lines(
-    server: Labelled, run: Callable[[_Connection], Coroutine[Any, Any, object]]
-) -> Callable[[_Connection], Coroutine[Any, Any, object]]:
+def with_lines(server: Labelled, run: Run[_Connection]) -> Run[_Connection]:
     """Add to what runs for each connection a log line at its end, if that is now asked for."""
     level = logging.INFO if _connections.logger.level else logging.DEBUG
     if not _connections.isEnabledFor(level):

@@ -26,6 +26,8 @@ __all__ = ["DrainReport", "Durations", "ServerStats"]
 Reading: TypeAlias = dict[str, float]
 
 _Source = TypeVar("_Source")
+# What is run for each source, such as a connection: its handler, and layers around it.
+Run: TypeAlias = "Callable[[_Source], Coroutine[Any, Any, object]]"
 
 # What servers of connections and servers of datagrams both count; of the rest each has its own.
 _OF_ALL = frozenset(("active", "completed", "failed", "cancelled", "timed_out"))
@@ -90,6 +92,8 @@ class ServerStats:
             line that is too long, plain bytes behind its request to start TLS.
         undelivered: of the connections that have ended, those whose peer had not taken all that was
             sent: it read nothing for too long, was gone, or the drain was over.
+        slow_consumers: connections that were aborted because more than `max_unsent` bytes, given to
+            `post()` or `broadcast()`, waited for their peers.
         accept_errors: how often accept(2) failed.
         bytes_received: payload bytes received over connections.
         bytes_sent: payload bytes sent over connections.
@@ -122,6 +126,7 @@ class ServerStats:
     entering: int = 0
     misbehaved: int = 0
     undelivered: int = 0
+    slow_consumers: int = 0
 
 
 def outcome_of(exc: BaseException | None) -> str:
@@ -191,11 +196,7 @@ class Durations:
 
 
 class Account:
-    """What one server has counted.
-
-    Args:
-        kind: of its sockets: SOCK_STREAM counts connections, SOCK_DGRAM datagrams.
-    """
+    """What one server has counted: connections, or with sockets of kind SOCK_DGRAM datagrams."""
 
     def __init__(self, kind: int) -> None:
         self.durations: Durations | None = None
@@ -237,9 +238,7 @@ class Account:
         return reading
 
 
-def timed(
-    run: Callable[[_Source], Coroutine[Any, Any, object]], observe: Callable[[float], object]
-) -> Callable[[_Source], Coroutine[Any, Any, object]]:
+def timed(run: Run[_Source], observe: Callable[[float], object]) -> Run[_Source]:
     """Measure what runs for each source: `observe()` gets its seconds, unless it is refused."""
 
     async def run_timed(source: _Source) -> object:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..datagrams.batch_reader import BatchReader
     from ..datagrams.datagram import Datagram
     from ..net.binding import BoundSocket
-    from .handlers import Run
+    from ..reports.stats import Run
 
 
 class DatagramServer(HandlerServer["Datagram"]):
@@ -137,6 +137,10 @@ class DatagramServer(HandlerServer["Datagram"]):
         if source.unsent is None:
             return None
         return source.endpoint.send(source.unsent, source.address, source.control)
+
+    def _abandon(self, source: Datagram, closing: asyncio.Task[object]) -> bool:
+        closing.cancel()  # there may never be room for its answer
+        return super()._abandon(source, closing)
 
     # -- stopping
 

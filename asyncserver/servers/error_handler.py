@@ -14,15 +14,9 @@ if TYPE_CHECKING:
 
 
 class ErrorCalls:
-    """Calls `on_error`. What it raises is only logged.
-
-    Args:
-        function: `on_error`, or None.
-        loop: where an async one runs.
-        changed: called when an async call has ended.
+    """Calls `on_error`, if there is one; `changed()` is called when an async call has ended.
 
     Attributes:
-        running: the tasks of async calls that have not ended.
         context: copied for each async call.
     """
 
@@ -32,20 +26,14 @@ class ErrorCalls:
         loop: asyncio.AbstractEventLoop,
         changed: Callable[[], object],
     ) -> None:
-        self.running: set[asyncio.Task[object]] = set()
+        self.running: set[asyncio.Task[object]] = set()  # async calls
         self._function = function
         self._loop = loop
         self._changed = changed
         self.context: contextvars.Context = contextvars.copy_context()
 
     def call(self, exc: BaseException, source: Any, extra: dict[str, Any]) -> None:
-        """Report an error; when this returns, an async call has begun.
-
-        Args:
-            exc: what the handler raised.
-            source: what it handled.
-            extra: fields for the log record of an error in `on_error` itself.
-        """
+        """Report what a handler of `source` raised; `extra` is for the log, if `on_error` fails."""
         if self._function is None:
             return
         try:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from .._logger import logger as _logger
 from ..adapters.protocols import ProtocolHandler
@@ -32,11 +32,12 @@ from .server import Server
 from .slow_steps import with_timed_steps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Coroutine
 
     from .._types import ErrorHandler
     from ..net.addresses import Address
     from ..net.binding import BoundSocket
+    from ..reports.stats import Run
 
 
 class Source(Protocol):
@@ -54,7 +55,6 @@ class Source(Protocol):
 
 
 AnySource = TypeVar("AnySource", bound=Source)
-Run: TypeAlias = "Callable[[AnySource], Coroutine[Any, Any, object]]"
 
 
 class HandlerServer(Server, Generic[AnySource]):
@@ -76,7 +76,7 @@ class HandlerServer(Server, Generic[AnySource]):
         self._live: dict[asyncio.Task[object], AnySource] = {}
         self._closing_sources: dict[asyncio.Task[object], AnySource] = {}
         self._undelivered_before = 0  # the drain
-        # One of each for all handlers: a bound method and a context for every one would be memory.
+        # One of each for all handlers, to save memory.
         self._done_callback, self._context = self._on_handler_done, contextvars.copy_context()
 
     def _begin(self) -> None:
@@ -197,7 +197,7 @@ class HandlerServer(Server, Generic[AnySource]):
     def _close_source(self, source: AnySource) -> Coroutine[Any, Any, object] | None:
         """Close what a handler handled; a coroutine that it returns does what must wait."""
 
-    def _abandon(self, source: AnySource) -> bool:
+    def _abandon(self, source: AnySource, closing: asyncio.Task[object]) -> bool:
         """Close now: the time to do it politely is over. True if the peer lost something."""
         source.abort()
         return False
@@ -216,8 +216,7 @@ class HandlerServer(Server, Generic[AnySource]):
     def _report(self, exc: BaseException | None, source: AnySource) -> None:
         """Log a handler's error once, and pass it to `on_error`, whose errors are logged too."""
         if exc is None or isinstance(exc, SystemExit | KeyboardInterrupt):
-            # The last two end the loop, and come out of it: nothing to log.
-            return
+            return  # the last two end the loop, and come out of it
         _logger.error(
             "handler of %r failed", source.peer_address, exc_info=exc, extra=about(self, source, outcome="failed")
         )
@@ -253,7 +252,7 @@ class HandlerServer(Server, Generic[AnySource]):
             task.cancel()
         # Connections closed in this drain, after their handlers, before the peers had taken all.
         cut_off = self._count["undelivered"] - self._undelivered_before
-        cut_off += sum([self._abandon(source) for source in tuple(self._closing_sources.values())])
+        cut_off += sum([self._abandon(source, task) for task, source in tuple(self._closing_sources.items())])
         self._drop_waiting()
         end, ending = self._loop.time() + self._cancel_grace, list(left)
 

@@ -5,20 +5,18 @@
 
 This is the same for connections and for datagrams. For how handlers run, see handlers.py.
 
-Theory of the end. `close()` may be called by many tasks, also by handlers and more than once, and
-each caller may be cancelled. So nothing happens in the caller:
+Theory of the end. Many tasks may call `close()`, also handlers, and each may be cancelled. So
+nothing happens in the caller:
 
-* The first call starts `_drain`, a task that is never cancelled; all callers wait for it
-  (`join`). It ends when all handlers have ended, or when those left at the deadline were
-  cancelled and aborted.
+* The first call starts `_drain`, a task that is never cancelled; all callers wait for it (`join`).
+  It ends when all handlers have ended, or those left at the deadline were cancelled and aborted.
 * A caller that is a handler would wait for itself. `_callers` holds such tasks: the drain neither
-  waits for them nor cancels them, and `close()` returns to them while they still run. They do not
-  count for limits either: connections that wait in the kernel would wait for ever.
+  waits for them nor cancels them. They do not count for limits either, or connections that wait in
+  the kernel would wait for ever.
 * `_clean`, a second task, starts as the drain ends. It gives those callers until the deadline, and
   a second at least, then cancels them too, and releases the sockets. Then the server is closed.
-* A caller that is cancelled in `close()` makes the deadline now (`_hurry`); a later call with a
-  shorter timeout makes it earlier (`_hasten`). A deadline is never moved back; the drain looks at
-  it again when it changes.
+* A caller that is cancelled in `close()` makes the deadline now (`_hurry`), a later call with a
+  shorter timeout makes it earlier (`_hasten`); nothing moves it back.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ import asyncio
 import logging
 import warnings
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from .._logger import logger as _logger
 from ..adapters.checks import check_close_callback
@@ -42,18 +40,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
+    from ..datagrams.batch_reader import BatchReader
     from ..net.addresses import Address
     from ..net.binding import BoundSocket
-
-
-class Intake(Protocol):
-    """Where work comes in: a listener, or a datagram endpoint."""
-
-    def pause(self) -> None:
-        """Leave new work in the kernel."""
-
-    def resume(self) -> None:
-        """Take new work."""
+    from ..net.listener import Listener
 
 
 class Server(Account, ABC):
@@ -84,7 +74,7 @@ class Server(Account, ABC):
         self.label: str = label_of(bound)
         self.idle_timeout: float | None = None
         self._drain_timeout = drain_timeout
-        self._intakes: Sequence[Intake] = ()
+        self._intakes: Sequence[Listener | BatchReader] = ()  # where work comes in
         self._begun = False
         self._paused = False  # by `pause()`
         self._full = False  # the limit of handlers is reached
@@ -146,6 +136,22 @@ class Server(Account, ABC):
         A connection whose PROXY header or TLS handshake is not complete is not among
         them: nothing may be sent on it yet.
         """
+
+    def broadcast(self, data: bytes | bytearray | memoryview, *, but: Any = None) -> int:
+        """Post the same bytes to every connection in `connections`, see `Stream.post()`.
+
+        Args:
+            data: any bytes-like object; one copy serves all connections.
+            but: a Stream that does not get it, such as the sender's.
+
+        Returns:
+            to how many it is on its way.
+
+        Raises:
+            TypeError: it is not bytes-like; or the server has no streams: it serves a
+                protocol, or datagrams.
+        """
+        raise TypeError(f"broadcast() posts to streams; {self!r} serves datagrams")
 
     @property
     def taking(self) -> bool:

@@ -6,7 +6,7 @@ import asyncio
 import ssl as ssl_
 from collections import Counter, deque
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import anyio
 
@@ -14,6 +14,7 @@ from .._logger import Seldom
 from .._logger import logger as _logger
 from ..adapters.protocol_connection import ProtocolConnection
 from ..adapters.protocols import ProtocolHandler
+from ..connections.octets import octets
 from ..exceptions import Refused
 from ..net.addresses import format_address, host_group, task_name
 from ..net.listener import Listener
@@ -22,64 +23,27 @@ from ..net.tasks import name_task
 from ..proxy.proxy_protocol import HeaderError
 from ..reports.logs import about, raised_at, with_lines
 from ..reports.stats import outcome_of, timed
+from ..streams.sending import PostLimit
 from ..streams.stream import Stream
 from ..tls.contexts import TLSContext
-from .handlers import HandlerServer, Run, Source
+from .handlers import HandlerServer
 
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
     from .._types import ErrorHandler, StreamHandler
     from ..net.addresses import Address
     from ..net.binding import BoundSocket
     from ..proxy.proxy_protocol import ProxyHeader, TrustedProxies
+    from ..reports.stats import Run
 
 # Looks at all connections per idle_timeout: one is closed at most an eighth of it late.
 _IDLE_LOOKS = 16
 
-
-class Connected(Source, Protocol):
-    """A connection as its server sees it: a Stream, or a ProtocolConnection."""
-
-    peer_address: Address
-    proxy_header: ProxyHeader | None
-    bytes_received: int
-    bytes_sent: int
-
-    @property
-    def bytes_moved(self) -> int:
-        """Bytes both ways."""
-
-    async def aclose(self) -> None:
-        """Close, and wait until that is done."""
-
-    @property
-    def _admitted(self) -> bool:
-        """Whether it may send: its own state only, the server may know more."""
-
-    def _bar(self) -> None:
-        """Refuse to send until it is let in."""
-
-    def _let_in(self) -> None:
-        """Send from now on."""
-
-    @property
-    def _undelivered(self) -> bool:
-        """Whether it was closed before the peer had taken all that was sent."""
-
-    def _let_go(self) -> None:
-        """Close at once what is being closed; the kernel goes on with what is unsent."""
-
-    def _close_if_quiet(self) -> bool:
-        """Close at once, unless that could cost the peer something; true if it is closed."""
-
-    def _expire(self) -> None:
-        """The idle timeout is over."""
-
-    async def _take_proxy_header(self) -> ProxyHeader:
-        """Take a PROXY header off the socket."""
+#: A connection, as its handler gets it.
+Connected: TypeAlias = Stream | ProtocolConnection
 
 
 class StreamServer(HandlerServer[Connected]):
@@ -98,6 +62,7 @@ class StreamServer(HandlerServer[Connected]):
         idle_timeout: float | None,
         proxies: TrustedProxies | None,
         proxy_timeout: float,
+        max_unsent: int,
         drain_timeout: float,
         on_error: ErrorHandler | None,
     ) -> None:
@@ -118,7 +83,8 @@ class StreamServer(HandlerServer[Connected]):
         self._seldom = Seldom(loop.time)
         # The class of the connections is the one whose handler `_layers()` builds on.
         protocols = isinstance(self._handler, ProtocolHandler)
-        self._connect: type[Stream | ProtocolConnection] = ProtocolConnection if protocols else Stream
+        limit = PostLimit(max_unsent, self._give_up_slow)
+        self._connect: Callable[..., Connected] = ProtocolConnection if protocols else partial(Stream, limit=limit)
         self._run = self._layers()
         self._poller = Poller(loop)
         self._waiting: deque[tuple[socket.socket, Address]] = deque()
@@ -130,9 +96,8 @@ class StreamServer(HandlerServer[Connected]):
 
     def _layers(self) -> Run[Connected]:
         """See HandlerServer. A connection passes through them from the last one to the first."""
-        run: Any = self._handler  # takes what `_connect` makes
-        if isinstance(self._handler, ProtocolHandler):
-            run = partial(ProtocolConnection.run, make=self._handler.make)
+        # It takes what `_connect` makes.
+        run: Any = self._handler.serve if isinstance(self._handler, ProtocolHandler) else self._handler
         if self._ssl is not None:
             run = partial(self._run_tls, run)
         if self._proxies is not None:
@@ -148,7 +113,7 @@ class StreamServer(HandlerServer[Connected]):
         running = super().connections
         if self._proxies is None and self._ssl is None:
             return running
-        return frozenset(one for one in running if one._admitted and one not in self._entering)
+        return frozenset(one for one in running if one not in self._entering)
 
     # -- what comes in
 
@@ -183,7 +148,7 @@ class StreamServer(HandlerServer[Connected]):
             if self._full:
                 self._apply_pause()
 
-    async def _run_tls(self, run: Run[Connected], connection: Stream | ProtocolConnection) -> object:
+    async def _run_tls(self, run: Run[Connected], connection: Connected) -> object:
         assert self._ssl is not None
         try:
             async with asyncio.timeout(self._ssl_handshake_timeout):
@@ -193,8 +158,7 @@ class StreamServer(HandlerServer[Connected]):
             _logger.debug("TLS handshake with %r failed: %s", connection.peer_address, exc, extra=extra)
             raise Refused from exc
         self._let_in(connection)
-        result: object = await run(connection)
-        return result
+        return await run(connection)
 
     async def _run_proxied(self, run: Run[Connected], connection: Connected) -> object:
         """Read the client's address from the proxy's header; then go on as without a proxy."""
@@ -211,8 +175,7 @@ class StreamServer(HandlerServer[Connected]):
             self._refuse_proxied("proxy_invalid", connection.peer_address, str(exc))
             raise Refused from exc
         except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError) as exc:
-            # For example a health check that only connects, or a proxy that has only
-            # connected when the server drains.
+            # A health check that only connects, or a proxy that has only connected by the drain.
             self._count["proxy_invalid"] += 1
             raise Refused from exc
         finally:
@@ -220,8 +183,7 @@ class StreamServer(HandlerServer[Connected]):
                 connection.abort()
         if self._ssl is None:
             self._let_in(connection)
-        result: object = await run(connection)
-        return result
+        return await run(connection)
 
     def _let_in(self, connection: Connected) -> None:
         self._entering.discard(connection)
@@ -256,6 +218,28 @@ class StreamServer(HandlerServer[Connected]):
             extra=about(self, source, outcome=outcome_of(exc)),
         )
         return True
+
+    def _give_up_slow(self, stream: Stream) -> None:
+        self._count["slow_consumers"] += 1
+        peer = stream.peer_address
+        extra = about(self, stream, outcome="slow_consumer")
+        level = self._seldom.level("slow")
+        _logger.log(level, "aborted the connection of %r: more than max_unsent bytes waited for it", peer, extra=extra)
+
+    def broadcast(self, data: bytes | bytearray | memoryview, *, but: Stream | None = None) -> int:
+        """See Server."""
+        if isinstance(self._handler, ProtocolHandler):
+            raise TypeError(f"broadcast() posts to streams; {self!r} serves a protocol, which writes by its transports")
+        data = bytes(octets(data, "broadcast"))
+        posted = 0
+        for stream in self.connections:
+            if stream is but:
+                continue
+            try:
+                posted += stream.post(data)
+            except anyio.ClosedResourceError:  # its handler has closed it, and has not returned yet
+                continue
+        return posted
 
     def _accept_failed(self) -> None:
         self._count["accept_errors"] += 1
@@ -304,7 +288,7 @@ class StreamServer(HandlerServer[Connected]):
     def _close_source(self, source: Connected) -> Coroutine[Any, Any, object] | None:
         return None if source._close_if_quiet() else source.aclose()
 
-    def _abandon(self, source: Connected) -> bool:
+    def _abandon(self, source: Connected, closing: asyncio.Task[object]) -> bool:
         source._let_go()
         return source._undelivered
 
@@ -378,7 +362,7 @@ class StreamServer(HandlerServer[Connected]):
         """See Server."""
         self._require_open("reload_tls")
         if self._ssl is None:
-            raise RuntimeError(f"{self!r} does not speak TLS: there is nothing to reload")
+            super().reload_tls()  # raises
         if context is None:
             if not isinstance(self._ssl, TLSContext):
                 raise RuntimeError(

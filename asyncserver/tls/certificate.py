@@ -69,11 +69,7 @@ def sent_certificate(context: ssl.SSLContext) -> bytes:
 
 
 def read_certificate(der: bytes) -> Certificate:
-    """Read a certificate that OpenSSL has accepted.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """Read a certificate that OpenSSL has accepted; raises ValueError if it is none."""
     try:
         (_, certificate), *_ = _elements(der)
         signed = _elements(_elements(certificate)[0][1])

@@ -174,8 +174,7 @@ def _make(
 def _load(context: TLSContext, certfile: _Path, keyfile: _Path | None, password: str | None) -> None:
     with _explained("certificate and key", certfile, keyfile):
         try:
-            # Without a password OpenSSL would ask for it on the terminal, and the server
-            # would hang.
+            # Without a password OpenSSL would ask for it on the terminal, and hang the server.
             context.load_cert_chain(certfile, keyfile, password if password is not None else _no_password)
         except ssl.SSLError as exc:
             mismatch = exc.reason in {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"}

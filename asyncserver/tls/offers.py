@@ -18,14 +18,11 @@ Offer = tuple[int, ...]
 
 
 def offers(given: Sequence[tuple[str, Certificate | None]]) -> tuple[Offer, dict[str, Offer]]:
-    """Decide what to offer.
+    """Decide what to offer: to clients that ask for no name, or an unknown one; and for each name.
 
     Args:
         given: certificates with their files, the default first; None for one that no client can
             have by default, and that so is for no name.
-
-    Returns:
-        the offer to clients that ask for no name, or for an unknown one; and those for each name.
 
     Raises:
         ValueError: one of them would never be sent.

@@ -6,12 +6,12 @@ Only for the sentence in an error: what OpenSSL takes from a file only OpenSSL k
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeAlias
 
-if TYPE_CHECKING:
-    import os
+_Path: TypeAlias = str | os.PathLike[str]
 
 _BEGIN = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----")
 _HIDDEN = re.compile(rb"^[^\n-]+-----BEGIN ", re.MULTILINE)
@@ -33,12 +33,8 @@ _OTHERS: dict[bytes, str] = {
 _PKCS12 = re.compile(rb"\x30[\x80-\x84]?[^\x02]{0,4}\x02\x01\x03", re.DOTALL)
 
 
-def explain(certfile: str | os.PathLike[str], keyfile: str | os.PathLike[str] | None) -> str | None:
-    """Say why OpenSSL takes no certificate or no key from these files; None if that is not seen.
-
-    Raises:
-        OSError: a file cannot be read.
-    """
+def explain(certfile: _Path, keyfile: _Path | None) -> str | None:
+    """Say why OpenSSL takes no certificate or no key from these files; None if that is not seen."""
     held: list[list[bytes]] = []
     hint = ""
     for file in (certfile, keyfile or certfile):
@@ -57,7 +53,7 @@ def explain(certfile: str | os.PathLike[str], keyfile: str | os.PathLike[str] | 
     return None
 
 
-def explain_mismatch(certfile: str | os.PathLike[str], keyfile: str | os.PathLike[str] | None) -> str:
+def explain_mismatch(certfile: _Path, keyfile: _Path | None) -> str:
     """Say what to do where OpenSSL finds that the first certificate is not the key's."""
     return (
         f"the first certificate in {certfile} is not that of the key in {keyfile or certfile}: the server's own "
@@ -65,7 +61,7 @@ def explain_mismatch(certfile: str | os.PathLike[str], keyfile: str | os.PathLik
     )
 
 
-def explain_authorities(file: str | os.PathLike[str]) -> str | None:
+def explain_authorities(file: _Path) -> str | None:
     """Say why OpenSSL takes no authorities' certificates from a file; None if that is not seen."""
     labels, mistake = _blocks(Path(file).read_bytes())
     if mistake is not None:
@@ -73,12 +69,7 @@ def explain_authorities(file: str | os.PathLike[str]) -> str | None:
     return None if _certificate_in(labels) else f"no certificate in {file}"
 
 
-def _missing(
-    certfile: str | os.PathLike[str],
-    keyfile: str | os.PathLike[str] | None,
-    certificates: list[bytes],
-    keys: list[bytes],
-) -> str | None:
+def _missing(certfile: _Path, keyfile: _Path | None, certificates: list[bytes], keys: list[bytes]) -> str | None:
     if _certificate_in(certificates) and not _key_in(keys):
         return f"no private key in {keyfile or certfile}: " + (
             "is it another file?" if keyfile else "give keyfile (--keyfile)"
@@ -121,19 +112,14 @@ def _blocks(content: bytes) -> tuple[list[bytes], str | None]:
             return labels, f"is broken in line {number}, between the BEGIN in line {began} and its END"
     if inside:
         return labels, f"ends before the END of what begins in line {began}: it has been cut off"
-    return labels, _no_use(labels)
+    if labels and all(label in _OTHERS for label in labels):
+        return labels, _OTHERS[labels[0]]
+    return labels, None
 
 
 def _fits(label: bytes, line: bytes) -> bool:
     """Whether a line may be in such a block; an encrypted key may have headers (RFC 1421, 4.4)."""
     return _BASE64.fullmatch(line) is not None or (label.endswith(b"PRIVATE KEY") and not line.startswith(b"-"))
-
-
-def _no_use(labels: list[bytes]) -> str | None:
-    """Say so, if a file holds only what other programs want."""
-    if labels and all(label in _OTHERS for label in labels):
-        return _OTHERS[labels[0]]
-    return None
 
 
 def _no_pem(content: bytes) -> str | None:

@@ -12,7 +12,7 @@ import zlib
 from typing import TYPE_CHECKING
 
 from .._logger import logger as _logger
-from ..monitoring.metrics import Row
+from ..monitoring.metrics import Row, summed
 from ..monitoring.monitor import respond
 from ..net.addresses import distinct_labels, label_of
 from ..reports.logs import closed
@@ -24,6 +24,7 @@ from .slot import NEVER
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from ..leaving.stopping import Stopping
     from ..monitoring import http
     from ..reports.stats import Reading, ServerStats
     from .slot import Slot, Worker
@@ -33,12 +34,7 @@ _PATIENCE = 1.0
 
 
 class Counters:
-    """Adds up the workers' readings.
-
-    Args:
-        slots: of all workers.
-        workers: those alive; the supervisor changes it.
-        is_ready: returns whether all servers take new work.
+    """Adds up the workers' readings. `workers` are those alive: the supervisor changes it.
 
     Attributes:
         places: the label of each server.
@@ -46,10 +42,10 @@ class Counters:
         deaths: how many workers ended unasked.
     """
 
-    def __init__(self, slots: Sequence[Slot], workers: set[Worker], is_ready: Callable[[], bool]) -> None:
+    def __init__(self, slots: Sequence[Slot], workers: set[Worker], stopping: Stopping) -> None:
         self._slots = slots
         self._workers = workers
-        self._is_ready = is_ready
+        self._stopping = stopping
         self._asked: set[Worker] = set()
         self._callbacks: list[Callable[[], object]] = []
         self._drops = drops_of(slots)
@@ -106,14 +102,14 @@ class Counters:
 
     # -- as a Program of monitoring/monitor.py
 
+    has_other_metrics = False  # those of this process are not about the workers' servers
+
     @property
     def ready(self) -> bool:
-        """See Program."""
-        return self._is_ready()
-
-    def has_other_metrics(self) -> bool:
-        """See Program. Other metrics of this process are not about the workers' servers."""
-        return False
+        """Whether every slot has a worker that takes new work, and no signal to stop has come."""
+        return not self._stopping.stopping and all(
+            slot.worker is not None and slot.worker.taking for slot in self._slots
+        )
 
     def respond(self, request: http.Request, answer: Callable[[http.Response], object]) -> None:
         """Answer a request; one for metrics gets fresh counters."""
@@ -146,27 +142,26 @@ class Counters:
 
     def stats(self) -> list[ServerStats]:
         """The sums over all slots, for each server."""
-        return [stats_of(reading) for reading in self._totals().values()]
+        return [stats_of(row.reading) for row in self._totals()]
 
-    def _totals(self) -> dict[str, Reading]:
-        totals: dict[str, Reading] = {place: {} for place in self.places}
-        for row in self._readings():
-            add([totals[row.labels[0]]], [row.reading])
-        return totals
+    def _totals(self) -> list[Row]:
+        return summed(self._readings())
 
     # -- in the log
 
     def log_stats(self) -> None:
         """Log what each server has counted; all of it in fields of the record."""
-        for place, reading in self._totals().items():
-            _, total = split_drain(reading)
+        for row in self._totals():
+            _, total = split_drain(row.reading)
             text = ", ".join(f"{value:g} {name}" for name, value in total.items() if value and "duration" not in name)
             fields = {f"total_{name}": value for name, value in total.items()}
-            _logger.info("on %s: %s", place, text or "nothing so far", extra={"server": place, **fields})
+            _logger.info(
+                "on %s: %s", row.labels[0], text or "nothing so far", extra={"server": row.labels[0], **fields}
+            )
 
     def log_end(self) -> None:
         """Log that all workers' parts of each server have closed."""
         seconds = 0.0 if self._closing_since is None else time.monotonic() - self._closing_since
-        for place, reading in self._totals().items():
-            report, total = split_drain(reading)
-            closed(place, report, seconds, total)
+        for row in self._totals():
+            report, total = split_drain(row.reading)
+            closed(row.labels[0], report, seconds, total)

@@ -19,11 +19,7 @@ if TYPE_CHECKING:
 
 
 class KernelDrops:
-    """Counts the datagrams dropped since it was made.
-
-    Args:
-        bound: sockets of one server; stream sockets are ignored.
-    """
+    """Counts the datagrams dropped at a server's sockets since it was made."""
 
     def __init__(self, bound: Sequence[BoundSocket]) -> None:
         self._sockets = [one.sock for one in bound if one.sock.type == socket.SOCK_DGRAM]

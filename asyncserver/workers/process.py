@@ -17,18 +17,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import os
 import signal
 import socket
-import sys
 import zlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .._logger import logger
 from ..leaving.executor import CallExecutor
-from ..leaving.exits import Exits
+from ..leaving.exits import Exits, exit_now
 from ..program.lifespan import Life
 
 if TYPE_CHECKING:
@@ -50,29 +51,26 @@ NOT_LEFT = 70
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
+@dataclass(frozen=True)
+class Orders:
+    """How a worker serves."""
+
+    sockets: list[list[BoundSocket]]  # for each serving
+    channel: socket.socket  # to the supervisor
+    reload_tls: bool
+    measure: bool  # how long handlers take
+    report_every: float  # seconds; what was counted after the last report is lost when it is killed
+
+
 def run_worker(
     load: Callable[[], Loaded],
-    sockets: list[list[BoundSocket]],
-    channel: socket.socket,
+    orders: Orders,
     prepare: Callable[[], object],
     loop_factory: Callable[[], asyncio.AbstractEventLoop],
-    *,
-    reload_tls: bool,
-    measure: bool,
-    report_every: float,
 ) -> NoReturn:
     """Serve in a process just forked, with SIGNALS blocked, and exit without its parent's cleanup.
 
-    Args:
-        load: returns the servings, and the lifespan.
-        sockets: to serve on, for each serving.
-        channel: to the supervisor.
-        prepare: called when this process handles signals; unblocks them.
-        loop_factory: makes the event loop.
-        reload_tls: whether to read certificates again.
-        measure: whether to measure how long handlers take.
-        report_every: seconds between reports; the counters of the last such time are lost
-            when it is killed.
+    `prepare` is called when this process handles signals, and unblocks them.
     """
     status, life = 1, Life()
     try:
@@ -80,15 +78,15 @@ def run_worker(
         for number in SIGNALS:
             signal.signal(number, do_nothing)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, lambda *_: _send(channel, LEAVE))
+        signal.signal(signal.SIGTERM, lambda *_: send(orders.channel, LEAVE))
         prepare()
         servings, life = load()
         life.check()
-        for serving, bound in zip(servings, sockets, strict=True):
+        for serving, bound in zip(servings, orders.sockets, strict=True):
             serving.take(bound)
         with asyncio.Runner(loop_factory=loop_factory) as runner:
-            exits, how = Exits(), {"reload_tls": reload_tls, "measure": measure}
-            exits.run(runner, _serve(servings, life, sockets, channel, exits, report_every=report_every, **how))
+            exits = Exits()
+            exits.run(runner, _serve(servings, life, orders, exits))
         status = 0
     except SystemExit as exc:  # argparse's, for instance, after its error message
         status = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
@@ -98,28 +96,11 @@ def run_worker(
         elif life.entered:
             status = NOT_LEFT
     finally:
-        _exit(status)
+        exit_now(status)
 
 
-async def _serve(
-    servings: Sequence[Serving],
-    life: Life,
-    sockets: list[list[BoundSocket]],
-    channel: socket.socket,
-    exits: Exits,
-    *,
-    reload_tls: bool,
-    measure: bool,
-    report_every: float,
-) -> None:
-    """Serve as the supervisor says."""
-    control = _Control(
-        [bound for group in sockets for bound in group],
-        channel,
-        max(serving.drain_timeout for serving in servings),
-        life,
-        report_every=report_every,
-    )
+async def _serve(servings: Sequence[Serving], life: Life, orders: Orders, exits: Exits) -> None:
+    control = _Control(orders, max(serving.drain_timeout for serving in servings), life)
     try:
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(life)  # before the servers, so that it is left after them
@@ -127,21 +108,19 @@ async def _serve(
             servers = [await stack.enter_async_context(serving) for serving in servings]
             for server in servers:
                 server._end_level = logging.DEBUG  # the supervisor adds them up
-                if measure:
+                if orders.measure:
                     server.measure_durations()
-            if reload_tls:  # before anything is accepted: the loop has not run since
-                for server in servers:
-                    if server.can_reload_tls:
-                        server.reload_tls()
+                if orders.reload_tls and server.can_reload_tls:  # nothing is accepted yet: the loop has not run since
+                    server.reload_tls()
             control.obey(servers)
             await life.enter(servers)
             control.start()
             life.begin(servers)
-            _send(channel, READY)
-            exits.leave = lambda _: _send(channel, LEAVE)
+            send(orders.channel, READY)
+            exits.leave = lambda _: send(orders.channel, LEAVE)
             with control.leaving_when_cancelled():
                 await asyncio.wait([asyncio.ensure_future(server.wait_closed()) for server in servers])
-        await control.calls.finish(lambda: control.deadline)
+        await control.calls.finish()
     except asyncio.CancelledError:
         if not control.given_up:
             raise
@@ -149,24 +128,14 @@ async def _serve(
 
 
 class _Control:
-    """In a worker: obeys the supervisor, and reports to it.
+    """In a worker: obeys the supervisor, and reports to it."""
 
-    Attributes:
-        calls: the loop's default executor.
-        deadline: the loop's time until which what runs may go on; 0 before the drain.
-        given_up: whether the supervisor has cancelled the start, or the lifespan's end.
-    """
-
-    def __init__(
-        self, bound: list[BoundSocket], channel: socket.socket, drain_timeout: float, life: Life, *, report_every: float
-    ) -> None:
-        self.deadline = 0.0
-        self.given_up = False
+    def __init__(self, orders: Orders, drain_timeout: float, life: Life) -> None:
+        self.given_up = False  # the supervisor has cancelled the start, or the lifespan's end
+        self._orders = orders
         self._drain_timeout = drain_timeout
         self._life = life
-        self._bound = bound
-        self._channel = channel
-        self._report_every = report_every
+        self._channel = orders.channel
         self._loop = asyncio.get_running_loop()
         self.calls = CallExecutor(self._loop)
         self._servers: Sequence[Server] = ()
@@ -192,18 +161,18 @@ class _Control:
             yield
         except asyncio.CancelledError:
             logger.error("worker %d: cancelled; no new work, waiting for what runs", os.getpid())
-            _send(self._channel, LEAVE)
+            send(self._channel, LEAVE)
             self._close(None)
             raise
 
     def report(self, beginning: bytes = b"") -> None:
         """Send the readings."""
         readings = json.dumps([server.reading() for server in self._servers]).encode()
-        _send(self._channel, beginning + zlib.compress(readings, zlib.Z_BEST_SPEED))
+        send(self._channel, beginning + zlib.compress(readings, zlib.Z_BEST_SPEED))
 
     def _report_again(self) -> None:
         self.report()
-        self._loop.call_later(self._report_every, self._report_again)
+        self._loop.call_later(self._orders.report_every, self._report_again)
 
     def _on_readable(self) -> None:
         try:
@@ -222,7 +191,7 @@ class _Control:
             if not message:
                 self._loop.remove_reader(self._channel.fileno())
                 logger.error("worker %d: the supervisor is gone; no new work, waiting for what runs", os.getpid())
-            for bound in self._bound:
+            for bound in itertools.chain(*self._orders.sockets):
                 bound.take_back()
             self._close(None)
 
@@ -231,26 +200,15 @@ class _Control:
             self.given_up = True
             self._starting.cancel()
             return
-        self.deadline = self._loop.time() + (self._drain_timeout if timeout is None else timeout)
-        self.calls.hurry()
+        self.calls.end_by(self._loop.time() + (self._drain_timeout if timeout is None else timeout))
         self._closing += [self._loop.create_task(server.close(timeout)) for server in self._servers]
 
 
-def _send(channel: socket.socket, message: bytes) -> None:
-    """Send to the supervisor, unless it is gone, which `_on_readable` sees, or nothing fits in."""
+def send(channel: socket.socket, message: bytes) -> None:
+    """Send to the other side, unless it is gone, which others notice, or nothing fits in."""
     with contextlib.suppress(BrokenPipeError, ConnectionResetError, BlockingIOError):
         channel.send(message, socket.MSG_DONTWAIT)
 
 
 def do_nothing(number: int, frame: Any) -> None:
     """Ignore a signal; unlike SIG_IGN this is not inherited by programs started from here."""
-
-
-def _exit(status: int) -> NoReturn:
-    """End a forked process without its parent's exit handlers."""
-    try:
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(status)

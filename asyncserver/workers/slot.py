@@ -9,7 +9,7 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from .process import LONGEST_MESSAGE
+from .process import LONGEST_MESSAGE, send
 
 if TYPE_CHECKING:
     import socket
@@ -56,8 +56,7 @@ class Worker:
 
     def send(self, message: bytes) -> None:
         """Send, unless it is dead, or so stuck that hundreds are unread: then it will be killed."""
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError, BlockingIOError):
-            self.channel.send(message)
+        send(self.channel, message)
 
     def send_signal(self, number: int) -> None:
         """Send a signal; until its status is asked for, its number is no other process's."""
@@ -105,6 +104,11 @@ class Slot:
         self.early_deaths: int = 0
         self.restart_at: float = NEVER
         self.retired: list[Reading] = [{} for _ in sockets]  # of workers that have ended
+
+    @property
+    def settled(self) -> bool:
+        """Whether its worker serves, and no successor is starting."""
+        return self.worker is not None and self.worker.serving and self.successor is None
 
     def back_off(self, lived: float) -> float:
         """After a death, set when the next worker starts; returns in how many seconds."""

@@ -25,11 +25,10 @@ from typing import TYPE_CHECKING
 
 from .._logger import logger as _logger
 from ..leaving.stopping import Stage, Stopping
-from ..leaving.terminals import open_terminals
 from ..monitoring.monitor import log_urls
 from .counters import Counters
 from .http_server import HTTPServer
-from .process import FORCE, LEAVE, MOST_SERVERS, NOT_LEFT, READY, SIGNALS, STOP, do_nothing, run_worker
+from .process import FORCE, LEAVE, MOST_SERVERS, NOT_LEFT, READY, SIGNALS, STOP, Orders, do_nothing, run_worker
 from .slot import NEVER, Slot, Worker, open_slots, write_stacks_on_dump
 from .watchdog import Watchdog
 
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
     from ..monitoring.notify import NotifySocket
     from ..net.binding import BoundSocket
     from ..program.lifespan import Loaded
-    from ..reports.stats import ServerStats
     from ..serving import Serving
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -98,7 +96,6 @@ class Supervisor:
         self._bound: list[BoundSocket] = []
         self._workers: set[Worker] = set()
         self._selector = selectors.DefaultSelector()
-        self._terminals = open_terminals()
         self._reloads = 0
         self._failure = ""
 
@@ -124,15 +121,11 @@ class Supervisor:
         if self._failure:
             raise ChildProcessError(f"{self._failure}: see the log for its error")
 
-    def stats(self) -> list[ServerStats]:
-        """Count what has happened so far, per server, in all workers, also in those that ended."""
-        return self._counters.stats()
-
     def _bind(self) -> None:
         self._slots = [Slot(sockets) for sockets in self._open()]
         self._bound = [one for slot in self._slots for sockets in slot.sockets for one in sockets]
-        self._counters = Counters(self._slots, self._workers, self._is_ready)
-        self._watchdog = Watchdog(self._notify, self._slots, self._workers, self.stats, self._stuck_timeout)
+        self._counters = Counters(self._slots, self._workers, self._stopping)
+        self._watchdog = Watchdog(self._notify, self._slots, self._workers, self._counters.stats, self._stuck_timeout)
         if self._monitor is not None:
             bound = self._monitor.open_slots(1)[0]
             self._exchanges = HTTPServer(self._selector, bound, self._counters.respond)
@@ -191,8 +184,7 @@ class Supervisor:
                 continue
             if number in _STOP_SIGNALS:
                 self._on_stop(signal.Signals(number).name)
-            elif number == signal.SIGHUP and open_terminals() != self._terminals:
-                self._terminals = open_terminals()
+            elif number == signal.SIGHUP and self._stopping.has_lost_terminal():
                 self._on_stop("SIGHUP")
             elif number == signal.SIGHUP and not self._stopping.stopping:
                 self._on_reload()
@@ -257,7 +249,7 @@ class Supervisor:
             old, slot.worker, slot.successor = slot.worker, worker, None
             if old is not None:
                 self._retire(old)
-        if all(each.successor is None and each.worker and each.worker.serving for each in self._slots):
+        if all(each.settled for each in self._slots):
             self._stopping.start()
             if not self._stopping.draining:
                 _logger.info("%d workers serve on %s", len(self._slots), ", ".join(self._counters.places))
@@ -359,9 +351,9 @@ class Supervisor:
                 if pid == 0:
                     write_stacks_on_dump(stacks_end)
                     prepare = functools.partial(self._forget_others, slot, (ours, stacks), mask)
-                    how = {"reload_tls": self._reloads > 0, "measure": self._exchanges is not None}
-                    every = self._watchdog.report_every
-                    run_worker(self._load, slot.sockets, theirs, prepare, self._loop_factory, report_every=every, **how)
+                    reloaded, measure = self._reloads > 0, self._exchanges is not None
+                    orders = Orders(slot.sockets, theirs, reloaded, measure, self._watchdog.report_every)
+                    run_worker(self._load, orders, prepare, self._loop_factory)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             worker = Worker(pid, slot, *(socket.socket(fileno=end.detach()) for end in (ours, stacks)))
@@ -371,17 +363,11 @@ class Supervisor:
 
     # -- reports
 
-    def _is_ready(self) -> bool:
-        """Whether every slot has a worker that takes new work, and no signal to stop has come."""
-        return not self._stopping.stopping and all(
-            slot.worker is not None and slot.worker.taking for slot in self._slots
-        )
-
     def _forget_others(self, slot: Slot, other_ends: Iterable[socket.socket], mask: set[int | signal.Signals]) -> None:
         """In a worker: close what it has inherited of others, so that their end is noticed."""
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._selector.close()
-        self._watchdog.close()
+        self._notify.close()
         for end in (*self._wakeup, *other_ends):
             end.close()
         for worker in self._workers:

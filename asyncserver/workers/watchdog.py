@@ -42,9 +42,7 @@ class Watchdog:
 
     Args:
         notify: systemd's socket.
-        slots: of all workers.
-        workers: those alive; the supervisor changes it.
-        stats: returns the counters of all workers.
+        slots, workers, stats: of all workers.
         stuck_timeout: seconds without a message until a worker is stuck; 0 for no limit of ours.
 
     Attributes:
@@ -130,8 +128,7 @@ class Watchdog:
 
     def report_if_ready(self) -> None:
         """End a start or reload if every slot has a serving worker and no successor is starting."""
-        ready = all(one.worker and one.worker.serving and one.successor is None for one in self._slots)
-        if self._starting and not self._stopping and ready:
+        if self._starting and not self._stopping and all(slot.settled for slot in self._slots):
             self._starting = False
             self._notify.ready(self._note)
 
@@ -139,7 +136,3 @@ class Watchdog:
         """Report that the end has begun."""
         self._stopping = True
         self._notify.stopping()
-
-    def close(self) -> None:
-        """Send nothing more."""
-        self._notify.close()

@@ -7,21 +7,18 @@ have not looked at it yet, are *woken*. A deque with calls in it means one of th
 * a producer is between add() and wake();
 * every thread that may exist is at work, and takes the next call when it ends.
 
-What producers and workers do:
+A producer adds as many calls as it has, then calls `wake` once: if no worker is woken, it wakes an
+idle one or starts a new one. A worker that
 
-* A producer adds as many calls as it has (`add`), then calls `wake` once: if no worker is woken, it
-  wakes an idle one or starts a new one.
-* A worker that comes is woken no more, takes one call and, *before* it runs that call, wakes
-  another worker if the deque is not empty. So handlers that wait for one another always meet.
-* A worker that has finished a call takes the next one without waking another. So quick calls empty
-  a whole batch while the next worker is still waking up.
-* Where the oldest call has waited too long (`LATE_SECONDS`) and no call has ended since,
-  the machine is busy and this chain too slow: then each worker that comes may wake two,
-  so that their number doubles.
-* A worker that becomes idle shows that first, and looks at the deque afterwards: a producer may
-  have added a call in between, and found a woken worker that had looked before.
+* comes is woken no more, takes one call and, *before* it runs that call, wakes another worker if
+  the deque is not empty. So handlers that wait for one another always meet. If the machine is too
+  busy for that (LATE_SECONDS), it may wake two, so that their number doubles;
+* has finished a call takes the next one without waking another. So quick calls empty a whole batch
+  while the next worker is still waking up;
+* becomes idle shows that first, and looks at the deque afterwards: a producer may have added a call
+  in between, and found a woken worker that had looked before.
 
-Exceptions may arrive between any two steps: from other threads (PyThreadState_SetAsyncExc), trace
+Exceptions may come between any two steps: from other threads (PyThreadState_SetAsyncExc), trace
 functions, signal handlers, for lack of memory. So nothing is counted, everything is looked up:
 calls run if workers hold them, workers live if the interpreter says so, taking a call is one step,
 and each other step may be repeated. A worker that ends removes itself; what it has missed is found
@@ -49,25 +46,23 @@ if TYPE_CHECKING:
 
     from compat.pool.call import Call
 
-# On a quiet machine 200 workers come in a row in this time; on a busy one, one may need as long.
+# If the oldest call has waited longer, and none has ended since, workers come too slowly. On a
+# quiet machine 200 come in a row in this time; on a busy one, one may need as long.
 LATE_SECONDS = 0.01
 REAP_SECONDS = 1.0  # between looks for workers that ended unnoticed: 0.1 us for each worker
 
 
 class Crew:
-    """The threads of a pool, and the calls that they take: see above.
+    """The threads of a pool, and the calls that they take. The arguments are ThreadPool's."""
 
-    Args:
-        name: threads are called name-1, name-2, ...; numbers are never reused.
-        daemon: whether the threads are daemonic.
-    """
-
-    def __init__(self, name: str, daemon: bool) -> None:
+    def __init__(
+        self, max_threads: int | None, name: str, daemon: bool, idle_seconds: float, reuse_threads: bool
+    ) -> None:
+        self.max_threads = max_threads
         self.name = name
         self.daemon = daemon
-        self.max_threads: int | None = None
-        self.idle_seconds: float = 0.0
-        self.reuse_threads = True
+        self.idle_seconds = idle_seconds
+        self.reuse_threads = reuse_threads
         self.closed = False
         self.starved: bool = False  # the last thread could not be started
         self.on_start: Callable[[threading.Thread], object] | None = None  # a thread has started
@@ -234,10 +229,6 @@ class Crew:
             if worker.has_ended():
                 self._bury(worker)
 
-    def _alive_after_all(self) -> bool:
-        """Whether a worker lives that could take the calls that wait."""
-        return any(not worker.has_ended() for worker in list(self._workers))
-
 
 _numbers = itertools.count(1)  # one for all pools: thread names are unique among all live handlers
 
@@ -253,12 +244,9 @@ class _Life:
 
 
 class Worker:
-    """A thread, and what the pool knows about it.
+    """A thread that takes the calls of a pool, and what the pool knows about it.
 
     Not as attributes of the thread: programs set any name on `threading.current_thread()`.
-
-    Args:
-        pool: whose calls it takes.
 
     Attributes:
         calls: the call that it has taken, if any. Only its thread adds to it.
@@ -336,8 +324,8 @@ class Worker:
         call.started = monotonic()
         try:
             call.context.run(call.function, *call.args)
-        except BaseException:
-            report(self.thread)
+        except BaseException as error:
+            _report(error, self.thread)
             call.break_off()
         del call  # an idle thread keeps no request alive
         self.calls.clear()
@@ -373,12 +361,9 @@ class Worker:
         return bool(pool._queue) and pool._enlist(self)
 
 
-def report(thread: threading.Thread) -> None:
-    """Do with the current exception what `threading.Thread` does, and go on."""
-    kind, error, trace = sys.exc_info()
-    if kind is None:
-        return
+def _report(error: BaseException, thread: threading.Thread) -> None:
+    """Do with an exception what `threading.Thread` does, and go on."""
     try:
-        threading.excepthook(threading.ExceptHookArgs((kind, error, trace, thread)))
+        threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, thread)))
     except Exception:
         sys.excepthook(*sys.exc_info())

@@ -28,7 +28,8 @@ class ThreadPool(Crew, Executor):
     be started. It runs each call in a context of its own, as a new thread does, can be daemonic
     (the interpreter's exit does not wait for running calls), and shows what it is doing. A thread
     is used again only where the call has left it as new: without values of a `threading.local`,
-    trace function, signal mask, and whatever else belongs to a thread.
+    trace function, signal mask, and whatever else belongs to a thread. Otherwise it ends, and may
+    have to start the next one, which inherits what the kernel keeps for each thread.
 
     Args:
         max_threads: the most threads at a time; None is no bound. May be changed at any time.
@@ -49,10 +50,7 @@ class ThreadPool(Crew, Executor):
     ) -> None:
         if max_threads is not None and max_threads < 1:
             raise ValueError(f"max_threads is {max_threads}, expected at least 1, or None for no bound")
-        super().__init__(name, daemon)
-        self.max_threads = max_threads
-        self.idle_seconds = idle_seconds
-        self.reuse_threads = reuse_threads
+        super().__init__(max_threads, name, daemon, idle_seconds, reuse_threads)
         _pools[self] = None
 
     # What producers do.
@@ -75,7 +73,7 @@ class ThreadPool(Crew, Executor):
                 queued, see `take_back`.
         """
         error = self._send_workers()
-        if error is not None and self._queue and not self._alive_after_all():
+        if error is not None and self._queue and all(worker.has_ended() for worker in list(self._workers)):
             raise error
 
     def look(self) -> None:
@@ -121,7 +119,8 @@ class ThreadPool(Crew, Executor):
         """The calls that wait or run, oldest first."""
         waiting = list(self._queue.copy())  # first: a call taken meanwhile is in both, not in none
         taken = [call for worker in list(self._workers) for call in worker.calls.copy()]
-        return list(dict.fromkeys(sorted(taken, key=_start) + waiting))
+        taken.sort(key=lambda call: call.started or call.added)
+        return list(dict.fromkeys(taken + waiting))
 
     @property
     def waiting(self) -> int:
@@ -179,10 +178,6 @@ class ThreadPool(Crew, Executor):
                 self._wake_idle()  # it finds nothing to do, and ends
 
 
-def _start(call: Call) -> float:
-    return call.started or call.added
-
-
 def _all_pools() -> "list[ThreadPool]":
     return [pool for reference in _pools.keyrefs() if (pool := reference()) is not None]
 
@@ -202,5 +197,4 @@ def _forget_threads_after_fork() -> None:
 # The interpreter joins non-daemon threads before it runs atexit functions; concurrent.futures
 # relies on the same hook. Where it is missing, idle threads end by themselves a few seconds later.
 getattr(threading, "_register_atexit", lambda _: None)(_send_idle_threads_home)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_threads_after_fork)
+os.register_at_fork(after_in_child=_forget_threads_after_fork)

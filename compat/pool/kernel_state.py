@@ -62,27 +62,25 @@ def _library() -> Any:
 def _name_reader() -> Look:
     """PR_GET_NAME(2const): the name in /proc/thread-self/comm."""
     buffer = ctypes.create_string_buffer(16)
-    read = functools.partial(_library().prctl, _PR_GET_NAME, buffer)
-
-    def name() -> object:
-        read()
-        return buffer.raw
-
-    return name
+    return _reader(functools.partial(_library().prctl, _PR_GET_NAME, buffer), buffer)
 
 
 def _capabilities_reader() -> Callable[[], bytes]:
     """capget(2): effective, permitted and inheritable, 32 of each, then the other 32."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    data = ctypes.create_string_buffer(24)
-    read = functools.partial(_library().capget, header, data)
+    buffer = ctypes.create_string_buffer(24)
+    return _reader(functools.partial(_library().capget, header, buffer), buffer)
 
-    def capabilities() -> bytes:
-        read()
-        told: bytes = data.raw[:24]
-        return told
 
-    return capabilities
+def _reader(fill: Callable[[], object], buffer: Any) -> Callable[[], bytes]:
+    """Make a function that fills the buffer, and returns what is in it."""
+
+    def read() -> bytes:
+        fill()
+        found: bytes = buffer.raw
+        return found
+
+    return read
 
 
 def _identity() -> object:

@@ -13,8 +13,7 @@ FALLBACK = 4096  # where no limit can be read
 def threads_to_be_had(root: Path = Path("/")) -> int:
     """Return the least of Linux's limits for threads, less a reserve; at least 1.
 
-    Args:
-        root: where `proc` and `sys` are, for tests.
+    `root` is where `proc` and `sys` are, for tests.
     """
     least = min(_limits(root), default=FALLBACK)
     return max(1, int(least * (1 - RESERVE)))

@@ -11,23 +11,12 @@ import threading
 import weakref
 from asyncio import _get_running_loop
 from collections.abc import Callable
-from typing import Any
 
-from compat.pool.kernel_state import looks
-
-ctypes: Any
-try:
-    import ctypes
-except ImportError:  # an interpreter without libffi
-    ctypes = None
+from compat.pool.kernel_state import ctypes, looks
 
 
 class ThreadState:
-    """The state of the calling thread now, to be compared later by the same thread.
-
-    Args:
-        thread: the calling thread.
-    """
+    """The state of `thread`, the calling one, now; to be compared later by the same thread."""
 
     def __init__(self, thread: threading.Thread) -> None:
         self._thread = thread

@@ -12,7 +12,6 @@ import importlib.util
 import io
 import os
 import sys
-from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import CodeType, TracebackType
@@ -72,19 +71,18 @@ def main() -> None:
 
 
 def execute_in_child(namespace: dict[str, Any]) -> None:
-    """Define in a child of multiprocessing what the program's main module defines, swapped, too.
+    """In a child of multiprocessing: define what the program's main module defines, swapped, too.
 
-    Args:
-        namespace: the globals of the module that multiprocessing will call `__main__`.
+    `namespace` holds the globals of the module that multiprocessing will call `__main__`.
     """
     install()
     kind, _, name = os.environ[PROGRAM].partition(" ")
     if kind == "module":
         spec = _find(name)
         if not spec.name.endswith(".__main__"):  # multiprocessing does not execute those either
-            _execute(_program_of(spec, spec.parent or ""), namespace, "__mp_main__")
+            _execute(_code_of(spec), spec, spec.parent, namespace, "__mp_main__")
     elif kind == "script":
-        _execute(_Program(_compile(name), name, None, ""), namespace, "__mp_main__")
+        _execute(_compile(name), ModuleSpec("__main__", None, origin=name), "", namespace, "__mp_main__")
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -146,7 +144,7 @@ def _run_script(path: str, arguments: list[str]) -> None:
     _warn_of_namesake(folder)
     sys.argv = [path, *arguments]
     os.environ[PROGRAM] = f"script {full}"
-    _execute(_Program(code, full, SourceFileLoader("__main__", full), None))
+    _execute(code, ModuleSpec("__main__", SourceFileLoader("__main__", full), origin=full), None)
 
 
 def _run_archive(spec: ModuleSpec, path: str, full: str, arguments: list[str]) -> None:
@@ -156,14 +154,14 @@ def _run_archive(spec: ModuleSpec, path: str, full: str, arguments: list[str]) -
     sys.path.insert(0, full)
     sys.argv = [path, *arguments]
     os.environ[PROGRAM] = "archive"  # multiprocessing does not execute it in children either
-    _execute(_program_of(spec, ""))
+    _execute(_code_of(spec), spec, "")
 
 
 def _run_module(name: str, arguments: list[str]) -> None:
     spec = _find(name)
     sys.argv = [spec.origin or name, *arguments]
     os.environ[PROGRAM] = f"module {name}"
-    _execute(_program_of(spec, spec.parent or ""))
+    _execute(_code_of(spec), spec, spec.parent)
 
 
 def _compile(path: str) -> CodeType:
@@ -192,20 +190,13 @@ def _code_of(spec: ModuleSpec) -> CodeType:
     return code
 
 
-@dataclass(frozen=True)
-class _Program:
-    code: CodeType
-    path: str | None
-    loader: Any
-    package: str | None
-    cached: str | None = None
-
-
-def _program_of(spec: ModuleSpec, package: str) -> _Program:
-    return _Program(_code_of(spec), spec.origin, spec.loader, package, spec.cached)
-
-
-def _execute(program: _Program, namespace: dict[str, Any] | None = None, name: str = "__main__") -> None:
+def _execute(
+    code: CodeType,
+    spec: ModuleSpec,
+    package: str | None,
+    namespace: dict[str, Any] | None = None,
+    name: str = "__main__",
+) -> None:
     """Run a program in a namespace that holds what this version of Python would put there."""
     if namespace is None:
         namespace = vars(sys.modules["__main__"])
@@ -213,19 +204,19 @@ def _execute(program: _Program, namespace: dict[str, Any] | None = None, name: s
     namespace.update(
         __name__=name,
         __doc__=None,
-        __package__=program.package,
-        __loader__=program.loader,
+        __package__=package,
+        __loader__=spec.loader,
         # With the same loader: Python 3.15 warns if they differ.
-        __spec__=_Spec(program.loader, program.package or "", os.environ[PROGRAM]),
-        __file__=program.path,
+        __spec__=_Spec(spec.loader, package or "", os.environ[PROGRAM]),
+        __file__=spec.origin,
     )
     if sys.version_info < (3, 15):
-        namespace["__cached__"] = program.cached
+        namespace["__cached__"] = spec.cached
     if name == "__main__":
         namespace["__builtins__"] = builtins  # otherwise exec() adds them, as a dict
         if sys.version_info < (3, 14):  # later it would hide those of the program's code (PEP 649)
             namespace["__annotations__"] = {}
-    exec(program.code, namespace)  # noqa: S102  # it is what the user asked for
+    exec(code, namespace)  # noqa: S102  # it is what the user asked for
 
 
 def _warn_of_namesake(folder: Path) -> None:

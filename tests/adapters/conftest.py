@@ -6,6 +6,9 @@ import pytest
 
 from asyncserver import ProtocolHandler
 from tests.kit.handlers import HANDLERS
+from tests.servers.conftest import short_grace
+
+__all__ = ["handler", "impatience", "short_grace"]  # fixtures
 
 
 @pytest.fixture(autouse=True)

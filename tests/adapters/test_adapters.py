@@ -10,7 +10,7 @@ import pytest
 from asyncserver import ProtocolHandler, from_callback, from_protocol
 from tests.kit.checks import records
 from tests.kit.clients import Client, TLSClient, open_socket
-from tests.kit.handlers import Made, UpperProtocol, upper_callback
+from tests.kit.handlers import HANDLERS, Made, UpperProtocol, upper_callback
 from tests.kit.transports import Transport
 from tests.kit.waiting import until, within
 
@@ -38,10 +38,12 @@ async def test_echo(transport: Transport, handler: ProtocolHandler) -> None:
         assert server.stats().active == 0
 
 
-async def test_much_data(transport: Transport, handler: ProtocolHandler) -> None:
-    """Ten megabytes each way arrive whole."""
-    async with transport.serve(handler) as server, transport.connect(server) as client:
-        data = b"abcdefghijklmnopqrstuvwxyz" * 400_000
+@pytest.mark.parametrize("style", HANDLERS)
+async def test_much_data(transport: Transport, style: str) -> None:
+    """Ten megabytes each way arrive whole; over TLS, or through a small buffer, some."""
+    async with transport.serve(HANDLERS[style]()) as server, transport.connect(server) as client:
+        much = style != "BufferedProtocol" and not transport.tls
+        data = b"abcdefghijklmnopqrstuvwxyz" * (400_000 if much else 50_000)
         sending = asyncio.create_task(client.send(data))
         assert await client.receive_exactly(len(data)) == data.upper()
         await within(sending)
@@ -130,8 +132,16 @@ async def test_max_connections(transport: Transport, handler: ProtocolHandler) -
         second.close()
 
 
-async def test_idle_timeout(tcp: Transport, handler: ProtocolHandler, caplog: pytest.LogCaptureFixture) -> None:
-    """A silent connection is closed, counted, and not in the log; one that speaks is not."""
+async def test_idle_timeout(tcp: Transport, caplog: pytest.LogCaptureFixture) -> None:
+    """A silent connection is closed, counted, and not in the log; one that speaks is not. All styles at once."""
+    async with asyncio.TaskGroup() as group:
+        for style, make in HANDLERS.items():
+            group.create_task(silent_is_timed_out(tcp, make()), name=style)
+    assert not records(caplog)
+
+
+async def silent_is_timed_out(tcp: Transport, handler: ProtocolHandler) -> None:
+    """Whoever says nothing, and nobody else."""
     async with tcp.serve(handler, idle_timeout=2) as server:
         silent, busy = await tcp.connect(server), await tcp.connect(server)
         ended = asyncio.create_task(silent.receive_all())
@@ -143,7 +153,6 @@ async def test_idle_timeout(tcp: Transport, handler: ProtocolHandler, caplog: py
         await until(lambda: server.stats().timed_out == 1)
         silent.close()
         busy.close()
-    assert not records(caplog)
 
 
 async def test_idle_timeout_of_a_peer_that_does_not_read(transport: Transport) -> None:

@@ -88,7 +88,7 @@ async def test_every_method_of_datagram_transports_is_there() -> None:
         assert public(theirs) - OF_STREAMS_ONLY <= public(made[1])
         made[1].set_write_buffer_limits(high=100)
         assert made[1].get_write_buffer_limits() == (25, 100)
-        with pytest.raises(TypeError, match="str"):
+        with pytest.raises(TypeError, match=r"^sendto\(\) takes bytes; got 'text': encode it"):
             made[1].sendto("text", ("127.0.0.1", 9))
     theirs.close()
     await until(theirs.is_closing)
@@ -205,6 +205,18 @@ async def test_every_method_does_the_same(transport: Transport, call: str) -> No
         assert found == expected
         for one in (client, our_client):
             one.close()
+
+
+async def test_text_instead_of_bytes(tcp: Transport) -> None:
+    """The error names the call, and says what it takes and what it got."""
+    async with ours(tcp) as (made, address):
+        client, transport = await connected(tcp, made, address)
+        with pytest.raises(TypeError, match=r"^write\(\) takes bytes; got 'text': encode it, \.encode\(\)$"):
+            transport.write("text")
+        with pytest.raises(TypeError, match=r"^write\(\) takes bytes; got 5$"):
+            transport.write(5)
+        assert await client.ask(b"hello") == b"HELLO"
+        client.close()
 
 
 # -- the loop's functions

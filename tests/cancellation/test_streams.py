@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
 import pytest
+from anyio.abc import SocketAttribute
 
 import asyncserver
 from asyncserver import Server, Stream
@@ -99,7 +101,8 @@ async def test_sending_much(transport: Transport) -> None:
     """A handler that sends more than the kernel takes at once, and closes by itself."""
 
     async def send(stream: Stream) -> None:
-        await stream.send(bytes({"tcp": 12 << 20, "unix": 1 << 20, "tls": 3 << 20}[transport.name]))
+        stream.extra(SocketAttribute.raw_socket).setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+        await stream.send(bytes(1 << 19))
         await stream.send_eof()
         await stream.aclose()
 

@@ -149,7 +149,7 @@ def test_live_handlers_have_unique_thread_names(ss: Any) -> None:
 @pytest.mark.parametrize("kind", ["ThreadingTCPServer", "ThreadingUDPServer"])
 def test_two_hundred_handlers_on_one_barrier_meet(ss: Any, kind: str) -> None:
     """The contract of ThreadingMixIn: no request waits for another. In every round."""
-    rounds = 15 if ss is compat else 2
+    rounds = 8 if ss is compat else 2
     for _ in range(rounds):
         met = threading.Semaphore(0)
         barrier = threading.Barrier(200, action=functools.partial(met.release, 200))

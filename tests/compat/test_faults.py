@@ -24,6 +24,7 @@ from typing import Any, Self
 
 import pytest
 
+from tests.kit.faults import FIGURES
 from tests.kit.programs import LOOPS, Program
 from tests.kit.sockets import connect
 from tests.kit.waiting import wait_until
@@ -251,16 +252,17 @@ def quiet(clients: set[socket.socket]) -> list[socket.socket]:
 
 
 @pytest.mark.parametrize("kind", MANY)
-def test_1000_clients_that_never_read_cost_little(kind: str, tmp_path: Path) -> None:
+def test_clients_that_never_read_cost_little(kind: str, tmp_path: Path) -> None:
     """Each has asked for 4 MiB; memory grows within the limit, and others wait no more than 5 times as long."""
+    count = 1000 if FIGURES in os.environ else 400
     with Server(kind, tmp_path) as server, ExitStack() as stack, server.connect() as honest:
         before, alone = server.memory(), latency(honest)
-        for _ in range(1000):
+        for _ in range(count):
             stack.enter_context(server.connect()).sendall(b"flood")
-        server.until(lambda told: told["threads"] >= 1000)
+        server.until(lambda told: told["threads"] >= count)
         beside, grown = latency(honest), server.memory() - before
         print(f"memory +{grown:.0f} MiB, p99 {alone * 1e3:.2f} -> {beside * 1e3:.2f} ms")
-        assert grown < THOUSAND_THREADS
+        assert grown < THOUSAND_THREADS * count / 1000
         assert beside < max(5 * alone, 1)  # less is the noise of a busy machine
 
 
@@ -278,22 +280,23 @@ def latency(client: socket.socket) -> float:
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("transport", ["plain", "tls"])
 @pytest.mark.parametrize("kind", MANY)
-def test_1000_silent_clients_are_cut_off(kind: str, transport: str, tmp_path: Path, certfile: Path) -> None:
+def test_silent_clients_are_cut_off(kind: str, transport: str, tmp_path: Path, certfile: Path) -> None:
     """At the handler's timeout, the idle timeout or that of the handshake; nothing is left over of them."""
+    count = 1000 if FIGURES in os.environ else 400
     options = {"tls": str(certfile)} if transport == "tls" else {}
     with Server(kind, tmp_path, timeout=1.0, **options) as server:
         cut_off(server.connect())  # from here it serves
         before, since = server.ask(), time.monotonic()
-        clients = [server.connect() for _ in range(1000)]
+        clients = [server.connect() for _ in range(count)]
         for client in clients:
             cut_off(client)
         took = time.monotonic() - since
         after = server.until(lambda told: told["descriptors"] <= before["descriptors"])
-        print(f"1000 silent clients gone after {took:.1f} s, descriptors {after['descriptors']}")
-        assert took < 60  # one after the other they would take 1000 s
+        print(f"{count} silent clients gone after {took:.1f} s, descriptors {after['descriptors']}")
+        assert took < 60  # one after the other they would take a second each
         assert after["errors"] == 0
         if after["stats"]:
-            server.until(lambda told: told["stats"]["refused" if transport == "tls" else "timed_out"] == 1001)
+            server.until(lambda told: told["stats"]["refused" if transport == "tls" else "timed_out"] == count + 1)
 
 
 def cut_off(client: socket.socket) -> None:

@@ -120,8 +120,11 @@ async def test_a_hosted_handler_may_do_so_too(act: Any, raises: bool, caplog: py
     assert len(errors_in(caplog)) == 3 * raises
 
 
-async def test_a_hosted_handler_that_never_returns_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_hosted_handler_that_never_returns_is_given_up(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing can wake it: the server closes all the same, and reports it."""
+    monkeypatch.setattr("asyncserver.servers.server.Server._cancel_grace", 0.1)
     began, release = threading.Event(), threading.Event()
 
     class Hanging(socketserver.BaseRequestHandler):

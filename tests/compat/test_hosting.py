@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
+import gc
+import importlib
 import logging
 import socket
 import socketserver
@@ -20,6 +23,8 @@ import compat
 from tests.kit.certificates import client_context, plain_context
 from tests.kit.clients import Client
 from tests.kit.compat import Upper, UpperDatagram
+from tests.kit.programs import LOOPS
+from tests.kit.waiting import until
 
 
 async def ask(address: Any, question: bytes) -> bytes:
@@ -276,3 +281,30 @@ def test_wrong_class_gets_advice() -> None:
         compat.hosted(asyncio.Protocol)
     with pytest.raises(TypeError, match=r"compat\.hosted\(.*Upper\)"):
         asyncserver.serve(Upper, "127.0.0.1", 0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("module", LOOPS)
+def test_thread_that_fails_in_the_last_round_of_its_loop(module: str, caplog: pytest.LogCaptureFixture) -> None:
+    """It was given up at the drain's deadline: no task is left to take its error, and none is missed."""
+    begun, gate = threading.Event(), threading.Event()
+
+    class Fails(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            begun.set()
+            gate.wait(20)
+            raise ValueError("too late")
+
+    async def serve() -> None:
+        handler = compat.hosted(Fails)
+        async with asyncserver.serve(handler, "127.0.0.1", 0) as server:
+            with socket.create_connection(server.addresses[0]):
+                await until(begun.is_set)
+                assert await server.close(0) == asyncserver.DrainReport(aborted=1)
+        gate.set()
+        handler.pool.shutdown()  # the error is on its way to the loop, which ends in its next round
+
+    loop = importlib.import_module(module).new_event_loop()
+    with contextlib.closing(loop):
+        loop.run_until_complete(serve())
+    gc.collect()
+    assert not [record.getMessage() for record in caplog.records if record.name == "asyncio"]

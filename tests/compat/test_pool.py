@@ -64,8 +64,8 @@ def test_exceptions_reach_the_future(pool: ThreadPool) -> None:
 
 
 def test_two_hundred_calls_on_one_barrier_meet(pool: ThreadPool) -> None:
-    """No call waits for another to end, in each of 100 rounds."""
-    for _ in range(100):
+    """No call waits for another to end, in each of 40 rounds."""
+    for _ in range(40):
         barrier = threading.Barrier(200)
         futures = [pool.submit(barrier.wait, 20) for _ in range(200)]
         assert not wait(futures, 20).not_done
@@ -230,7 +230,7 @@ def _submit_until_closed(pool: ThreadPool, futures: list[Future[int]], begun: th
 
 def test_close_between_strands_nothing() -> None:
     """A pool that is closed while producers add has either run a call or refused it."""
-    for _ in range(100):
+    for _ in range(30):
         pool = ThreadPool(name="test")
         futures: list[Future[int]] = []
         begun = threading.Event()

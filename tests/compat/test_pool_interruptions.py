@@ -136,7 +136,7 @@ def test_an_exception_at_each_step_of_a_worker_costs_its_thread_only(tracer: Tra
 def test_an_exception_at_each_step_of_a_producer_costs_its_call_only(producer_tracer: Tracer) -> None:
     """What it had begun with an idle or a new thread is found by the next look."""
     for number in itertools.count(1):
-        pool = ThreadPool(4, name="test")
+        pool = ThreadPool(4, name="test", idle_seconds=0.3)
         if number % 2:
             pool.submit(int).result(20)
         producer_tracer.arm(number)

@@ -22,7 +22,7 @@ from tests.kit.waiting import wait_until
 
 def test_sigterm_drains() -> None:
     """The answer under way is given, an idle client is let go after the grace, the program ends normally."""
-    program = ["-m", "compat", "--graceful-timeout", "4", PROGRAMS / "echo_server.py"]
+    program = ["-m", "compat", "--graceful-timeout", "2", PROGRAMS / "echo_server.py"]
     with started(*program) as process:
         port, module = line_of(process)
         assert module == "compat"

@@ -18,7 +18,7 @@ from compat import ThreadPool
 from tests.kit.checks import is_idle
 from tests.kit.programs import Program, run_script
 from tests.kit.transports import Transport
-from tests.kit.waiting import until
+from tests.kit.waiting import PATIENCE, until
 
 LOOPBACK = ("127.0.0.1", 0)
 
@@ -269,13 +269,25 @@ async def test_only_the_timeouts_of_the_request_are_idleness(transport: Transpor
     def note(error: BaseException, _: object) -> None:
         errors.append(error)
 
-    async with transport.serve(compat.hosted(Asking), idle_timeout=1, on_error=note) as server:
+    # Long, where another timeout is what ends the handler, before this one may.
+    idle_timeout = PATIENCE if ended == "failed" else 0.3
+    async with transport.serve(compat.hosted(Asking), idle_timeout=idle_timeout, on_error=note) as server:
         client = await transport.connect(server)
         await client.send(what.encode() + b"\n")
         await until(lambda: is_idle(server))
         client.close()
     assert getattr(server.stats(), ended) == 1
     assert [type(error) for error in errors] == ([TimeoutError] if ended == "failed" else [])
+
+
+async def test_a_client_that_takes_nothing_is_given_up_after_the_idle_timeout(
+    tcp: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its handler has ended, and what it has sent is not waited for ten seconds more."""
+    monkeypatch.setattr("compat.lingering._STALLED", 10 * PATIENCE)
+    async with tcp.serve(compat.hosted(Asking), idle_timeout=0.2) as server, tcp.connect(server) as client:
+        await client.send(b"sendall\n")
+        await until(lambda: server.stats().timed_out)
 
 
 class Patient(Asking):
@@ -289,7 +301,7 @@ class Setting(Asking):
 
     def setup(self) -> None:
         super().setup()
-        self.request.settimeout(1)
+        self.request.settimeout(0.3)
 
 
 @pytest.mark.parametrize("transport", ["tcp", "tls"], indirect=True)

@@ -177,7 +177,7 @@ context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 context.load_cert_chain(sys.argv[1])
 server = socketserver.ForkingTCPServer(("127.0.0.1", 0), Echo)
 server.socket = context.wrap_socket(server.socket, server_side=True)
-server.ssl_handshake_timeout = 3
+server.ssl_handshake_timeout = 2
 print("port", server.server_address[1], flush=True)
 server.serve_forever()
 """

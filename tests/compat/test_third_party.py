@@ -145,7 +145,8 @@ client = udp_client.DispatchClient("127.0.0.1", port)
 got = []
 client.dispatcher.map("/pong", lambda address, value: got.append(value))
 client.send_message("/ping", 41)
-client.handle_messages(1)
+while not got:
+    client.handle_messages(0.05)
 assert got == [42], got
 stop(server, thread)
 print("done")

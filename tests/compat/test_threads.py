@@ -165,7 +165,7 @@ def test_two_hundred_handlers_meet_on_the_same_server_again_and_again(kind: str)
     barrier = threading.Barrier(200, action=functools.partial(met.release, 200))
     server_class = type("Server", (getattr(compat, kind),), {"request_queue_size": 300})
     with serving(server_class(LOOPBACK, lambda *_: barrier.wait(20))) as server:
-        for _ in range(60):
+        for _ in range(25):
             meet(server, met)
 
 

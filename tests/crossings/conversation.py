@@ -17,8 +17,8 @@ import compat
 from asyncserver import Stream
 
 #: More than what the kernel keeps of a connection, several times over; and what is shown of it, see `brief`.
-BIG = b"x" * (1 << 22) + b"\n"
-BIG_ONE = b"<4194304>\n"
+BIG = b"x" * (1 << 21) + b"\n"
+BIG_ONE = b"<2097152>\n"
 
 #: What the kernel takes at once, of which the peer's cannot hold all.
 MUCH = b"x" * 150_000 + b"\n"

@@ -20,9 +20,7 @@ class Known:
     loops: tuple[str, ...] = ("asyncio", "uvloop")
 
 
-_SILENT = "a thread that waits for a first request is not interrupted before the deadline"
-
-KNOWN = (Known("drain_in_the_handshake_of_one_who_says_nothing", _SILENT, ("hosted",), ("tls",)),)
+KNOWN: tuple[Known, ...] = ()
 
 
 def reason_of(happening: str, way: Way | DatagramWay, loop: str) -> str | None:

@@ -208,6 +208,24 @@ def short_silence() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def short_pause() -> Iterator[None]:
+    """Wait for the next write of a protocol for less than a second, where it writes no more by itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("asyncserver.adapters.protocol_connection._PAUSE", 0.1)
+        yield
+
+
+@contextlib.contextmanager
+def short_linger() -> Iterator[None]:
+    """Look more often whether a peer takes its last bytes; one that takes nothing for 2.5 seconds is let go."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("asyncserver.connections.lingering", "compat.lingering"):
+            patch.setattr(f"{module}._PATIENCE", 0.5)
+        patch.setattr("asyncserver.adapters.protocol_connection._CLOSE_TIMEOUT", 0.5)
+        yield
+
+
 def tally(server: Server) -> dict[str, int]:
     """What has become of the connections, as far as it is not nothing; fails when that does not account for all."""
     stats = server.stats()

@@ -123,15 +123,23 @@ async def test_unix_peer_that_leaves_a_full_queue_behind_is_no_error(
 
 
 class Stubborn:
-    """A server's socket that fails so many times before it does what it should: a full one, or a broken network."""
+    """A server's socket that fails so many times before it does what it should: a full one, or a broken network.
 
-    def __init__(self, sock: socket.socket, method: str, *errors: OSError) -> None:
+    With `endless` it fails in the same way until its errors are cleared.
+    """
+
+    def __init__(self, sock: socket.socket, method: str, *errors: OSError, endless: bool = False) -> None:
         self._sock = sock
         self._method = method
+        self._endless = endless
         self.errors = list(errors)
+        self.failed = 0
 
     def __getattr__(self, name: str) -> Any:
         if name == self._method and self.errors:
+            self.failed += 1
+            if self._endless:
+                raise type(self.errors[0])
             raise self.errors.pop(0)
         return getattr(self._sock, name)
 
@@ -165,7 +173,7 @@ async def test_answers_that_find_no_room_count_as_pending(udp: Place) -> None:
     """At max_pending of them nothing more is read, and the loop does not spin over what is there."""
     async with udp.serve(upper_datagram, max_pending=2) as server:
         (endpoint,) = server._endpoints  # type: ignore[attr-defined]
-        full = endpoint.sock = Stubborn(endpoint.sock, "sendto", *(BlockingIOError() for _ in range(10**6)))
+        full = endpoint.sock = Stubborn(endpoint.sock, "sendto", BlockingIOError(), endless=True)
         client = udp.client(server)
         for number in range(5):
             client.send(b"d%d" % number)
@@ -177,15 +185,18 @@ async def test_answers_that_find_no_room_count_as_pending(udp: Place) -> None:
         assert is_balanced_for_datagrams(server)
 
 
-async def test_full_udp_socket_does_not_outlast_the_drain(udp: Place, caplog: pytest.LogCaptureFixture) -> None:
-    """An answer for which there is never room is given up at the deadline."""
+async def test_full_udp_socket_does_not_outlast_the_drain(
+    udp: Place, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer for which there is never room is given up at the deadline, without the grace of handlers."""
+    monkeypatch.setattr("asyncserver.servers.server.Server._cancel_grace", 10 * PATIENCE)
     async with udp.serve(upper_datagram) as server:
         (endpoint,) = server._endpoints  # type: ignore[attr-defined]
-        full = Stubborn(endpoint.sock, "sendto", *(BlockingIOError() for _ in range(10**6)))
+        full = Stubborn(endpoint.sock, "sendto", BlockingIOError(), endless=True)
         endpoint.sock = full
         udp.client(server).send(b"?")
-        await until(lambda: len(full.errors) < 10**6)
-        async with asyncio.timeout(5):
+        await until(lambda: full.failed)
+        async with asyncio.timeout(PATIENCE):
             await server.close(0.1)
             await server.wait_closed()
         full.errors.clear()

@@ -130,7 +130,7 @@ async def test_client_that_half_closed_gets_its_answer(tcp: Transport) -> None:
         assert report == asyncserver.DrainReport(completed=1)
 
 
-@pytest.mark.usefixtures("slow_clients")
+@pytest.mark.usefixtures("slow_clients", "short_pause")
 async def test_protocols_are_drained_at_a_message_boundary_too(transport: Transport) -> None:
     """Between messages, in the middle of one, and in the backlog: the same for an existing asyncio.Protocol."""
     async with (

@@ -20,7 +20,7 @@ from tests.kit.waiting import PATIENCE, until
 HANDLERS = [pytest.param(upper, id="stream"), pytest.param(asyncserver.from_protocol(UpperProtocol), id="protocol")]
 
 
-@pytest.mark.usefixtures("slow_clients")
+@pytest.mark.usefixtures("slow_clients", "short_pause")
 @pytest.mark.parametrize("handler", HANDLERS)
 @pytest.mark.parametrize("kind", KINDS)
 async def test_first_question_on_its_way_when_the_drain_begins_is_answered(
@@ -37,7 +37,7 @@ async def test_first_question_on_its_way_when_the_drain_begins_is_answered(
         assert await closing == asyncserver.DrainReport(completed=1)
 
 
-@pytest.mark.usefixtures("slow_clients")
+@pytest.mark.usefixtures("slow_clients", "short_pause")
 @pytest.mark.parametrize("handler", HANDLERS)
 @pytest.mark.parametrize("header_first", [True, False])
 async def test_first_question_behind_a_proxy(*, header_first: bool, handler: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.kit.faults import (
+    FIGURES,
     MIB,
     NOISE,
     ServerProcess,
@@ -29,27 +31,28 @@ from tests.kit.waiting import PATIENCE
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_clients_that_send_and_never_read(loop: str) -> None:
-    """Each is stopped by TCP itself; what the server keeps of a thousand is bounded, and others are served."""
+    """Each is stopped by TCP itself; what the server keeps of each is bounded, and others are served."""
     need_descriptors(3000)
+    count = 1000 if FIGURES in os.environ else 400
     with ServerProcess(loop, tcp={}) as server, connect(server.addresses["tcp"]) as client:
         alone = slowest_answers(client)
         before = server.report()
         # Small buffers on their side: what the server holds of each is the same, and it is there sooner.
-        with crowd(server.addresses["tcp"], 1000, receive_buffer=4096) as flood:
+        with crowd(server.addresses["tcp"], count, receive_buffer=4096) as flood:
             sent = push(flood, server)
             during = slowest_answers(client, lambda: push_once(flood[:2]))
             told = server.report()
             growth = told["memory"] - before["memory"]
         server.until(lambda now: now["tcp"]["active"] == 1)
     figure(
-        "1000 clients that send and never read",
+        f"{count} clients that send and never read",
         loop,
         f"{sent / MIB:.0f} MiB pushed, memory {growth / MIB:+.0f} MiB, others' 99th percentile x "
         f"{during / alone:.1f} ({1e6 * during:.0f} us)",
-        "200 MiB; x 5, or 20 ms",
+        f"{count / 5:.0f} MiB; x 5, or 20 ms",
     )
-    assert told["tcp"]["active"] == 1001
-    assert growth < 200 * MIB
+    assert told["tcp"]["active"] == count + 1
+    assert growth < count / 5 * MIB
     assert during < max(5 * alone, allowed(NOISE))
     assert not told["log"]
 
@@ -78,7 +81,7 @@ def push_once(clients: list[socket.socket]) -> int:
 SILENT: dict[str, dict[str, Any]] = {
     "plain": {"idle_timeout": 1.0},
     "tls": {"ssl_handshake_timeout": 1.0},
-    "proxy": {},
+    "proxy": {"proxy_timeout": 1.0},
 }
 
 
@@ -88,7 +91,7 @@ def test_clients_that_say_nothing(loop: str, kind: str, certfile: Path) -> None:
     """A thousand of them are closed when their time is up, and counted; nobody else has to wait."""
     need_descriptors(3000)
     options = SILENT[kind] | ({"certfile": str(certfile)} if kind == "tls" else {})
-    timeout, counter = {"plain": (1.0, "timed_out"), "tls": (1.0, "refused"), "proxy": (5.0, "proxy_timed_out")}[kind]
+    counter = {"plain": "timed_out", "tls": "refused", "proxy": "proxy_timed_out"}[kind]
     with ServerProcess(loop, **{kind: options, "other": {}}) as server, connect(server.addresses["other"]) as client:
         with crowd(server.addresses[kind], 1000) as silent:
             slowest = max(latencies(client, 200))
@@ -99,10 +102,10 @@ def test_clients_that_say_nothing(loop: str, kind: str, certfile: Path) -> None:
         loop,
         f"closed {min(times):.1f} to {max(times):.1f} s after they had connected, {told[kind][counter]} counted; "
         f"another client waited {1000 * slowest:.0f} ms at most",
-        f"{timeout:g} s; 1000",
+        "1 s; 1000",
     )
     assert told[kind][counter] == told[kind]["accepted"] == 1000
-    assert max(times) < timeout * 9 / 8 + allowed(1)
+    assert max(times) < 9 / 8 + allowed(1)
     assert slowest < allowed(0.5)
     assert set(told["log"]) <= {"WARNING"}  # a proxy that says nothing is told of once
 

@@ -198,7 +198,7 @@ def unsent(udp: dict[str, int]) -> int:
 def test_full_send_buffer_of_datagrams(cable: Callable[..., Cable]) -> None:
     """The cable takes seconds for the answers that are ready: the rest waits in the server, and every one comes."""
     ends = cable(udp={}, tcp={})
-    ends.slow_down("server", "rate 1mbit burst 4kb limit 10mb")
+    ends.slow_down("server", "rate 2mbit burst 4kb limit 10mb")
     client = ends.connect("udp")
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
     question = b"x" * 1400

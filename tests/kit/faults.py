@@ -113,10 +113,11 @@ class ServerProcess:
 
     def until(self, reached: Callable[[dict[str, Any]], object], seconds: float = PATIENCE) -> dict[str, Any]:
         """Ask for reports until one is as wanted."""
-        end = time.monotonic() + seconds
+        end, pause = time.monotonic() + seconds, 0.005
         while not reached(told := self.report()):
             assert time.monotonic() < end, f"still not as wanted: {told}"
-            time.sleep(0.005)
+            time.sleep(pause)
+            pause = min(1.2 * pause, 0.05)  # a report takes the server milliseconds
         return told
 
     def __enter__(self) -> Self:

@@ -138,7 +138,7 @@ def _descriptors() -> set[str]:
 def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds that some cuts have to wait for."""
     monkeypatch.setattr("asyncserver.servers.server.Server._cancel_grace", 0.05)
-    monkeypatch.setattr("asyncserver.streams.lingering._PATIENCE", 0.05)
+    monkeypatch.setattr("asyncserver.connections.lingering._PATIENCE", 0.05)
 
 
 @pytest.fixture(autouse=True)

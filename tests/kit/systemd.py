@@ -15,7 +15,8 @@ from tests.kit.waiting import PATIENCE
 from tests.kit.workers import write_module
 
 # A request is a line. `tell`: who answers, what systemd's variables it sees, which of its first descriptors a program
-# started from here would inherit. `block SECONDS`: the loop is stuck.
+# started from here would inherit. `block`: the loop is stuck
+# until there is a file `released`.
 APP = """
 import asyncio, os, time
 held = asyncio.Event()
@@ -39,9 +40,10 @@ async def handler(source):
         line = await source.receive_until(b"\\n", 100)
         if line == b"release":
             held.set()
-        if line.startswith(b"block"):
+        if line == b"block":
             await source.send(b"blocked\\n")
-            time.sleep(float(line.split()[1]))
+            while not os.path.exists("released"):
+                time.sleep(0.01)
         await source.send(tell())
 """
 

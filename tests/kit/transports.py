@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from anyio.abc import SocketAttribute
 
 import asyncserver
 from asyncserver import Server, Serving, Stream
@@ -72,6 +75,12 @@ class Transport:
                 yield await within(streams.get()), client
             finally:
                 released.set()
+
+
+def little_room(stream: Stream, client: Client) -> None:
+    """Leave little room in the kernel for what is sent to a client, so that few bytes fill it."""
+    stream.extra(SocketAttribute.raw_socket).setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+    client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
 
 
 async def fill(stream: Stream) -> int:

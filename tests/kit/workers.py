@@ -18,7 +18,8 @@ from tests.kit.programs import LOOPS, Program
 from tests.kit.waiting import PATIENCE
 
 # A request is `NAME SIZE SECONDS\n`, its answer `VERSION PID SIZE NAME HOST:PORT\n` and so many bytes, the second half
-# so much later. HOST and PORT are the client's. The names received are written down before anything is answered.
+# so much later; with `held` for the seconds, when there is a file `released`. HOST and PORT are the client's. The names
+# received are written down before anything is answered.
 APP = """
 import asyncio, os, time
 
@@ -38,7 +39,9 @@ async def handler(source):
         name, size, seconds = request.split()
         os.write(received, request + b"\\n")
         await source.send(head + b"%b %b %b\\n" % (size, name, address) + bytes(int(size) // 2))
-        await asyncio.sleep(float(seconds))
+        while seconds == b"held" and not os.path.exists("released"):
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0 if seconds == b"held" else float(seconds))
         await source.send(bytes(int(size) - int(size) // 2))
 """
 
@@ -124,7 +127,7 @@ class WorkerClient:
         self.file.close()
         self.sock.close()
 
-    def send(self, size: int = 10, seconds: float = 0) -> None:
+    def send(self, size: int = 10, seconds: float | str = 0) -> None:
         self.name = f"n{next(_names)}"
         self.sock.sendall(f"{self.name} {size} {seconds}\n".encode())
 

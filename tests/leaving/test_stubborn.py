@@ -30,6 +30,7 @@ async def ignore(source):
             pass
 
 logging.basicConfig(level="INFO")
+asyncserver.Server._cancel_grace = 0.1  # the handler ignores the end of it, too
 serve = asyncserver.serve if sys.argv[3] == "stream" else asyncserver.serve_datagrams
 serving = serve(ignore, "127.0.0.1", 0, drain_timeout=0.1)
 

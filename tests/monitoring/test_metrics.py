@@ -326,7 +326,9 @@ def test_table_in_the_readme_is_the_table_of_the_code() -> None:
     """Every metric, its kind, its labels and what it says, in the same order."""
     expected = [
         (
-            metric.full_name + (f"{{{metric.label}}}" if metric.label else ""),
+            f"asyncserver_{metric.name}"
+            + ("_total" if metric.kind == "counter" else "")
+            + (f"{{{metric.label}}}" if metric.label else ""),
             metric.kind,
             metric.help.removesuffix("."),
         )

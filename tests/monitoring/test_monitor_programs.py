@@ -59,12 +59,13 @@ def test_second_signal_skips_the_delay_and_the_drain_is_seen(start: Start, worke
     assert scrape(port)["ready"] == 0
     with WorkerClient(tcp) as client:  # comes after the signal, and is served
         client.ask()
-        client.send(1000, 5)
+        client.send(1000, "held")
         size = client.head()[2]
         program.tell(signal.SIGINT)
         program.expect("SIGINT: no new work")
         assert get(port, "/ready") == (503, "not ready\n")
         assert scrape(port)["handlers_active"] == 1
+        (program.folder / "released").touch()
         client.rest(size)
     assert program.process.wait(PATIENCE) == 0
 
@@ -252,9 +253,22 @@ def accounted(found: dict[str, float]) -> float:
     return found["datagrams_received_total"] + found["datagrams_dropped_total"]
 
 
+QUICK_WATCH = """
+import logging, sys
+import app, asyncserver
+from asyncserver.workers import counters, watchdog
+
+counters._PATIENCE = 0.3
+watchdog._SILENCE, watchdog._REPORT_EVERY = 3.0, 0.2
+logging.basicConfig(level=logging.INFO)
+serving = asyncserver.serve(app.handler, "127.0.0.1", 0)
+asyncserver.run(serving, loop=sys.argv[1], workers=2, metrics="127.0.0.1:0")
+"""
+
+
 def test_worker_that_does_not_answer_delays_a_scrape_by_a_second_and_is_not_ready_in_the_end(start: Start) -> None:
     """Its last numbers are told, and the probes do not wait for it; stuck for long, it takes no new work."""
-    program = start("--tcp", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
+    program = start(script=QUICK_WATCH)
     port = monitored(program)
     (tcp,) = program.serving()
     with WorkerClient(tcp) as client:
@@ -263,7 +277,7 @@ def test_worker_that_does_not_answer_delays_a_scrape_by_a_second_and_is_not_read
         assert get(port, "/ready")[0] == 200
         found = scrape(port)
         assert found["workers"] == 2
-        program.expect("has said nothing for 10 s")
+        program.expect("has said nothing for 3 s")
         assert get(port, "/ready")[0] == 503
         assert scrape(port)["workers"] == 1
         for number, words in ((15, "no new work"), (2, "again: cancelling"), (15, "killed")):

@@ -289,7 +289,6 @@ def test_many_fuzzed_headers() -> None:
     ports=st.tuples(st.integers(0, 65535), st.integers(0, 65535)),
     tlvs=st.dictionaries(st.integers(0, 255).filter(lambda kind: kind != 3), st.binary(max_size=20), max_size=4),
 )
-@settings(deadline=None)
 def test_headers_of_another_implementation(
     version: int, source: Any, ports: tuple[int, int], tlvs: dict[int, bytes]
 ) -> None:
@@ -311,7 +310,7 @@ def test_headers_of_another_implementation(
 
 
 @given(seed=st.integers(0, 2**32))
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 def test_another_implementation_reads_the_same(seed: int) -> None:
     """A header accepted here is one to the package `proxy-protocol`, too (it accepts more), with the same addresses."""
     detect = pytest.importorskip("proxyprotocol.detect").ProxyProtocolDetect()

@@ -48,7 +48,7 @@ async def test_missing_or_malformed_header(handler: Any, data: bytes) -> None:
 async def test_header_that_does_not_come_in_time(handler: Any) -> None:
     """A header that is dribbled ends the connection, however regular its bytes, and has a counter of its own."""
     header = SIGNATURE + b"\x21\x11" + struct.pack("!H", 0xFFFF) + INET
-    async with proxied(handler, proxy_timeout=1.0) as server, Client.connect(server.addresses[0]) as client:
+    async with proxied(handler, proxy_timeout=0.5) as server, Client.connect(server.addresses[0]) as client:
         ended = asyncio.create_task(client.rest())
         sent = 0
         while not ended.done():

@@ -264,7 +264,11 @@ def test_odd_records_are_written() -> None:
 
 
 @given(
-    st.dictionaries(st.text(min_size=1), st.recursive(st.none() | st.floats() | st.integers() | st.text(), st.lists))
+    st.dictionaries(
+        st.text(min_size=1),
+        st.recursive(st.none() | st.floats() | st.integers() | st.text(), st.lists, max_leaves=8),
+        max_size=5,
+    )
 )
 def test_any_fields_are_json(fields: dict[str, Any]) -> None:
     """Whatever a program puts into `extra`."""

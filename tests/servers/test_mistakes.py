@@ -20,6 +20,10 @@ MISTAKES: list[tuple[str, tuple[Any, ...], str]] = [
     ("send", ("text" * 1000,), r"send\(\) takes bytes; got 'text.{0,40}': encode it"),
     ("send", (None,), r"send\(\) takes bytes; got None"),
     ("send", ([b"text"],), r"send\(\) takes bytes; got \[b'text'\]"),
+    ("receive", ("5",), r"receive\(\) takes a number of bytes, a whole one; got '5'"),
+    ("receive", (5.5,), r"receive\(\) takes a number of bytes, a whole one; got 5\.5"),
+    ("receive_exactly", ("5",), r"receive_exactly\(\) takes a number of bytes, a whole one; got '5'"),
+    ("receive_until", (b"\n", "5"), r"receive_until\(\) takes a number of bytes, a whole one; got '5'"),
     ("receive_until", ("\n", 100), r"receive_until\(\) looks for bytes, such as b'\\n'; got '\\n'"),
     ("receive_until", (10, 100), r"receive_until\(\) looks for bytes, such as b'\\n'; got 10"),
 ]

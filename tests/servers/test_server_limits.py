@@ -14,7 +14,7 @@ from asyncserver import Stream
 from tests.kit.checks import errors_in, is_balanced, is_idle
 from tests.kit.clients import Client
 from tests.kit.handlers import upper
-from tests.kit.transports import Transport
+from tests.kit.transports import KINDS, Transport
 from tests.kit.waiting import PATIENCE, until
 
 # -- limits
@@ -176,8 +176,15 @@ async def test_idle_timeout_keeps_what_receive_exactly_had_got(transport: Transp
         assert await client.rest() == b"got half"
 
 
-async def test_busy_connection_is_not_timed_out(transport: Transport) -> None:
-    """Bytes in one direction, whichever it is, are enough, however long it takes."""
+async def test_busy_connection_is_not_timed_out(tmp_path: Path) -> None:
+    """Bytes in one direction, whichever it is, are enough, however long it takes. All transports at once."""
+    async with asyncio.TaskGroup() as group:
+        for kind in KINDS:
+            group.create_task(busy_is_not_timed_out(Transport(kind, tmp_path)), name=kind)
+
+
+async def busy_is_not_timed_out(transport: Transport) -> None:
+    """Whoever sends, or is sent something, is not idle."""
     pings = 10
 
     async def handler(stream: Stream) -> None:

@@ -119,6 +119,7 @@ class ServerMachine(LoopMachine):
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.usefixtures("short_silence")
 @pytest.mark.parametrize("loop", LOOPS)
 def test_server_agrees_with_the_model(loop: str) -> None:
     """Whatever happens in whatever order: who has a place is answered, all is counted, and nothing is left."""

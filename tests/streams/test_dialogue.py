@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from asyncserver.streams.dialogue import Dialogue
+from asyncserver.connections.dialogue import Dialogue
 
 
 def heard(nbytes: int, *, unconsumed: int = 0) -> Dialogue:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from asyncserver import DrainReport
-from asyncserver.streams.states import refuse_closed
+from asyncserver.connections.states import refuse_closed
 from tests.kit.clients import Client, TLSClient, open_socket
 from tests.kit.transports import Transport
 from tests.kit.waiting import PATIENCE, until, within
@@ -152,7 +152,7 @@ async def test_what_was_on_its_way_before_the_drain_is_reported(net: Transport) 
 
 async def test_peer_that_takes_nothing_is_let_go_after_a_while(net: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its place is free again, and what it did not take is counted."""
-    monkeypatch.setattr("asyncserver.streams.lingering._PATIENCE", 0.02)
+    monkeypatch.setattr("asyncserver.connections.lingering._PATIENCE", 0.02)
     async with net.serve(answer_once, max_connections=1) as server:
         client = await ask(net, server)
         await until(lambda: server.stats().undelivered)
@@ -176,8 +176,8 @@ async def test_peer_that_takes_a_little_now_and_then_is_waited_for(
     net: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As long as it goes on, however long that takes all in all."""
-    monkeypatch.setattr("asyncserver.streams.lingering._PATIENCE", 0.001)
-    monkeypatch.setattr("asyncserver.streams.lingering._STALLS", 5000)
+    monkeypatch.setattr("asyncserver.connections.lingering._PATIENCE", 0.001)
+    monkeypatch.setattr("asyncserver.connections.lingering._STALLS", 5000)
     async with net.serve(answer_once) as server:
         client = await ask(net, server)
         await until(lambda: closing(server))
@@ -200,7 +200,7 @@ async def test_peer_that_goes_away_before_it_has_taken_everything(net: Transport
 
 async def test_close_of_a_quiet_connection_waits_for_nothing(tcp: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing to linger for: the kernel has sent everything, or the peer has ended and can send no more."""
-    monkeypatch.setattr("asyncserver.streams.lingering.Lingering", None)
+    monkeypatch.setattr("asyncserver.connections.lingering.Lingering", None)
 
     async def answer_little(stream: Stream) -> None:
         await stream.receive()

@@ -51,11 +51,11 @@ async def test_receiver_at_a_pause_has_its_buffer_for_itself(
             "async for": stream.__anext__,
         }
         stream._unwatch()
-        monkeypatch.setattr("asyncserver.streams.stream._SPIN_LIMIT", 1)
+        monkeypatch.setattr("asyncserver.connections.connection._SPIN_LIMIT", 1)
         searching = stream.receive_until(b";", 10)
         for _ in range(2):  # before it has taken its turn; after it has searched the buffer
             assert searching.send(None) is None
-        monkeypatch.setattr("asyncserver.streams.stream._SPIN_LIMIT", 100)
+        monkeypatch.setattr("asyncserver.connections.connection._SPIN_LIMIT", 100)
         with pytest.raises(anyio.BusyResourceError):
             await ways[second]()
         await client.send(b";d;")
@@ -88,7 +88,6 @@ async def test_readers_of_short_lines_starve_nobody(transport: Transport) -> Non
 @pytest.fixture
 def without_collector() -> Iterator[None]:
     """Only what nothing refers to goes away."""
-    gc.collect()
     gc.disable()
     yield
     gc.enable()
@@ -199,7 +198,7 @@ async def test_cancelled_close_leaves_no_cycle(tcp: Transport) -> None:
 
 async def test_failed_handshake_holds_no_slot(tls: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a client sends behind its nonsense is not waited for; it gets its alert and the end all the same."""
-    monkeypatch.setattr("asyncserver.streams.lingering._PATIENCE", 10 * PATIENCE)
+    monkeypatch.setattr("asyncserver.connections.lingering._PATIENCE", 10 * PATIENCE)
     async with tls.serve(upper_lines, max_connections=1) as server:
         sock = await open_socket(server.addresses[0])
         client = Client(sock)

@@ -43,8 +43,9 @@ async def test_aclose_ends_the_peers_stream(transport: Transport) -> None:
 
 
 @pytest.mark.parametrize("way", ["aclose", "abort", "detach"])
-async def test_closing_wakes_whoever_waits(transport: Transport, way: str) -> None:
+async def test_closing_wakes_whoever_waits(transport: Transport, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A receive and a send that wait when another task closes the stream raise ClosedResourceError."""
+    monkeypatch.setattr("asyncserver.connections.lingering._PATIENCE", 0.1)  # the peer takes nothing
     async with transport.pair() as (stream, _):
         receiving = await blocked(stream.receive())
         sending = await blocked(stream.send(bytes(1 << 24)))
@@ -89,7 +90,7 @@ async def test_unread_bytes_do_not_cost_the_answer(transport: Transport) -> None
 
 async def test_peer_that_goes_on_sending_is_left_after_a_while(tcp: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
     """aclose() throws away what still arrives, but not for ever."""
-    monkeypatch.setattr("asyncserver.streams.lingering._PATIENCE", 0.1)
+    monkeypatch.setattr("asyncserver.connections.lingering._PATIENCE", 0.1)
     async with tcp.pair() as (stream, client):
         await client.send(b"unread")
         closing = await blocked(stream.aclose())

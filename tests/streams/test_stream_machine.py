@@ -196,7 +196,7 @@ class StreamMachine(StreamModel):
 @pytest.fixture
 def short_close(monkeypatch: pytest.MonkeyPatch) -> None:
     """Most peers here go on without end when the stream is closed; none is waited for long."""
-    monkeypatch.setattr("asyncserver.streams.lingering._PATIENCE", 0.02)
+    monkeypatch.setattr("asyncserver.connections.lingering._PATIENCE", 0.02)
 
 
 @pytest.mark.parametrize("loop", LOOPS)

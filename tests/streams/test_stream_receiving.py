@@ -11,11 +11,12 @@ from typing import Any
 import anyio
 import pytest
 from anyio.abc import ByteStream
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncserver import Stream
 from asyncserver.net.poller import Poller
+from asyncserver.streams.sending import PostLimit
 from tests.kit.clients import Client
 from tests.kit.handlers import upper
 from tests.kit.transports import Transport
@@ -215,7 +216,7 @@ def test_messages_of_any_shape(tmp_path: Path) -> None:
         st.tuples(st.just("receive"), st.integers(1, 40)),
     )
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=60)
     @given(
         chunks=st.lists(st.text("ab", min_size=1, max_size=12).map(str.encode), max_size=8),
         steps=st.lists(step, max_size=8),
@@ -231,7 +232,7 @@ async def _check_shape(chunks: list[bytes], steps: list[tuple[str, Any]]) -> Non
     here.setblocking(False)
     there.setblocking(False)
     poller = Poller(asyncio.get_running_loop())
-    stream = Stream(poller, here, "", asyncio.Event())
+    stream = Stream(poller, here, "", asyncio.Event(), PostLimit(1000, list))
     client = Client(there)
 
     async def send() -> None:

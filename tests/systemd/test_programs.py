@@ -129,14 +129,15 @@ def test_reload_that_fails_is_ready_too_and_says_so(start: Start, systemd: Syste
 
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("start", [1], indirect=True, ids=["one process"])
-def test_loop_that_is_stuck_stops_pinging(start: Start, systemd: Systemd, loop: str) -> None:
+def test_loop_that_is_stuck_stops_pinging(start: Start, systemd: Systemd, loop: str, folder: Path) -> None:
     """So that systemd notices; and it pings again when it goes on."""
     told = start(0.4, "--loop", loop)
     systemd.expect("READY")
     with LineClient(told.address) as client:
-        assert client.ask("block 5") == "blocked"
+        assert client.ask("block") == "blocked"
         systemd.queued()
-        systemd.expect_silence(2)
+        systemd.expect_silence(1)
+        (folder / "released").touch()
         systemd.expect("WATCHDOG")
         assert client.answer()
     told.tell(signal.SIGTERM)
@@ -151,7 +152,7 @@ def test_worker_that_is_stuck_is_replaced_where_systemd_watches(start: Start, sy
     systemd.expect("READY")
     with LineClient(told.address) as client:
         pid = client.ask().split()[1]
-        assert client.ask("block 60") == "blocked"
+        assert client.ask("block") == "blocked"
         systemd.queued()
         for _ in range(5):
             systemd.expect("WATCHDOG")
@@ -169,24 +170,27 @@ def test_worker_that_is_stuck_is_replaced_where_systemd_watches(start: Start, sy
 SCRIPT = """
 import logging, sys, app, asyncserver, asyncserver.workers.watchdog as watchdog
 logging.basicConfig(level="INFO")
-watchdog._SILENCE = watchdog._LEAST_SILENCE = 3  # workers report each second
+watchdog._SILENCE, watchdog._LEAST_SILENCE, watchdog._REPORT_EVERY = 2, 2, 0.2
 asyncserver.run(asyncserver.serve(app.handler, path=sys.argv[1]), workers=2)
 """
 
 
 def test_worker_that_is_stuck_is_told_of_each_time(folder: Path) -> None:
     """Within `stuck_timeout` it is left alone: a blocking handler may come to its end."""
+    released = folder / "released"
     with Program(["-W", "error", "-c", SCRIPT, "u.sock"], folder) as program:
         program.wait_for("2 workers serve")
         with LineClient(str(folder / "u.sock")) as client:
             pid = client.ask().split()[1]
             for times in (1, 2):
-                assert client.ask("block 5") == "blocked"
-                program.wait_for(f"worker {pid} has said nothing for 3 s", times)
+                released.unlink(missing_ok=True)
+                assert client.ask("block") == "blocked"
+                program.wait_for(f"worker {pid} has said nothing for 2 s", times)
+                released.touch()
                 assert client.answer().split()[1] == pid
                 program.process.send_signal(signal.SIGUSR1)  # so that it has something to say
                 program.wait_for("ServerStats", times)
-                assert program.errors.count(f"worker {pid} has said nothing for 3 s") == times
+                assert program.errors.count(f"worker {pid} has said nothing for 2 s") == times
         program.process.terminate()
         assert program.wait() == 0
 
@@ -205,7 +209,7 @@ def test_workers_that_were_stopped_with_their_supervisor_are_not_blamed(folder: 
         for pid in everybody:
             os.kill(pid, signal.SIGSTOP)
         systemd.queued()
-        systemd.expect_silence(5)
+        systemd.expect_silence(3.5)
         for pid in everybody:  # the supervisor first
             os.kill(pid, signal.SIGCONT)
         for _ in range(4):

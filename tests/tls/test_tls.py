@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import ssl
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -17,6 +19,7 @@ from asyncserver import Stream
 from tests.kit.checks import is_idle
 from tests.kit.clients import Client, TLSClient, open_socket
 from tests.kit.handlers import upper
+from tests.kit.sockets import reset
 from tests.kit.transports import Transport
 from tests.kit.waiting import until, within
 
@@ -96,6 +99,23 @@ async def test_client_leaves_during_the_handshake(tls: Transport, end: str, hell
         await until(lambda: server.stats().refused == 1)
         client.close()
         assert server.stats().active == 0
+
+
+async def test_client_resets_as_its_handshake_begins(tls: Transport) -> None:
+    """Between two looks whether it is connected: its descriptor is closed without the garbage collector."""
+    taken = []
+
+    class Meanwhile(ssl.SSLContext):
+        def wrap_socket(self, sock: Any, *args: Any, **options: Any) -> ssl.SSLSocket:
+            taken.append(sock.fileno())
+            reset(client.sock)
+            return super().wrap_socket(sock, *args, **options)
+
+    async with tls.serve(upper, ssl=Meanwhile(ssl.PROTOCOL_TLS_SERVER)) as server:
+        with tls.blocking(server) as client:
+            await until(lambda: server.stats().refused == 1)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(taken[0])
 
 
 async def test_handshake_timeout(tls: Transport) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 import asyncserver
 from tests.kit.monitoring import get, monitored
+from tests.kit.waiting import side_by_side
 from tests.kit.workers import Start, WorkerClient, ask, both_workers
 
 if TYPE_CHECKING:
@@ -39,17 +40,20 @@ def begin(start: Start, *options: str) -> WorkerProgram:
     return start("--tcp", "127.0.0.1:0", "--metrics", "127.0.0.1:0", *options, handler="stuck:handler")
 
 
-@pytest.mark.parametrize(
-    ("how", "where"),
-    [
-        ("sleeping", r'File ".*stuck\.py", line 9 in somewhere'),
-        ("computing", r'File ".*stuck\.py", line 8 in somewhere'),
-        ("deaf", "it has not told where"),
-    ],
-)
-def test_stuck_worker_is_told_of_and_replaced(start: Start, how: str, where: str) -> None:
+HOW = {
+    "sleeping": r'File ".*stuck\.py", line 9 in somewhere',
+    "computing": r'File ".*stuck\.py", line 8 in somewhere',
+    "deaf": "it has not told where",
+}
+
+
+def test_stuck_worker_is_told_of_and_replaced(start: Start) -> None:
     """With its Python stack in the log; who waits for it is served by its successor, and the program is ready again."""
-    program = begin(start, "--stuck-timeout", "2")
+    programs = {how: begin(start, "--stuck-timeout", "2") for how in HOW}
+    side_by_side(lambda how: is_told_of_and_replaced(programs[how], how), HOW)
+
+
+def is_told_of_and_replaced(program: WorkerProgram, how: str) -> None:
     port = monitored(program)
     (tcp,) = program.serving()
     with WorkerClient(tcp) as client:
@@ -57,7 +61,7 @@ def test_stuck_worker_is_told_of_and_replaced(start: Start, how: str, where: str
         pid = program.expect(r"worker (\d+) has said nothing for 2 s: does a handler block\?")[1]
         assert get(port, "/ready")[0] == 503
         program.expect(rf"worker {pid} is killed, its loop has been stuck for 2 s:")
-        program.expect(where)
+        program.expect(HOW[how])
         program.expect(rf"worker {pid} ended by signal 9, and its connections with it; the next one starts in 0 s")
         program.serving()
         assert get(port, "/ready")[0] == 200
@@ -83,13 +87,14 @@ def test_clients_in_the_queue_of_a_stuck_worker_are_served(start: Start) -> None
 
 
 LEFT_ALONE = """
-import logging, sys, time
+import logging, os, sys, time
 import asyncserver, asyncserver.workers.watchdog as watchdog
-watchdog._SILENCE = 2
+watchdog._SILENCE, watchdog._REPORT_EVERY = 1, 0.2
 logging.basicConfig(level="INFO")
 async def handler(stream):
     async for data in stream:
-        time.sleep(4)
+        while not os.path.exists("released"):
+            time.sleep(0.01)
         await stream.send(data)
 asyncserver.run(asyncserver.serve(handler, "127.0.0.1", 0), loop=sys.argv[1], workers=2, stuck_timeout=0)
 """
@@ -101,7 +106,8 @@ def test_without_a_limit_a_stuck_worker_is_told_of_and_left_alone(start: Start) 
     (tcp,) = program.serving()
     with WorkerClient(tcp) as client:
         client.sock.sendall(b"question")
-        program.expect("has said nothing for 2 s: does a handler block")
+        program.expect("has said nothing for 1 s: does a handler block")
+        (program.folder / "released").touch()
         assert client.file.read(8) == b"question"
     assert program.end() == 0
     assert not re.search("killed|ended by", program.errors)

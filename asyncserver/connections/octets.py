@@ -8,23 +8,26 @@ _BYTES = (bytes, bytearray, memoryview)
 
 
 def octets(given: object, call: str) -> memoryview | bytes:
-    """View a bytes-like object as bytes, whatever the format of its items is.
-
-    Args:
-        given: what is to be sent.
-        call: the method's name, for an error.
-
-    Raises:
-        TypeError: it is not bytes-like.
-    """
+    """View a bytes-like object as bytes, whatever the format of its items is; else TypeError."""
     if isinstance(given, bytes):
         return given
     try:
         view = memoryview(given)  # type: ignore[arg-type]  # that is the question
     except TypeError:
-        advice = ": encode it, .encode()" if isinstance(given, str) else ""
-        raise TypeError(f"{call}() takes bytes; got {reprlib.repr(given)}{advice}") from None
+        raise no_octets(given, call) from None
     return view.cast("B") if view.nbytes else b""
+
+
+def no_octets(given: object, call: str) -> TypeError:
+    """Make the error for anything but bytes."""
+    advice = ": encode it, .encode()" if isinstance(given, str) else ""
+    return TypeError(f"{call}() takes bytes; got {reprlib.repr(given)}{advice}")
+
+
+def check_number(given: object, call: str) -> None:
+    """Raise TypeError, unless it can be a number of bytes."""
+    if not hasattr(given, "__index__"):
+        raise TypeError(f"{call}() takes a number of bytes, a whole one; got {reprlib.repr(given)}") from None
 
 
 def check_delimiter(delimiter: object) -> None:

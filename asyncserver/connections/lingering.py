@@ -18,9 +18,9 @@ import socket
 from typing import TYPE_CHECKING
 
 from ..net.poller import READ, WRITE
-from ..net.socket_info import unacknowledged, unsent
+from ..net.socket_info import unsent
 from ..net.waiter import Waiter
-from .states import refuse_after_eof, refuse_busy, refuse_closed, refuse_torn, refuse_undelivered
+from .states import refuse_after_eof, refuse_closed, refuse_undelivered
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -39,26 +39,18 @@ _TURNS = 16  # such pieces until other tasks may run, or at most, where the peer
 
 
 class Lingering:
-    """The end of one connection, after the last send.
-
-    Args:
-        connection: as its last user has left it; not used any more.
-    """
+    """The end of one connection, as its last user has left it."""
 
     def __init__(self, connection: TLSConnection) -> None:
         self._connection = connection
         self._broken = connection._is_broken
         # The last send was interrupted: its rest is of little use, and not waited for long.
-        self._torn = connection._send in {refuse_torn, refuse_busy}
+        self._torn = connection._is_torn
         self._notify = not (self._broken or self._torn or connection._send is refuse_after_eof)
         self._heard = False  # the peer may still be sending
 
     async def run(self) -> bool:
-        """End our side, and wait until the peer has everything.
-
-        Returns:
-            false if it did not: it took nothing for too long, or was gone.
-        """
+        """End our side, and wait for the peer; false if it has not got everything."""
         try:
             if self._broken:
                 self._discard_leftovers()
@@ -66,13 +58,10 @@ class Lingering:
             return await self._bring_across()
         except OSError:  # broken: nothing more can be done for this peer
             self._connection._clear_errors()
-            return self._broken or not unacknowledged(self._connection._sock)
+            return self._broken or not self._connection._untaken()
 
     def _discard_leftovers(self) -> None:
-        """Throw away what has arrived: unread it makes close() reset, and TLS's alert may be lost.
-
-        Nothing else is to be delivered. A peer that goes on sending is not waited for.
-        """
+        """Throw away what is here: unread it makes close() reset, and TLS's alert may be lost."""
         sock = self._connection._sock
         if self._connection._fd >= 0 and self._connection._unread():
             sock.shutdown(socket.SHUT_WR)
@@ -109,7 +98,7 @@ class Lingering:
             except TimeoutError:
                 if not limit.expired():
                     raise  # the kernel's, ETIMEDOUT
-            before, left = left, unacknowledged(self._connection._sock)
+            before, left = left, self._connection._untaken()
             if not left:
                 return True  # the peer has everything, and does not end its side
             stalls = 0 if left < before else stalls + 1
@@ -124,7 +113,7 @@ class Lingering:
                     return
                 self._heard = True
             except BlockingIOError:
-                if not self._heard and not unacknowledged(connection._sock):
+                if not self._heard and not connection._untaken():
                     return
                 await connection._readable()
             if not turn % _TURNS:

@@ -15,12 +15,7 @@ from __future__ import annotations
 
 
 class Dialogue:
-    """The counters of one connection.
-
-    Attributes:
-        bytes_received: payload bytes received so far.
-        bytes_sent: payload bytes sent so far.
-    """
+    """The counters of one connection, in bytes of payload."""
 
     __slots__ = ("_answered", "_message_start", "_owed_until", "bytes_received", "bytes_sent")
 
@@ -44,11 +39,7 @@ class Dialogue:
         self._answered = self.bytes_received
 
     def begin_message(self, unconsumed: int) -> None:
-        """The handler takes bytes: a message begins, unless one is under way.
-
-        Args:
-            unconsumed: received bytes that the handler has not taken: the message begins with them.
-        """
+        """A message begins with the bytes that are not taken yet, unless one is under way."""
         if self._message_start[0] != self.bytes_sent:
             self._message_start = self.bytes_sent, self.bytes_received - unconsumed
 
@@ -60,24 +51,14 @@ class Dialogue:
         return self._owed_until is not None
 
     def begin_drain(self, unread: int, due: float, said: int = 0) -> bool:
-        """Owe an answer to all that has reached this host, and to a silent peer's first bytes.
+        """Owe an answer to the `unread` bytes in the kernel, and to a silent peer's first ones.
 
-        Args:
-            unread: bytes in the kernel, not received yet.
-            due: seconds for which first bytes may still be on their way.
-            said: `bytes_moved` as long as the peer's first words are to come: 0, or what
-                moved before TLS.
-
-        Returns:
-            whether to wait for the first bytes: call this again when they are due.
+        These may still be on their way for `due` seconds; before them `bytes_moved` is `said`.
+        True: call this again when they are due.
         """
         waits = due > 0 and not unread and self.bytes_moved == said
-        self.owe(1 if waits else unread)
+        self._owed_until = self.bytes_received + (1 if waits else unread)
         return waits
-
-    def owe(self, nbytes: int) -> None:
-        """Owe an answer to `nbytes` more than have been received."""
-        self._owed_until = self.bytes_received + nbytes
 
     def owe_at_most(self, nbytes: int) -> None:
         """Owe an answer to at most `nbytes` more: TLS bytes in the kernel are more than payload."""

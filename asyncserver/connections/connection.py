@@ -18,7 +18,7 @@ import anyio
 from ..exceptions import IdleTimeout
 from ..net.poller import READ, WRITE
 from ..net.socket_info import first_words_due, unacknowledged, unread
-from ..net.waiter import Waiter
+from ..net.waiter import Waiter, busy
 from ..proxy.proxy_protocol import HeaderParser
 from .dialogue import Dialogue
 from .states import refuse_before_first_byte, refuse_closed, refuse_unadmitted, refuse_undelivered
@@ -30,20 +30,21 @@ if TYPE_CHECKING:
     from ..net.addresses import Address
     from ..net.poller import Poller
     from ..proxy.proxy_protocol import ProxyHeader
+    from .loan import Loan
 
 # Bytes that one receive takes at most by default: anyio's default, and a pipe's capacity.
 CHUNK = 65536
+
+# Operations in a row that need not wait, until the stream lets others run. At about 5 us each,
+# another connection waits a third of a millisecond for them.
+_SPIN_LIMIT = 64
 
 # SO_LINGER with no time: close() discards what is unsent and resets, socket(7).
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Connection(Dialogue):
-    """A connected socket of a server.
-
-    Attributes:
-        proxy_header: what the proxy in front has said, or None.
-    """
+    """A connected socket of a server."""
 
     __slots__ = (
         "_buffer",
@@ -58,13 +59,14 @@ class Connection(Dialogue):
         "_recv",
         "_send",
         "_sock",
+        "_spins",
         "_watching",
         "_writing",
         "peer_address",
         "proxy_header",
     )
 
-    _admitted = True  # once the server has let it in
+    _loan: Loan | None = None  # the server's, of a socket that was given to a thread
 
     def __init__(self, poller: Poller, sock: socket.socket, peer_address: Address, closing: asyncio.Event) -> None:
         Dialogue.__init__(self)
@@ -85,6 +87,7 @@ class Connection(Dialogue):
         self._buffer: bytearray | None = None
         # `bytes_moved` when the idle timeout was over, until a wait has raised IdleTimeout for it.
         self._idle_read = self._idle_write = -1
+        self._spins = 0  # operations of a Stream in a row that need not wait
         self.proxy_header: ProxyHeader | None = None
 
     @property
@@ -101,8 +104,7 @@ class Connection(Dialogue):
         """
         if self._fd < 0:
             refuse_closed(None)
-        address: Address = self._sock.getsockname()
-        return address
+        return self._sock.getsockname()
 
     @property
     def _undelivered(self) -> bool:
@@ -131,9 +133,9 @@ class Connection(Dialogue):
         wakeup = waiter.wakeup
         if wakeup is None:
             self._unwatch()  # no task waits: a level-triggered loop would call again and again
-        else:  # Waiter.wake(), inlined
+        else:  # Waiter.wake(), inlined, with a future whose result a task takes without a call
             waiter.wakeup = None
-            waiter.context.run(wakeup, waiter)
+            waiter.context.run(wakeup, self._poller.awake)
             # A cycle: it holds the task, the task its error, the error's traceback this frame.
             del wakeup
 
@@ -148,16 +150,29 @@ class Connection(Dialogue):
 
     async def _writable(self) -> None:
         """Wait until the socket takes bytes, or until `wake_soon()` is called."""
-        if self._writing is None:
-            self._writing = Waiter(self._poller.loop, "sending to")
-        if self._writing.busy:
-            raise anyio.BusyResourceError("sending to")
+        writing = self._sender()
+        if writing.busy:
+            raise busy("sending to")
         self._set_events(self._events | WRITE)
         try:
-            await self._writing
+            await writing
         finally:
             if self._fd >= 0:
                 self._set_events(self._events & ~WRITE)
+
+    def _sender(self) -> Waiter:
+        """Where a task waits for the socket to take bytes."""
+        if self._writing is None:
+            self._writing = Waiter(self._poller.loop, "sending to")
+        return self._writing
+
+    def _spun(self) -> bool:
+        """Count an operation that need not wait; true when it is time to let others run."""
+        self._spins += 1
+        if self._spins < _SPIN_LIMIT:
+            return False
+        self._spins = 0
+        return True
 
     def _wake_all(self) -> None:
         self._reading.wake_soon()
@@ -168,11 +183,12 @@ class Connection(Dialogue):
         """Count the bytes that have arrived and were not received."""
         return unread(self._fd)
 
-    def _broken(self, exc: OSError) -> anyio.BrokenResourceError:
-        """Be broken from now on; returns the error to raise.
+    def _untaken(self) -> int:
+        """Count the bytes that were sent, and that the peer's host has not acknowledged."""
+        return unacknowledged(self._sock)
 
-        The kernel reports an error once, and from then on an end, as if all had come.
-        """
+    def _broken(self, exc: OSError) -> anyio.BrokenResourceError:
+        """Be broken, and return the error to raise; the kernel reports it once, then an end."""
         self._unwatch()
         self._send = functools.partial(self._refuse_broken, exc)
         self._recv = functools.partial(self._receive_rest, exc)
@@ -211,11 +227,7 @@ class Connection(Dialogue):
     async def _await_first_byte(self) -> None:
         """Wait until the peer, which has to speak first, has sent a byte or has ended.
 
-        The byte stays in the kernel.
-
-        Raises:
-            anyio.ClosedResourceError: closed meanwhile, for example by a server that drains.
-            anyio.BrokenResourceError: the connection broke.
+        The byte stays in the kernel. Raises ClosedResourceError if closed meanwhile, as in a drain.
         """
         if self._closing.is_set():
             self._end_if_unheard_soon()
@@ -235,7 +247,7 @@ class Connection(Dialogue):
         refuse_closed(None)
 
     def _end_if_unheard_soon(self) -> None:
-        """In a drain: end if no first byte arrives soon: without one no message is under way."""
+        """In a drain: end if no first byte arrives soon, for then no message is under way."""
         self._poller.loop.call_later(first_words_due(self._sock, 0.0), self._end_if_unheard)
 
     def _end_if_unheard(self) -> None:
@@ -245,11 +257,7 @@ class Connection(Dialogue):
     async def _take_proxy_header(self) -> ProxyHeader:
         """Take a PROXY protocol header off the socket and leave in the kernel what comes behind it.
 
-        Raises:
-            HeaderError: something else came.
-            anyio.EndOfStream: nothing more came.
-            anyio.ClosedResourceError: the server drains, and nothing came at all.
-            anyio.BrokenResourceError: the connection broke.
+        Raises as `_await_first_byte()`; HeaderError if something else came, EndOfStream if no more.
         """
         await self._await_first_byte()
         parser, sock = HeaderParser(), self._sock
@@ -258,8 +266,7 @@ class Connection(Dialogue):
                 ahead = sock.recv(parser.wanted, socket.MSG_PEEK)
                 if not ahead:
                     raise anyio.EndOfStream
-                # Take all that was looked at, or up to the header's end: what stays is
-                # reported again.
+                # Take all of it, or up to the header's end: what stays is reported again.
                 data = sock.recv(parser.belonging(ahead))
             except BlockingIOError:
                 await self._readable()
@@ -273,7 +280,9 @@ class Connection(Dialogue):
 
     def _begin_drain(self) -> None:
         """End at the next message boundary, but answer what had reached this host by now."""
-        if self._recv is refuse_before_first_byte:
+        if self._loan is not None:
+            self._loan.begin_drain()
+        elif self._recv is refuse_before_first_byte:
             self._end_if_unheard_soon()
         elif self._recv is self._read and self._fd >= 0:  # otherwise at its end
             self._await_first_words()
@@ -299,8 +308,7 @@ class Connection(Dialogue):
         if self.may_end():
             return b""
         data = self._read(max_bytes)
-        # Under TLS bytes are more than their payload: what the kernel holds now is a
-        # better estimate.
+        # Under TLS bytes are more than their payload: what the kernel holds now says it better.
         self.owe_at_most(len(data) + self._unread())
         self._unwatch()  # so that the next receive calls this before it waits
         return data
@@ -316,7 +324,7 @@ class Connection(Dialogue):
 
     def _close_if_stalled(self) -> None:
         """Close, if the peer has taken none of its last bytes since the last look."""
-        left = unacknowledged(self._sock)
+        left = self._untaken()
         if left == self._idle_write:
             self._let_go()
         self._idle_write = left
@@ -343,10 +351,7 @@ class Connection(Dialogue):
             self._close()
 
     def _let_go(self) -> None:
-        """Close without waiting for the peer to take its last bytes: the kernel sends on.
-
-        Unless more bytes arrive: then it resets the connection.
-        """
+        """Close at once: the kernel sends the last bytes, or a reset if more arrive."""
         if self._fd >= 0 and unacknowledged(self._sock):
             self._send = refuse_undelivered
         self._close()

@@ -15,6 +15,8 @@ from typing import NoReturn
 
 import anyio
 
+from ..net.waiter import busy
+
 
 def refuse_closed(_: object) -> NoReturn:
     """State: closed by us, in both directions."""
@@ -33,7 +35,12 @@ def refuse_after_eof(_: object) -> NoReturn:
 
 def refuse_busy(_: object) -> NoReturn:
     """State: a send is under way."""
-    raise anyio.BusyResourceError("sending to")
+    raise busy("sending to")
+
+
+def behind_posts(_: object) -> NoReturn:
+    """State: what was posted before has to be sent first."""
+    raise BlockingIOError
 
 
 def refuse_torn(_: object) -> NoReturn:

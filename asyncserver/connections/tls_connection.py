@@ -18,12 +18,13 @@ import contextlib
 import os
 import socket
 import ssl
+import traceback
 from typing import TYPE_CHECKING, Any
 
 from ..net.socket_info import unsent
 from ..tls.openssl import clear_errors
 from .connection import CHUNK, Connection
-from .states import at_end, refuse_closed, refuse_torn
+from .states import at_end, behind_posts, refuse_busy, refuse_closed, refuse_torn
 
 if TYPE_CHECKING:
     import anyio
@@ -48,6 +49,11 @@ class TLSConnection(Connection):
         # A Unix peer, whose address is a text, has everything as soon as it is sent.
         return self.bytes_sent > 0 and type(self.peer_address) is not str and unsent(self._fd) > 0
 
+    @property
+    def _is_torn(self) -> bool:
+        """A send is under way, or was interrupted: what follows makes no sense to the peer."""
+        return self._send in {refuse_torn, refuse_busy}
+
     def _broken(self, exc: OSError) -> anyio.BrokenResourceError:
         self._clear_errors()
         return super()._broken(exc)
@@ -70,7 +76,9 @@ class TLSConnection(Connection):
             # Once the peer has ended, nothing is unread, and nothing can arrive and cause a reset.
             # But in a drain the end may be the server's.
             quiet = self._recv is at_end and not self._closing.is_set()
-            if isinstance(self._sock, ssl.SSLSocket) or not (quiet or not (self._unread() or self._unsent())):
+            if isinstance(self._sock, ssl.SSLSocket) or self._send is behind_posts:
+                return False
+            if not quiet and (self._unread() or self._unsent()):
                 return False
             self._close()
         return True
@@ -88,13 +96,13 @@ class TLSConnection(Connection):
         """Do the handshake, as the server side. After an OSError it can only be closed."""
         self._unwatch()
         self._recv = self._send = refuse_torn
-        # Raises after a reset, where wrap_socket() up to Python 3.12 leaves the descriptor open.
-        self._sock.getpeername()
+        self._sock.getpeername()  # raises after a reset, before wrap_socket() takes anything over
         try:
             self._sock = sock = context.wrap_socket(
                 self._sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
             )
-        except BaseException:  # it has closed the descriptor that it took over
+        except BaseException as exc:
+            _close_taken_over(exc)
             self._close()
             raise
         try:
@@ -131,7 +139,7 @@ class TLSConnection(Connection):
         return data
 
     def _receive_owed(self, max_bytes: int) -> bytes:
-        whole = isinstance(self._sock, ssl.SSLSocket) and self._holds_whole_records()
+        whole = self._holds_whole_records()
         try:
             return super()._receive_owed(max_bytes)
         except ssl.SSLWantReadError:
@@ -140,7 +148,9 @@ class TLSConnection(Connection):
             raise
 
     def _holds_whole_records(self) -> bool:
-        """Whether the kernel holds whole records only, of which OpenSSL will keep no part."""
+        """Whether the kernel holds whole TLS records only, of which OpenSSL will keep no part."""
+        if not isinstance(self._sock, ssl.SSLSocket):
+            return False
         end, ahead = 0, b"?"
         with contextlib.suppress(OSError):
             ahead = socket.socket.recv(self._sock, CHUNK, socket.MSG_PEEK)
@@ -164,20 +174,17 @@ class TLSConnection(Connection):
                 self._sock.unwrap()
             except ssl.SSLWantWriteError:
                 await self._writable()
-            except ssl.SSLWantReadError:
-                return  # sent, and the peer's is not here yet
-            except (ssl.SSLError, ValueError):
-                return  # for example: its data crosses our close_notify
+            except (ssl.SSLError, ValueError):  # sent, but the peer's is not here, or data crosses it
+                return
             else:
                 return
 
     async def _half_close_notify(self, sock: ssl.SSLSocket) -> None:
         """Send TLS's end of stream and leave the peer's side alone.
 
-        Python's `unwrap()` then looks for the peer's close_notify, and OpenSSL breaks the
-        connection when it finds data instead. So what it has decrypted already is kept here first;
-        and during the call the descriptor is another socket, from which nothing can be read. What
-        was written into that is sent on.
+        `unwrap()` also looks for the peer's, and breaks the connection when it finds data. So what
+        OpenSSL has decrypted is kept here first; and during the call the descriptor is another
+        socket, from which nothing can be read. What was written into that is sent on.
         """
         while pending := sock.pending():
             if self._reading.busy:  # a receive that has paused and taken nothing comes first
@@ -209,3 +216,15 @@ class TLSConnection(Connection):
                 os.close(kept)
             theirs.setblocking(False)
             return theirs.recv(CHUNK)
+
+
+def _close_taken_over(exc: BaseException) -> None:
+    """Close the descriptor that a failed `wrap_socket()` has taken over.
+
+    Up to Python 3.12 it stays open after a reset, in an SSLSocket that only the traceback knows,
+    and so until the garbage collector finds it: the connection keeps its error.
+    """
+    for frame, _ in traceback.walk_tb(exc.__traceback__ and exc.__traceback__.tb_next):
+        sock = frame.f_locals.get("self")
+        if isinstance(sock, ssl.SSLSocket):
+            sock.close()

@@ -1,0 +1,105 @@
+"""Loan: the socket of a stream that blocks in a thread: its bytes are counted, and a drain ends it.
+
+The thread says when it waits for bytes, what it has received and what it has sent; the rule is the
+one for streams (dialogue.py). Where it lets the drain end the connection the next receive is an end
+of stream, and so is one under way: the receiving side is shut down, which wakes the thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from typing import TYPE_CHECKING
+
+from ..net.socket_info import first_words_due, unread, unsent
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from ..connections.dialogue import Dialogue
+
+# Seconds until a thread that waits is looked at again. It may have bytes already, and wait for the
+# interpreter only, or its last answer may still be on its way.
+_LOOK_AGAIN = 0.05
+
+
+class Loan:
+    """What a thread and the loop know of a socket that both use.
+
+    Args:
+        dialogue: the counters of its stream.
+        sock: the socket, blocking.
+        loop: the stream's.
+
+    Attributes:
+        waiting: whether the thread waits for bytes; to be set before `at_end()` is asked.
+        buffered: bytes received that wait in a file object's buffer.
+        draining: whether the drain has begun.
+        ended: whether the drain has ended the receiving side.
+    """
+
+    __slots__ = ("_dialogue", "_loop", "_said", "_sock", "buffered", "draining", "ended", "waiting")
+
+    def __init__(self, dialogue: Dialogue, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+        self._dialogue = dialogue
+        self._sock = sock
+        self._loop = loop
+        self._said = dialogue.bytes_moved
+        self.waiting: bool = False
+        self.buffered: int = 0
+        self.draining: bool = False
+        self.ended: bool = False
+
+    # -- for the thread
+
+    def at_end(self) -> bool:
+        """Whether the next receive is an end of stream, by the drain and between two messages."""
+        if not self.draining:
+            return False
+        self._dialogue.begin_message(self.buffered)
+        return self._dialogue.may_end()
+
+    def received(self, nbytes: int) -> None:
+        """Count what was received."""
+        dialogue = self._dialogue
+        if self.draining:
+            with contextlib.suppress(OSError):  # closed meanwhile
+                dialogue.owe_at_most(nbytes + unread(self._sock.fileno()))
+        dialogue.bytes_received += nbytes
+
+    def sent(self, nbytes: int) -> None:
+        """Count what was sent: it answers all that was received."""
+        dialogue = self._dialogue
+        dialogue.bytes_sent += nbytes
+        dialogue.answer()
+
+    # -- for the loop
+
+    def begin_drain(self, waited: float = 0.0) -> None:
+        """Owe what is here, or first bytes that may be under way; end a wait that is over by that.
+
+        Args:
+            waited: seconds waited so far for first bytes.
+        """
+        dialogue = self._dialogue
+        if self._sock.fileno() < 0 or (waited and dialogue.bytes_moved != self._said):
+            return
+        self.draining = True
+        with contextlib.suppress(OSError):  # closed meanwhile
+            due = first_words_due(self._sock, waited)
+            if dialogue.begin_drain(unread(self._sock.fileno()), due, self._said):
+                self._loop.call_later(due, self.begin_drain, waited + due)
+            self._look()
+
+    def _look(self, moved: int = -1) -> None:
+        """End the wait of a thread at the second look at which nothing has moved."""
+        if not (self.waiting and self.at_end()):
+            return  # it asks itself before its next receive
+        with contextlib.suppress(OSError):  # closed meanwhile
+            fd = self._sock.fileno()
+            now = -1 if unread(fd) or unsent(fd) else self._dialogue.bytes_moved
+            if now < 0 or now != moved:
+                self._loop.call_later(_LOOK_AGAIN, self._look, now)
+                return
+            self.ended = True
+            socket.socket.shutdown(self._sock, socket.SHUT_RD)  # below TLS, if any

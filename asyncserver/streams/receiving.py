@@ -1,0 +1,200 @@
+"""Receiving: how a stream's bytes come in."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import types
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from ..connections.connection import CHUNK
+from ..connections.octets import check_delimiter, check_number
+from ..connections.states import at_end, refuse_closed
+from ..connections.tls_connection import TLSConnection
+from ..net.waiter import busy
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from ..net.waiter import Waiter
+
+_WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError)
+
+
+class Receiving(TLSConnection):
+    """The receiving side of a Stream."""
+
+    __slots__ = ()
+
+    bytes_received: int  # again, for pyright
+
+    async def receive(self, max_bytes: int = CHUNK) -> bytes:
+        """Receive what there is, at least one byte.
+
+        Args:
+            max_bytes: how many bytes to take at most; at least 1.
+
+        Raises:
+            anyio.EndOfStream: the peer has ended its side, or the server drains and no
+                message is under way.
+            anyio.BrokenResourceError: the connection broke; under TLS also an end without
+                close_notify (RFC 8446, 6.1), since data may be missing. `__cause__` is
+                the system's error.
+            anyio.ClosedResourceError: the stream has been closed on this side.
+            anyio.BusyResourceError: another task is receiving.
+            IdleTimeout: nothing went either way for the server's `idle_timeout`. The
+                stream can still be used.
+        """
+        try:
+            if max_bytes < 1:
+                raise ValueError(f"max_bytes must be at least 1, got {max_bytes}")
+            return await self._chunk(max_bytes, anyio.EndOfStream)
+        except TypeError:
+            check_number(max_bytes, "receive")
+            raise
+
+    async def receive_exactly(self, nbytes: int) -> bytes:
+        """Receive exactly `nbytes` bytes. Cancelled, it keeps what has arrived for the next call.
+
+        Args:
+            nbytes: how many bytes.
+
+        Raises:
+            anyio.IncompleteRead: the stream ended before. What has arrived stays to be received.
+            Exception: as `receive()`, except EndOfStream.
+        """
+        try:
+            if nbytes < 0:
+                raise ValueError(f"nbytes must not be negative, got {nbytes}")
+            if self._spun():
+                await asyncio.sleep(0)  # before anything is taken: here the task may be cancelled
+            while len(buffer := self._buffered()) < nbytes:
+                await self._fill()
+            return self._cut(buffer, nbytes)
+        except TypeError:
+            check_number(nbytes, "receive_exactly")
+            raise
+
+    async def receive_until(self, delimiter: bytes, max_bytes: int) -> bytes:
+        """Receive up to a delimiter, and return what came before it. Cancelled, it loses nothing.
+
+        Args:
+            delimiter: the bytes to look for; taken from the stream, not returned.
+            max_bytes: how many bytes to search for the whole delimiter.
+
+        Raises:
+            anyio.DelimiterNotFound: the first `max_bytes` bytes do not hold the
+                delimiter. They stay to be received.
+            anyio.IncompleteRead: the stream ended before the delimiter. What had arrived
+                stays to be received.
+            Exception: as `receive()`, except EndOfStream.
+        """
+        if type(delimiter) is not bytes or not delimiter:
+            check_delimiter(delimiter)
+        if self._spun():
+            await asyncio.sleep(0)  # before anything is taken: here the task may be cancelled
+        searched = 0
+        try:
+            if not self._buffer:
+                data = await self._chunk(CHUNK, anyio.EndOfStream, more=True)
+                end = len(data) - len(delimiter)
+                if data.find(delimiter, 0, max_bytes) == end >= 0:  # mostly so: one line, and no buffer
+                    self.begin_message(len(data))
+                    return data[:end]
+                self._buffered().extend(data)
+            while (index := (buffer := self._buffered()).find(delimiter, searched, max_bytes)) < 0:
+                if len(buffer) >= max_bytes:
+                    raise anyio.DelimiterNotFound(max_bytes)
+                searched = max(0, len(buffer) - len(delimiter) + 1)
+                await self._fill()
+        except anyio.EndOfStream as exc:
+            raise anyio.IncompleteRead from exc
+        except TypeError:
+            check_number(max_bytes, "receive_until")
+            raise
+        data = self._cut(buffer, index)
+        del buffer[: len(delimiter)]
+        return data
+
+    @types.coroutine
+    def _chunk(
+        self, max_bytes: int = CHUNK, end: type[BaseException] = StopAsyncIteration, *, more: bool = False
+    ) -> Generator[Any, None, bytes]:
+        """Take from the buffer, unless `more` is asked for, or from the kernel; raises `end`.
+
+        The hot path, so it yields the waiter itself: a function in between would be a frame more.
+        """
+        if self._buffer and not more and self._spun():
+            yield None
+        if self._buffer and not more:
+            return self._cut(self._buffered(), max_bytes)
+        waiter = self._reading
+        while True:
+            if waiter.busy:
+                raise busy("receiving from")
+            if self._watching:
+                waiter.busy = waiter._asyncio_future_blocking = True
+                try:
+                    yield waiter
+                except BaseException:
+                    waiter.wakeup = None  # a dead task must not be woken
+                    waiter.busy = False
+                    raise
+                waiter.busy = False
+            elif self._spun():
+                yield from self._pause_reading(waiter)
+            try:
+                data = self._recv(max_bytes)
+            except _WOULD_BLOCK:
+                self._check_idle_read()
+                self._watch()
+                continue
+            except ssl.SSLWantWriteError:
+                # OpenSSL must answer (a key update) before it can read on.
+                yield from self._writable().__await__()
+                continue
+            except OSError as exc:
+                raise self._broken(exc) from exc
+            if data:
+                self.bytes_received += len(data)
+                return data
+            self._unwatch()  # at its end a descriptor stays readable
+            self._recv = at_end
+            raise end
+
+    # Receive the next chunk; the iteration stops at the end of the stream.
+    __anext__: Any = _chunk  # anyio says coroutine; the language asks for an awaitable
+
+    @staticmethod
+    def _pause_reading(waiter: Waiter) -> Generator[None, None, None]:
+        """Let other tasks run, but not receive: the buffer has been looked at already."""
+        waiter.busy = True
+        try:
+            yield
+        finally:
+            waiter.busy = False
+
+    def _buffered(self) -> bytearray:
+        if self._reading.busy:
+            raise busy("receiving from")
+        if self._recv is refuse_closed:
+            refuse_closed(None)
+        if self._buffer is None:
+            self._buffer = bytearray()
+        return self._buffer
+
+    def _cut(self, buffer: bytearray, nbytes: int) -> bytes:
+        self.begin_message(len(buffer))
+        with memoryview(buffer) as view:
+            data = bytes(view[:nbytes])
+        del buffer[:nbytes]
+        return data
+
+    async def _fill(self) -> None:
+        try:
+            data = await self._chunk(CHUNK, anyio.EndOfStream, more=True)
+        except anyio.EndOfStream as exc:
+            raise anyio.IncompleteRead from exc
+        self._buffered().extend(data)
