@@ -16,6 +16,8 @@ from ._types import DatagramHandler, ErrorHandler, StreamHandler
 from .adapters.protocols import ProtocolHandler, from_callback, from_protocol
 from .datagrams.datagram import Datagram
 from .exceptions import BindError, IdleTimeout
+from .leaving.signals import closing_on_signals
+from .monitoring.log_format import JSONFormatter
 from .monitoring.metrics import ServerCollector
 from .net.addresses import Address
 from .net.systemd import systemd_sockets
@@ -37,6 +39,7 @@ __all__ = [
     "Durations",
     "ErrorHandler",
     "IdleTimeout",
+    "JSONFormatter",
     "KeyExchangeAttribute",
     "ProtocolHandler",
     "ProxyHeader",
@@ -49,6 +52,7 @@ __all__ = [
     "Stream",
     "StreamHandler",
     "TLSContext",
+    "closing_on_signals",
     "from_callback",
     "from_protocol",
     "run",

@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
-import math
-import signal
 import threading
 from typing import TYPE_CHECKING, Any, Literal
 
-from ._logger import logger as _logger
 from .arguments import check_seconds
-from .leaving.executor import CallExecutor
 from .leaving.exits import Exits
-from .leaving.stopping import Stage, Stopping
 from .leaving.threads import watch_end
 from .monitoring.notify import NotifySocket
-from .reports.logs import about
+from .program.lifespan import Life
+from .program.process import serve_here
 from .serving import Serving
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
 
-    from .monitoring.monitor import Monitor
-    from .servers.server import Server
+    from .program.lifespan import Lifespan, Loaded
 
 __all__ = ["run"]
-
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_SIGNALS = (*_STOP_SIGNALS, signal.SIGHUP)
 
 
 def run(
@@ -39,6 +30,7 @@ def run(
     metrics: str | None = None,
     drain_delay: float = 0.0,
     stuck_timeout: float = 30.0,
+    lifespan: Lifespan | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM, or until every server has been closed; then drain and return.
 
@@ -89,27 +81,47 @@ def run(
             handler blocks it or a debugger holds it. Then the log says where all its threads are,
             and it is killed, with its connections, and replaced; connections in its queue go to its
             successor. After 10 such kills the log says so, and /ready says no. 0 leaves it alone.
+        lifespan: a function that returns an async context manager, such as one with
+            `@contextlib.asynccontextmanager`; it gets the tuple of Servers if it can be called with
+            one argument, and nothing if its signature cannot be read. Entered once in each process
+            that serves, when its sockets are bound and before anything is taken from them; left
+            when the servers have drained. Handlers see the context variables that it sets.
+            What it raises is logged, and raised here: at once when it is entered, after the drain
+            when it is left. If it cancels the task that has entered it, as a task group does when
+            one of its tasks fails, the servers drain. A signal cancels it while it is entered, a
+            second one while it is left. With workers, one that has not been left 5 seconds after
+            `drain_timeout` is killed with its worker.
 
     Raises:
         BindError: an address could not be had.
-        ChildProcessError: a worker ended before all of them had begun to serve.
+        ChildProcessError: a worker ended before all of them had begun to serve, or its lifespan
+            failed as it was left at the end.
         ModuleNotFoundError: uvloop was asked for and is not installed.
         RuntimeError: called where an event loop runs already, or for several workers
             outside the main thread.
     """
+    life = Life(lifespan)
     run_program(
-        servings, lambda: servings, loop, workers, metrics=metrics, drain_delay=drain_delay, stuck_timeout=stuck_timeout
+        servings,
+        lambda: (servings, life),
+        loop,
+        workers,
+        life=life,
+        metrics=metrics,
+        drain_delay=drain_delay,
+        stuck_timeout=stuck_timeout,
     )
     watch_end()
 
 
 def run_program(
     servings: Sequence[Serving],
-    load: Callable[[], Sequence[Serving]],
+    load: Callable[[], Loaded],
     loop: str,
     workers: int,
     started: Callable[[], object] = lambda: None,
     *,
+    life: Life,
     metrics: str | None = None,
     drain_delay: float = 0.0,
     stuck_timeout: float = 30.0,
@@ -118,10 +130,11 @@ def run_program(
 
     Args:
         servings: what to serve; with several workers the places only.
-        load: called in each of several workers for what to serve at those places.
+        load: called in each of several workers for what to serve at those places, and its lifespan.
         loop: as for `run()`.
         workers: as for `run()`.
         started: called once all addresses are bound.
+        life: the lifespan of one process.
         metrics: as for `run()`.
         drain_delay: as for `run()`.
         stuck_timeout: as for `run()`.
@@ -132,6 +145,7 @@ def run_program(
     monitoring: Serving | None = None
     try:
         _check(servings, workers)
+        life.check()
         check_seconds("drain_delay", drain_delay, zero=True)
         check_seconds("stuck_timeout", stuck_timeout, zero=True)
         monitor = Monitor()
@@ -156,7 +170,14 @@ def run_program(
                 ).run()
                 return
             main = functools.partial(
-                _run, servings, started, monitor=monitor, monitoring=monitoring, drain_delay=drain_delay, notify=notify
+                serve_here,
+                servings,
+                started,
+                life=life,
+                monitor=monitor,
+                monitoring=monitoring,
+                drain_delay=drain_delay,
+                notify=notify,
             )
             _run_here(main, factory)
     finally:
@@ -214,156 +235,3 @@ def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
         else:
             return uvloop.new_event_loop
     return asyncio.new_event_loop
-
-
-async def _run(
-    servings: Sequence[Serving],
-    started: Callable[[], object],
-    exits: Exits,
-    *,
-    monitor: Monitor,
-    monitoring: Serving | None,
-    drain_delay: float,
-    notify: NotifySocket,
-) -> None:
-    calls = CallExecutor(asyncio.get_running_loop())
-    signals = _Signals(monitor, notify, drain_delay, max(serving.drain_timeout for serving in servings), calls)
-    try:
-        with signals.handled():
-            async with contextlib.AsyncExitStack() as stack:
-                if monitoring is not None:  # first, so that it can say "not ready" before and after
-                    from .monitoring.monitor import log_urls  # noqa: PLC0415 - as above
-
-                    log_urls((await stack.enter_async_context(monitoring)).addresses)
-                servers = [await stack.enter_async_context(serving) for serving in servings]
-                signals.concern(servers)
-                exits.leave = signals.leave
-                monitor.watch(servers, measure=monitoring is not None)
-                started()
-                for server in servers:
-                    _logger.info("%r", server, extra=about(server))
-                with _telling(notify, servers):
-                    await asyncio.wait([asyncio.ensure_future(server.wait_closed()) for server in servers])
-            await calls.finish()
-    except asyncio.CancelledError:
-        if not signals.given_up:
-            raise
-
-
-@contextlib.contextmanager
-def _telling(notify: NotifySocket, servers: Sequence[Server]) -> Iterator[None]:
-    """Report to systemd, from the loop, so that systemd notices a loop that is stuck."""
-    loop = asyncio.get_running_loop()
-    timer: asyncio.TimerHandle | None = None
-
-    def pulse() -> None:
-        nonlocal timer
-        notify.pulse([server.stats() for server in servers])
-        timer = loop.call_later(notify.pulse_every, pulse)
-
-    notify.ready()
-    if notify.pulse_every < math.inf:
-        pulse()
-    try:
-        yield
-    finally:
-        if timer is not None:
-            timer.cancel()
-        notify.stopping()
-
-
-class _Signals:
-    """What signals do to the servers of this process, from before the first of them is bound.
-
-    Attributes:
-        given_up: whether one has ended the start.
-    """
-
-    def __init__(
-        self, monitor: Monitor, notify: NotifySocket, drain_delay: float, drain_timeout: float, calls: CallExecutor
-    ) -> None:
-        self.given_up = False
-        self._drain_timeout = drain_timeout
-        self._calls = calls
-        self._monitor = monitor
-        self._notify = notify
-        self._stopping = Stopping(drain_delay)
-        self._delay: asyncio.TimerHandle | None = None
-        self._loop = asyncio.get_running_loop()
-        self._starting = asyncio.current_task()
-        self._servers: Sequence[Server] = ()
-        self._closing: list[asyncio.Task[object]] = []
-
-    def concern(self, servers: Sequence[Server]) -> None:
-        """Take the servers, which have all started."""
-        self._servers, self._starting = servers, None
-        self._stopping.start()
-
-    @contextlib.contextmanager
-    def handled(self) -> Iterator[None]:
-        """Handle signals, in the main thread."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.getsignal(number) for number in _SIGNALS}
-        for number in _STOP_SIGNALS:
-            self._loop.add_signal_handler(number, self._stop, number)
-        self._loop.add_signal_handler(signal.SIGHUP, self._reload)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                self._loop.remove_signal_handler(number)
-                if handler is not None:  # one that is not Python's
-                    signal.signal(number, handler)
-
-    def _stop(self, number: signal.Signals) -> None:
-        """Close the servers, perhaps after a delay; a second time at once."""
-        if self._stopping.is_echo(number):
-            return
-        self._notify.stopping()
-        if self._starting is None:
-            self._advance(number.name)
-            return
-        _logger.info("%s: not all servers had started; those that had are closed", number.name)
-        self.given_up = True
-        self._starting.cancel()
-
-    def leave(self, exc: SystemExit) -> None:
-        """Drain, since a handler has ended the program."""
-        if not self._stopping.stopping:
-            self._advance(f"SystemExit({exc.code!r})")
-
-    def _advance(self, cause: str) -> None:
-        if self._delay is not None:
-            self._delay.cancel()
-        stage = self._stopping.advance(cause)
-        if stage is Stage.DELAYED:
-            self._monitor.stopping = True
-            self._delay = self._loop.call_later(self._stopping.drain_delay, self._advance, "the delay is over")
-        else:
-            timeout = None if stage is Stage.DRAINING else 0.0
-            self._calls.end_by(self._loop.time() + (self._drain_timeout if timeout is None else timeout))
-            self._closing.extend([self._loop.create_task(server.close(timeout)) for server in self._servers])
-
-    def _reload(self) -> None:
-        """Read the certificates again."""
-        if self._stopping.has_lost_terminal():
-            self._stop(signal.SIGHUP)
-            return
-        if self._stopping.stage is not Stage.SERVING:
-            return
-        self._notify.reloading()
-        note = ""
-        reloadable = [server for server in self._servers if server.can_reload_tls]
-        if not reloadable:
-            _logger.info("SIGHUP: no server has certificates to be read again")
-        for server in reloadable:
-            try:
-                server.reload_tls()
-            except (OSError, ValueError) as exc:
-                _logger.error("SIGHUP: %r keeps its certificates: %s", server, exc, extra=about(server))
-                note = ", but new certificates could not be read (see the log)"
-            else:
-                _logger.info("SIGHUP: %r has read its certificates again", server, extra=about(server))
-        self._notify.ready(note)

@@ -1,4 +1,4 @@
-"""serve and serve_datagrams: check the arguments, and make one object for both ways of use."""
+"""serve and serve_datagrams: check the arguments, and make one object for every way of use."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Coroutine
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from ._logger import logger as _logger
 from .adapters.protocols import ProtocolHandler
 from .arguments import (
     HANDSHAKE_TIMEOUT,
@@ -21,6 +22,7 @@ from .arguments import (
     checked_proxies,
 )
 from .net.binding import Binding
+from .reports.logs import about
 from .servers.datagram_server import DatagramServer
 from .servers.stream_server import StreamServer
 
@@ -49,11 +51,12 @@ importing: ContextVar[str | None] = ContextVar("importing", default=None)
 class Serving(Coroutine[Any, Any, None]):
     """What `serve()` and `serve_datagrams()` return: a server that has yet to start.
 
-    Use it once, in one of two ways:
+    Use it once, in one of three ways:
 
     * `await serving`: binds, serves until the server is closed or the task cancelled, drains,
       returns. A coroutine: `asyncio.run(serving)` and `asyncio.create_task(serving)` take it too.
     * `async with serving as server:` has bound on entry, serves in the background, drains on exit.
+    * `server = await serving.start()`: has bound, serves in the background until `server.close()`.
     """
 
     def __init__(
@@ -71,17 +74,27 @@ class Serving(Coroutine[Any, Any, None]):
         self._start = start
         self._bound: list[BoundSocket] | None = None
         self._used = False
+        self._held = False
         self._coroutine: Coroutine[Any, Any, None] | None = None
         self._server: Server | None = None
 
-    async def __aenter__(self) -> Server:
-        """Bind and start; returns the running Server.
+    def start(self) -> Coroutine[Any, Any, Server]:
+        """Bind and start; returns the running Server, which serves until `await server.close()`.
+
+        For what begins and ends in two places: a notebook, setUp and tearDown, a framework. A
+        server that is never closed ends with its loop, without a drain, and with a ResourceWarning.
+        If the caller is cancelled meanwhile, nothing is left open.
 
         Raises:
             BindError: an address could not be bound; nothing is left open.
+            RuntimeError: it has been started already, or otherwise used.
         """
-        self._use()
-        self._server = await self._open()
+        self._use()  # now: a task that is cancelled before its first step never comes that far
+        return self._open()
+
+    async def __aenter__(self) -> Server:
+        """Start; see `start()`."""
+        self._server = await self.start()
         return self._server
 
     async def __aexit__(
@@ -136,6 +149,10 @@ class Serving(Coroutine[Any, Any, None]):
         self._bound = bound
         self._used = False
 
+    def hold(self) -> None:
+        """Bind when it starts, and take nothing until the server's `_begin()` is called."""
+        self._held = True
+
     async def _open(self) -> Server:
         if asyncio._get_running_loop() is None:
             raise RuntimeError(
@@ -144,11 +161,14 @@ class Serving(Coroutine[Any, Any, None]):
             )
         bound = self._bound if self._bound is not None else await self._binding.open(self._kind)
         try:
-            return self._start(bound)
+            server = self._start(bound)
         except BaseException:  # a protocol's factory, for example
             for one in bound:
                 one.close()
             raise
+        if not self._held:
+            server._begin()
+        return server
 
     def _use(self) -> None:
         if self._used:
@@ -168,6 +188,13 @@ class Serving(Coroutine[Any, Any, None]):
 
     async def _serve(self) -> None:
         server = await self._open()
+        _logger.info(
+            "serving on %s; `await %s()` returns when it is closed; for a Server write `await %s(...).start()`",
+            server.label,
+            self._name,
+            self._name,
+            extra=about(server),
+        )
         try:
             await server.wait_closed()
         finally:
@@ -204,10 +231,11 @@ def serve(
 ) -> Serving:
     """Serve connections: TCP, Unix, with or without TLS.
 
-    Use the result in one of two ways:
+    Use the result in one of three ways:
 
     * `await serve(...)` binds, serves until closed or cancelled, drains, returns;
-    * `async with serve(...) as server:` serves in the background, and drains on exit.
+    * `async with serve(...) as server:` serves in the background, and drains on exit;
+    * `server = await serve(...).start()` serves in the background until `server.close()`.
 
     Args:
         handler: `async def handler(stream)`, called for each connection in a task of its

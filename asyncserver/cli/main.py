@@ -15,6 +15,7 @@ from ..monitoring.metrics import require_prometheus
 from ..monitoring.monitor import Monitor
 from ..net.addresses import format_address, parse_address
 from ..net.systemd import named_sockets, systemd_sockets
+from ..program.lifespan import Life
 from ..running import give_up, run_program
 from ..serving import Serving, serve, serve_datagrams
 from ..tls.contexts import TLSContext, tls_context
@@ -62,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         greet = _complete(options)
         # With workers, only they import the handler, so that after SIGHUP new ones have new code.
-        servings = _servings(options, places_only=options.workers > 1 and not options.check)
+        places_only = options.workers > 1 and not options.check
+        life = Life() if places_only else _life(options)
+        servings = _servings(options, places_only=places_only)
     except (TypeError, ValueError, OSError) as exc:
         parser.error(str(exc))
     try:
@@ -70,11 +73,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _check(options, servings)
         else:
             further = {name: getattr(options, name) for name in ("metrics", "drain_delay", "stuck_timeout")}
-            run_program(servings, lambda: _servings(options), options.loop, options.workers, greet, **further)
-    except (OSError, ModuleNotFoundError) as exc:
+            run_program(
+                servings,
+                lambda: (_servings(options), _life(options)),
+                options.loop,
+                options.workers,
+                greet,
+                life=life,
+                **further,
+            )
+    except Exception as exc:
+        if exc is life.failure:  # it is in the log
+            return 1
+        if not isinstance(exc, OSError | ModuleNotFoundError):
+            raise
         print(f"{parser.prog}: {exc}", file=sys.stderr)
         return 1
     return 0
+
+
+def _life(options: argparse.Namespace) -> Life:
+    life = Life(None if options.lifespan is None else load(options.lifespan))
+    life.check()
+    return life
 
 
 def _complete(options: argparse.Namespace) -> Callable[[], object]:
@@ -167,6 +188,8 @@ def _check(options: argparse.Namespace, servings: list[Serving]) -> None:
     """Bind, and print what was found; nothing is served."""
     try:
         print("handler ", options.handler or "upper-casing echo")
+        if options.lifespan is not None:
+            print("lifespan", options.lifespan)
         for file, certificate in () if (context := _tls(options)) is None else context.certificates:
             print("TLS     ", f"{file}: {certificate or 'no client can have it by the defaults of OpenSSL'}")
         with contextlib.ExitStack() as stack:  # all of them at once: two may want the same address

@@ -256,6 +256,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(_CODE, "--on-error", "MODULE:FUNCTION", "called with the exception and the stream or datagram that failed",
            name),
     Option(_PROGRAM, "--check", "", "import, read certificates, bind, report what was found, and exit", default=False),
+    Option(_PROGRAM, "--lifespan", "MODULE:FUNCTION",
+           "returns an async context manager: entered before the servers serve, left after their drain", name),
     Option(_PROGRAM, "--workers", "N", "processes that serve; SIGHUP replaces them with new ones, which load new code",
            count(1), 1),
     Option(_PROGRAM, "--stuck-timeout", "SECONDS",

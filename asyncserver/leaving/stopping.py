@@ -3,7 +3,7 @@
     STARTING -> SERVING -> DELAYED -> DRAINING -> FORCED -> KILLED
 
 Each signal advances one stage. DELAYED comes only with a delay, and only if all servers serve; its
-end counts as a signal. The callers, running.py and supervisor.py, do what a stage means.
+end counts as a signal. The callers, signals.py and supervisor.py, do what a stage means.
 """
 
 from __future__ import annotations

@@ -12,15 +12,18 @@ from ..reports.logs import CONNECTIONS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+__all__ = ["JSONFormatter"]
+
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime"}  # attributes of every record
 
 
 class JSONFormatter(logging.Formatter):
-    """One line of JSON for each record.
+    """Formats each record as one line of JSON, for any handler of `logging`; what --log-json uses.
 
-    It has time (UTC), level, logger, process, message, the record's fields, and an exception. It
-    never raises: the text of a value that cannot be written is the type of its error.
+    It has time (UTC, first), level, logger, process, message, exception and stack if there are any,
+    and the record's fields (`extra`). It never raises: the text of a value that cannot be written
+    is the type of its error.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -37,10 +40,12 @@ class JSONFormatter(logging.Formatter):
             fields["exception"] = _attempt(lambda: self.formatException(exc_info), lambda: repr(exc_info[1]))
         if record.stack_info:
             fields["stack"] = record.stack_info
-        further = {str(name): value for name, value in vars(record).items() if name not in _STANDARD}
+        for name, value in vars(record).items():
+            if name not in _STANDARD:
+                fields.setdefault(str(name), value)
         import json  # noqa: PLC0415 - only used here
 
-        return json.dumps({name: _plain(value) for name, value in {**further, **fields}.items()})
+        return json.dumps({name: _plain(value) for name, value in fields.items()})
 
 
 def _plain(value: object) -> object:

@@ -11,13 +11,13 @@ import traceback
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from .._logger import ContainedLogger
+from .._logger import ContainedLogger, logger
 from ..net.addresses import format_address
 from .stats import outcome_of
 
 if TYPE_CHECKING:
     from ..connections.connection import Connection
-    from .stats import Run
+    from .stats import DrainReport, Reading, Run
 
 # A line for each connection that has ended: at DEBUG, or at INFO if this logger has a level.
 CONNECTIONS = "asyncserver.connection"
@@ -48,6 +48,27 @@ def about(server: Labelled, source: Any = None, **more: object) -> dict[str, obj
         if hasattr(source, "bytes_received"):
             fields |= {"bytes_received": source.bytes_received, "bytes_sent": source.bytes_sent}
     return fields
+
+
+def closed(label: str, report: DrainReport, duration: float, total: Reading, level: int = logging.INFO) -> None:
+    """Log that a server has closed.
+
+    Args:
+        label: of the server.
+        report: of its drain.
+        duration: seconds that the drain took.
+        total: its counters since its start: fields that begin with `total_`.
+        level: of the record.
+    """
+    ended = {"completed": report.completed, "cancelled": report.cancelled, "aborted": report.aborted}
+    logger.log(
+        level,
+        "closed %s: %s in %.1f s",
+        label,
+        ", ".join(f"{number} {how}" for how, number in ended.items()),
+        duration,
+        extra={"server": label, **ended, "duration": duration, **{f"total_{name}": total[name] for name in total}},
+    )
 
 
 # Modules whose frames say little about where a program went wrong.

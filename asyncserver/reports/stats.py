@@ -203,6 +203,7 @@ class Account:
         self._count = dict.fromkeys(ServerStats.__slots__, 0)
         self._kind = kind
         self._pool_stats: Callable[[], Mapping[str, int]] | None = None
+        self._drained: DrainReport | None = None
 
     def stats(self) -> ServerStats:
         """Count what has happened so far."""
@@ -212,17 +213,23 @@ class Account:
         """Counters that are read from elsewhere."""
         return {}
 
-    def reading(self) -> Reading:
-        """Return all of it; without a pool's numbers if `pool_stats()` raises, which is logged."""
+    def _counters(self) -> Reading:
+        """Those of `stats()` that a server of its kind has."""
         stats, datagrams = self.stats(), self._kind == socket.SOCK_DGRAM
-        reading: Reading = {
+        return {
             name: getattr(stats, name)
             for name in ServerStats.__slots__
             if name in _OF_ALL or name.startswith("datagrams_") == datagrams
         }
+
+    def reading(self) -> Reading:
+        """Return all of it; without a pool's numbers if `pool_stats()` raises, which is logged."""
+        reading = self._counters()
         if self.durations is not None:
             reading |= {f"duration_{number}": count for number, count in enumerate(self.durations.counts)}
             reading["duration_sum"] = self.durations.total
+        if self._drained is not None:
+            reading |= {f"drain_{name}": getattr(self._drained, name) for name in DrainReport.__slots__}
         if self._pool_stats is not None:
             try:
                 reading |= {f"pool_{name}": int(value) for name, value in self._pool_stats().items()}
@@ -249,13 +256,25 @@ def timed(run: Run[_Source], observe: Callable[[float], object]) -> Run[_Source]
     return run_timed
 
 
-def retired(reading: Reading) -> Reading:
-    """What to keep of the reading of a process that has ended: counters, not its last state."""
+def retired(reading: Reading, *, drain: bool = False) -> Reading:
+    """What to keep of the reading of a process that has ended: counters, not its last state.
+
+    Args:
+        reading: its last one.
+        drain: whether to keep how its drain went, too.
+    """
+    state = ("pool_",) if drain else ("pool_", "drain_")
     return {
         name: value
         for name, value in reading.items()
-        if name not in {"active", "entering"} and not name.startswith("pool_")
+        if name not in {"active", "entering"} and not name.startswith(state)
     }
+
+
+def split_drain(reading: Reading) -> tuple[DrainReport, Reading]:
+    """How the drain went, and the other numbers of a reading."""
+    report = DrainReport(*(int(reading.get(f"drain_{name}", 0)) for name in DrainReport.__slots__))
+    return report, {name: value for name, value in reading.items() if not name.startswith("drain_")}
 
 
 def add(totals: list[Reading], readings: Iterable[Reading]) -> None:

@@ -77,7 +77,6 @@ class DatagramServer(HandlerServer["Datagram"]):
             runner = InlineRunner if proxies is None else ProxiedRunner
             self._endpoints = self._runners = [runner(self, one, max_datagram_size) for one in bound]
         self._intakes = self._endpoints
-        self._apply_pause()
 
     @property
     def connections(self) -> frozenset[Datagram]:

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 
 class ErrorCalls:
-    """Calls `on_error`, if there is one; `changed()` is called when an async call has ended."""
+    """Calls `on_error`, if there is one; `changed()` is called when an async call has ended.
+
+    Attributes:
+        context: copied for each async call.
+    """
 
     def __init__(
         self,
@@ -26,7 +30,7 @@ class ErrorCalls:
         self._function = function
         self._loop = loop
         self._changed = changed
-        self._context = contextvars.copy_context()
+        self.context: contextvars.Context = contextvars.copy_context()
 
     def call(self, exc: BaseException, source: Any, extra: dict[str, Any]) -> None:
         """Report what a handler of `source` raised; `extra` is for the log, if `on_error` fails."""
@@ -38,7 +42,7 @@ class ErrorCalls:
             _logger.exception("on_error failed", extra=extra)
             return
         if asyncio.iscoroutine(result):
-            task = start_task(self._wait(result, extra), self._loop, self._context, "on_error")
+            task = start_task(self._wait(result, extra), self._loop, self.context, "on_error")
             if not task.done():
                 self.running.add(task)
                 task.add_done_callback(self._ended)

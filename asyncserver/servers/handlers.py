@@ -79,6 +79,11 @@ class HandlerServer(Server, Generic[AnySource]):
         # One of each for all handlers, to save memory.
         self._done_callback, self._context = self._on_handler_done, contextvars.copy_context()
 
+    def _begin(self) -> None:
+        """See Server. Handlers, and `on_error`, get the context as it is now."""
+        self._context = self._error_calls.context = contextvars.copy_context()
+        super()._begin()
+
     @property
     def connections(self) -> frozenset[Any]:
         """See Server."""

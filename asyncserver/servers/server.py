@@ -22,20 +22,23 @@ nothing happens in the caller:
 from __future__ import annotations
 
 import asyncio
+import logging
+import warnings
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from .._logger import logger as _logger
 from ..adapters.checks import check_close_callback
 from ..net.addresses import label_of
 from ..net.tasks import Progress, join
-from ..reports.logs import about
+from ..reports.logs import about, closed
 from ..reports.stats import Account, DrainReport
 
 if TYPE_CHECKING:
     import socket
     import ssl
     from collections.abc import Callable, Sequence
+    from types import TracebackType
 
     from ..datagrams.batch_reader import BatchReader
     from ..net.addresses import Address
@@ -54,6 +57,7 @@ class Server(Account, ABC):
         loop: the event loop that it runs in.
     """
 
+    _end_level = logging.INFO  # of the line in the log when it has closed
     _cancel_grace = 1.0  # seconds between cancelling a handler and taking its connection away
 
     def __init__(
@@ -71,6 +75,7 @@ class Server(Account, ABC):
         self.idle_timeout: float | None = None
         self._drain_timeout = drain_timeout
         self._intakes: Sequence[Listener | BatchReader] = ()  # where work comes in
+        self._begun = False
         self._paused = False  # by `pause()`
         self._full = False  # the limit of handlers is reached
         self._closing = asyncio.Event()
@@ -88,7 +93,24 @@ class Server(Account, ABC):
         state = "closed" if self._closed.is_set() else "closing" if self._closing.is_set() else "serving"
         return f"<{type(self).__name__} {state} on {', '.join(map(str, self.addresses))}>"
 
+    def __del__(self, _warn: Callable[..., object] = warnings.warn) -> None:
+        """Warn about a server that was never closed, as asyncio's transports do."""
+        if getattr(self, "_begun", False) and self._drainer is None:
+            _warn(f"unclosed server {self!r}: write `await server.close()`", ResourceWarning, source=self)
+            for one in self._bound:
+                one.sock.close()  # and leave a Unix socket's file: another process may use it after a fork
+
     # -- for the caller
+
+    async def __aenter__(self) -> Self:
+        """Return the server, which runs already; for one that `start()` has returned."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Drain and close; returns when the last handler has ended or was given up."""
+        await self._end()
 
     def add_close_callback(self, callback: Callable[[], object]) -> None:
         """Call `callback()` when the last handler has ended and the sockets are being closed.
@@ -133,8 +155,8 @@ class Server(Account, ABC):
 
     @property
     def taking(self) -> bool:
-        """Whether it takes new work: it has been neither paused nor closed."""
-        return self._drainer is None and not self._paused
+        """Whether it takes new work: it has begun, and been neither paused nor closed."""
+        return self._begun and self._drainer is None and not self._paused
 
     @property
     def closed(self) -> bool:
@@ -234,6 +256,12 @@ class Server(Account, ABC):
         """Wait until the server has closed and the last handler has ended, or been given up."""
         await self._closed.wait()
 
+    def _begin(self) -> None:
+        """Take new work from now on: until then it is in the kernel. Nothing, once closed."""
+        if self._drainer is None:
+            self._begun = True
+            self._apply_pause()
+
     async def _end(self) -> None:
         """Close, and wait until the last handler has ended."""
         try:
@@ -245,7 +273,7 @@ class Server(Account, ABC):
 
     def _apply_pause(self) -> None:
         for intake in self._intakes:
-            if self._paused or self._full:
+            if self._paused or self._full or not self._begun:
                 intake.pause()
             else:
                 intake.resume()
@@ -306,14 +334,21 @@ class Server(Account, ABC):
         self._tell_change()
 
     async def _drain(self, before: int) -> DrainReport:
+        begun = self._loop.time()
         try:
-            self._stop()
+            if self._begun:
+                self._stop()
+            else:
+                self._drop_waiting()  # what handlers need may not be there
             self._closing.set()
             self._begin_drains()
             self._take_waiting()  # a handler that has called close() has made a place
             await self._until(lambda: not self._unfinished(), lambda: self._deadline)
             cancelled, aborted = await self._insist()
-            return DrainReport(max(0, self._handlers_ended() - before - cancelled - aborted), cancelled, aborted)
+            completed = max(0, self._handlers_ended() - before - cancelled - aborted)
+            self._drained = DrainReport(completed, cancelled, aborted)
+            closed(self.label, self._drained, self._loop.time() - begun, self._counters(), self._end_level)
+            return self._drained
         finally:
             self._cleaner = asyncio.Task(self._clean(), loop=self._loop)
 

@@ -90,8 +90,6 @@ class StreamServer(HandlerServer[Connected]):
         self._waiting: deque[tuple[socket.socket, Address]] = deque()
         self._listeners = [Listener(loop, one, self._accepted, self._accept_failed) for one in bound]
         self._intakes = self._listeners
-        for listener in self._listeners:
-            listener.resume()
         self._idle_seen: dict[Connected, tuple[int, float]] = {}
         if idle_timeout is not None:
             self._look_for_idle()

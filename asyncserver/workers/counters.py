@@ -11,10 +11,12 @@ import time
 import zlib
 from typing import TYPE_CHECKING
 
+from .._logger import logger as _logger
 from ..monitoring.metrics import Row, summed
 from ..monitoring.monitor import respond
 from ..net.addresses import distinct_labels, label_of
-from ..reports.stats import add, retired, stats_of
+from ..reports.logs import closed
+from ..reports.stats import add, retired, split_drain, stats_of
 from .drops import drops_of
 from .process import STATS
 from .slot import NEVER
@@ -50,6 +52,7 @@ class Counters:
         self.places: list[str] = distinct_labels(map(label_of, slots[0].sockets))
         self.due: float = NEVER
         self.deaths = 0
+        self._closing_since: float | None = None
 
     def ask(self, callback: Callable[[], object]) -> None:
         """Ask all workers for reports, and call back when all have come, or after a second."""
@@ -70,11 +73,13 @@ class Counters:
 
     def retire(self, worker: Worker) -> None:
         """Keep the counters of a worker that has ended."""
-        add(worker.slot.retired, [retired(reading) for reading in worker.readings])
+        drain = self._closing_since is not None
+        add(worker.slot.retired, [retired(reading, drain=drain) for reading in worker.readings])
         self._expect_no_more(worker)
 
-    def freeze_drops(self) -> None:
-        """To be called before the supervisor closes its sockets."""
+    def begin_end(self) -> None:
+        """To be called when the end begins, before the supervisor closes its sockets."""
+        self._closing_since = time.monotonic()
         for slot, drops in zip(self._slots, self._drops, strict=True):
             for reading, one in zip(self._reported(slot), drops, strict=True):
                 one.freeze(reading.get("datagrams_dropped", 0))
@@ -137,4 +142,26 @@ class Counters:
 
     def stats(self) -> list[ServerStats]:
         """The sums over all slots, for each server."""
-        return [stats_of(row.reading) for row in summed(self._readings())]
+        return [stats_of(row.reading) for row in self._totals()]
+
+    def _totals(self) -> list[Row]:
+        return summed(self._readings())
+
+    # -- in the log
+
+    def log_stats(self) -> None:
+        """Log what each server has counted; all of it in fields of the record."""
+        for row in self._totals():
+            _, total = split_drain(row.reading)
+            text = ", ".join(f"{value:g} {name}" for name, value in total.items() if value and "duration" not in name)
+            fields = {f"total_{name}": value for name, value in total.items()}
+            _logger.info(
+                "on %s: %s", row.labels[0], text or "nothing so far", extra={"server": row.labels[0], **fields}
+            )
+
+    def log_end(self) -> None:
+        """Log that all workers' parts of each server have closed."""
+        seconds = 0.0 if self._closing_since is None else time.monotonic() - self._closing_since
+        for row in self._totals():
+            report, total = split_drain(row.reading)
+            closed(row.labels[0], report, seconds, total)

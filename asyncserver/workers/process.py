@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import logging
 import os
 import signal
 import socket
@@ -29,11 +30,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from .._logger import logger
 from ..leaving.executor import CallExecutor
 from ..leaving.exits import Exits, exit_now
+from ..program.lifespan import Life
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ..net.binding import BoundSocket
+    from ..program.lifespan import Loaded
     from ..servers.server import Server
     from ..serving import Serving
 
@@ -41,6 +44,8 @@ READY, LEAVE, STOP, FORCE, STATS = b"ready", b"leave", b"stop", b"force", b"stat
 LONGEST_MESSAGE = 1 << 17  # a socket pair holds about as much
 # Their readings, JSON compressed by zlib, fit into a message, also if all numbers have 12 digits.
 MOST_SERVERS = 300
+# The exit status of a worker whose lifespan failed as it was left: EX_SOFTWARE of sysexits.h.
+NOT_LEFT = 70
 
 # The supervisor handles these. Workers ignore them: the terminal sends some to all processes.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -58,7 +63,7 @@ class Orders:
 
 
 def run_worker(
-    load: Callable[[], Sequence[Serving]],
+    load: Callable[[], Loaded],
     orders: Orders,
     prepare: Callable[[], object],
     loop_factory: Callable[[], asyncio.AbstractEventLoop],
@@ -67,7 +72,7 @@ def run_worker(
 
     `prepare` is called when this process handles signals, and unblocks them.
     """
-    status = 1
+    status, life = 1, Life()
     try:
         signal.set_wakeup_fd(-1)
         for number in SIGNALS:
@@ -75,53 +80,90 @@ def run_worker(
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, lambda *_: send(orders.channel, LEAVE))
         prepare()
-        servings = load()
+        servings, life = load()
+        life.check()
         for serving, bound in zip(servings, orders.sockets, strict=True):
             serving.take(bound)
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             exits = Exits()
-            exits.run(runner, _serve(servings, orders, exits))
+            exits.run(runner, _serve(servings, life, orders, exits))
         status = 0
     except SystemExit as exc:  # argparse's, for instance, after its error message
         status = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
-    except BaseException:
-        logger.critical("worker %d cannot go on", os.getpid(), exc_info=True)
+    except BaseException as exc:
+        if exc is not life.failure:
+            logger.critical("worker %d cannot go on", os.getpid(), exc_info=True)
+        elif life.entered:
+            status = NOT_LEFT
     finally:
         exit_now(status)
 
 
-async def _serve(servings: Sequence[Serving], orders: Orders, exits: Exits) -> None:
-    calls = CallExecutor(asyncio.get_running_loop())
-    async with contextlib.AsyncExitStack() as stack:
-        servers = [await stack.enter_async_context(serving) for serving in servings]
-        if orders.measure:
+async def _serve(servings: Sequence[Serving], life: Life, orders: Orders, exits: Exits) -> None:
+    control = _Control(orders, max(serving.drain_timeout for serving in servings), life)
+    try:
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(life)  # before the servers, so that it is left after them
+            life.hold(servings)
+            servers = [await stack.enter_async_context(serving) for serving in servings]
             for server in servers:
-                server.measure_durations()
-        if orders.reload_tls:  # before anything is accepted: the loop has not run since
-            for server in servers:
-                if server.can_reload_tls:
+                server._end_level = logging.DEBUG  # the supervisor adds them up
+                if orders.measure:
+                    server.measure_durations()
+                if orders.reload_tls and server.can_reload_tls:  # nothing is accepted yet: the loop has not run since
                     server.reload_tls()
-        control = _Control(servers, orders, max(serving.drain_timeout for serving in servings), calls)
-        send(orders.channel, READY)
-        exits.leave = lambda _: send(orders.channel, LEAVE)
-        await asyncio.wait([asyncio.ensure_future(server.wait_closed()) for server in servers])
-    await calls.finish()
+            control.obey(servers)
+            await life.enter(servers)
+            control.start()
+            life.begin(servers)
+            send(orders.channel, READY)
+            exits.leave = lambda _: send(orders.channel, LEAVE)
+            with control.leaving_when_cancelled():
+                await asyncio.wait([asyncio.ensure_future(server.wait_closed()) for server in servers])
+        await control.calls.finish()
+    except asyncio.CancelledError:
+        if not control.given_up:
+            raise
     control.report()
 
 
 class _Control:
     """In a worker: obeys the supervisor, and reports to it."""
 
-    def __init__(self, servers: list[Server], orders: Orders, drain_timeout: float, calls: CallExecutor) -> None:
-        self._servers = servers
+    def __init__(self, orders: Orders, drain_timeout: float, life: Life) -> None:
+        self.given_up = False  # the supervisor has cancelled the start, or the lifespan's end
         self._orders = orders
         self._drain_timeout = drain_timeout
-        self._calls = calls
+        self._life = life
         self._channel = orders.channel
         self._loop = asyncio.get_running_loop()
+        self.calls = CallExecutor(self._loop)
+        self._servers: Sequence[Server] = ()
+        self._starting = asyncio.current_task()
         self._closing: list[asyncio.Task[object]] = []
+
+    def obey(self, servers: Sequence[Server]) -> None:
+        """Read what the supervisor says from now on; a start that it ends is cancelled."""
+        self._servers = servers
         self._loop.add_reader(self._channel.fileno(), self._on_readable)
         self._report_again()
+
+    def start(self) -> None:
+        """The start is complete. Raises CancelledError, once the supervisor has ended it."""
+        if self.given_up:  # and the lifespan has gone on all the same
+            raise asyncio.CancelledError
+        self._starting = None
+
+    @contextlib.contextmanager
+    def leaving_when_cancelled(self) -> Iterator[None]:
+        """If the worker's task is cancelled, most likely by its lifespan, drain; be replaced."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            logger.error("worker %d: cancelled; no new work, waiting for what runs", os.getpid())
+            send(self._channel, LEAVE)
+            self._close(None)
+            raise
 
     def report(self, beginning: bytes = b"") -> None:
         """Send the readings."""
@@ -141,6 +183,8 @@ class _Control:
             self.report(STATS)
         elif message == FORCE:
             self._close(0.0)
+            if self._life.interrupt():
+                self.given_up = True
         elif message == LEAVE:
             self._close(None)
         else:
@@ -152,7 +196,11 @@ class _Control:
             self._close(None)
 
     def _close(self, timeout: float | None) -> None:
-        self._calls.end_by(self._loop.time() + (self._drain_timeout if timeout is None else timeout))
+        if self._starting is not None:
+            self.given_up = True
+            self._starting.cancel()
+            return
+        self.calls.end_by(self._loop.time() + (self._drain_timeout if timeout is None else timeout))
         self._closing += [self._loop.create_task(server.close(timeout)) for server in self._servers]
 
 

@@ -28,7 +28,7 @@ from ..leaving.stopping import Stage, Stopping
 from ..monitoring.monitor import log_urls
 from .counters import Counters
 from .http_server import HTTPServer
-from .process import FORCE, LEAVE, MOST_SERVERS, READY, SIGNALS, STOP, Orders, do_nothing, run_worker
+from .process import FORCE, LEAVE, MOST_SERVERS, NOT_LEFT, READY, SIGNALS, STOP, Orders, do_nothing, run_worker
 from .slot import NEVER, Slot, Worker, open_slots, write_stacks_on_dump
 from .watchdog import Watchdog
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from ..monitoring.notify import NotifySocket
     from ..net.binding import BoundSocket
+    from ..program.lifespan import Loaded
     from ..serving import Serving
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -52,7 +53,8 @@ class Supervisor:
 
     Args:
         servings: what to serve; bound here. The handlers in it are not called here.
-        load: called in each new worker; returns its servings: the same places in the same order.
+        load: called in each new worker; returns its servings, for the same places in the same
+            order, and its lifespan.
         loop_factory: makes a worker's event loop.
         count: workers.
         started: called when everything is bound.
@@ -65,7 +67,7 @@ class Supervisor:
     def __init__(
         self,
         servings: Sequence[Serving],
-        load: Callable[[], Sequence[Serving]],
+        load: Callable[[], Loaded],
         loop_factory: Callable[[], asyncio.AbstractEventLoop],
         count: int,
         *,
@@ -106,7 +108,7 @@ class Supervisor:
                     slot.worker = self._fork(slot)
                 while self._workers or not self._stopping.draining:
                     self._turn()
-                self._log_stats()
+                self._counters.log_end()
             finally:
                 self._kill(self._workers)  # none is left, unless this is an error
                 for worker in self._workers:
@@ -117,7 +119,7 @@ class Supervisor:
                 if self._exchanges is not None:
                     self._exchanges.close()
         if self._failure:
-            raise ChildProcessError(f"{self._failure} before all workers served: see the log for its error")
+            raise ChildProcessError(f"{self._failure}: see the log for its error")
 
     def _bind(self) -> None:
         self._slots = [Slot(sockets) for sockets in self._open()]
@@ -187,7 +189,7 @@ class Supervisor:
             elif number == signal.SIGHUP and not self._stopping.stopping:
                 self._on_reload()
             elif number == signal.SIGUSR1:
-                self._counters.ask(self._log_stats)
+                self._counters.ask(self._counters.log_stats)
         for worker in list(self._workers):  # there may have been no room for SIGCHLD's byte
             if (status := worker.wait(os.WNOHANG)) is not None:
                 self._on_death(worker, status)
@@ -211,7 +213,7 @@ class Supervisor:
             if slot.worker is None and self._stopping.started:
                 self._fill(slot)  # for the clients in its queue, which would be reset
             slot.restart_at = NEVER
-        self._counters.freeze_drops()
+        self._counters.begin_end()
         self._close_sockets()  # so that a worker that closes its own, emptied, closes the last
         self._tell_all(STOP, self._patience)
 
@@ -265,6 +267,8 @@ class Supervisor:
         how = f"worker {worker.pid} ended " + (f"with status {status}" if status >= 0 else f"by signal {-status}")
         if worker.leaving or self._stopping.draining:
             _logger.log(logging.ERROR if status else logging.DEBUG, "%s while it drained", how)
+            if status == NOT_LEFT and not worker.leaving:
+                self._failure = self._failure or f"{how}, its lifespan failed as it was left"
         else:
             self._replace(worker, how)
 
@@ -279,7 +283,7 @@ class Supervisor:
             slot.worker, slot.successor = slot.successor, None
             _logger.error("%s, its successor is starting already", how)
         elif not self._stopping.started and not worker.serving:
-            self._failure = how
+            self._failure = f"{how} before all workers served"
             self._stopping.fail()
             self._stop()
         else:
@@ -358,10 +362,6 @@ class Supervisor:
         return worker
 
     # -- reports
-
-    def _log_stats(self) -> None:
-        for place, stats in zip(self._counters.places, self._counters.stats(), strict=True):
-            _logger.info("on %s: %s", place, stats)
 
     def _forget_others(self, slot: Slot, other_ends: Iterable[socket.socket], mask: set[int | signal.Signals]) -> None:
         """In a worker: close what it has inherited of others, so that their end is noticed."""

@@ -51,6 +51,7 @@ SAMPLES: dict[str, tuple[str, str, str | None]] = {
     "--threads": ("1", "16", "0"),
     "--on-error": ("app:report", "app:other", "report"),
     "--check": ("on", "off", "check"),
+    "--lifespan": ("app:life", "app:other", "life"),
     "--workers": ("2", "4", "0"),
     "--stuck-timeout": ("0", "60", "-1"),
     "--loop": ("asyncio", "uvloop", "trio"),

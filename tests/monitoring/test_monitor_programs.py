@@ -209,6 +209,7 @@ import logging, socket, sys
 import asyncserver
 
 logging.basicConfig(level=logging.INFO)
+logging.root.handlers[0].setFormatter(asyncserver.JSONFormatter())
 
 async def handler(datagram):
     return None
@@ -245,7 +246,7 @@ def test_what_the_kernel_drops_is_counted_once_whoever_watches(start: Start, pla
     wait_until(lambda: accounted(scrape(port)) == 5000)
     assert scrape(port)["datagrams_dropped_total"] > 1000
     assert program.end() == 0
-    program.expect(r"datagrams_dropped=[1-9]\d{3}\b")
+    program.expect(r'"total_datagrams_dropped": [1-9]\d{3}\b')
 
 
 def accounted(found: dict[str, float]) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import asyncserver
-from asyncserver import running
+from asyncserver.leaving.signals import STOP_SIGNALS
 from asyncserver.workers import process as _worker
 from tests.kit.certificates import authority, client_context
 from tests.kit.handlers import upper
@@ -51,7 +51,7 @@ def test_readme_tells_of_each_signal() -> None:
         if not one.startswith("not handled")
     }
     by_supervisor = {name for names, _, _ in rows for name in re.findall("SIG[A-Z0-9]+", names)}
-    assert by_one == {number.name for number in running._SIGNALS} | {"SIGKILL"}
+    assert by_one == {number.name for number in STOP_SIGNALS} | {"SIGHUP", "SIGKILL"}
     assert by_supervisor == {number.name for number in _worker.SIGNALS} | {"SIGKILL"}
 
 

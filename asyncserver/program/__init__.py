@@ -1,0 +1,1 @@
+"""A program of one process, and the lifespan of each that serves."""
