@@ -168,6 +168,7 @@ class HostedHandler:
         ended = asyncio.wrap_future(call)
         try:
             await asyncio.wait([ended])
+            request.close()  # the thread does, unless an exception from outside has come between
             ended.result()
         except asyncio.CancelledError:
             if ended.cancelled() or call.cancel():  # no thread has it, and so none will close it
@@ -182,6 +183,7 @@ class HostedHandler:
             over: Future[None] = Future()
             call.add_done_callback(lambda _: over.set_result(None))
             await asyncio.wait([asyncio.wrap_future(over)])
+            request.close()
             raise
 
     def _handle_stream(self, request: socket.socket, client_address: Any, facade: HostedServer) -> None:

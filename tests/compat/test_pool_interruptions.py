@@ -22,7 +22,7 @@ import asyncserver
 import compat
 from compat import ThreadPool
 from tests.kit.compat import LOOPBACK, ask, connect, echo, serving
-from tests.kit.waiting import wait_until
+from tests.kit.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +45,11 @@ class Late(BaseException):
 @pytest.fixture(autouse=True)
 def _ended_quietly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    before = set(threading.enumerate())
     yield
+    for thread in set(threading.enumerate()) - before:
+        if thread.name.startswith(POOLS):  # its frames hold the request that it has lost
+            thread.join(PATIENCE)
     gc.collect()
 
 
@@ -273,3 +277,24 @@ async def test_hosted_handlers_serve_on_after_a_late_exception() -> None:
                     raise_in(threads.get())
     hosted.pool.shutdown()  # the last exception may still be on its way
     assert hosted.pool.calls() == []
+
+
+async def test_hosted_connection_ends_although_its_thread_is_hit_before_it_could(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its client gets the answer and the end; the log, which keeps the error, keeps no open socket with it."""
+    requests: list[Any] = []
+
+    def hit(request: Any, *_: object) -> None:
+        requests.append(request)
+        raise Late
+
+    monkeypatch.setattr("compat.hosting._end", hit)
+    hosted = compat.hosted(lambda request, *_: request.sendall(b"abc"))
+    async with asyncserver.serve(hosted, "127.0.0.1", 0) as server, asyncio.timeout(20):
+        reader, writer = await asyncio.open_connection(*server.addresses[0])
+        assert await reader.read() == b"abc"
+        writer.close()
+        await writer.wait_closed()
+    assert [request.fileno() for request in requests] == [-1]
+    hosted.pool.shutdown()
