@@ -285,7 +285,7 @@ async def test_hosted_connection_ends_although_its_thread_is_hit_before_it_could
     """Its client gets the answer and the end; the log, which keeps the error, keeps no open socket with it."""
     requests: list[Any] = []
 
-    def hit(request: Any) -> None:
+    def hit(request: Any, *_: object) -> None:
         requests.append(request)
         raise Late
 
