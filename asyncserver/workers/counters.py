@@ -164,4 +164,5 @@ class Counters:
         seconds = 0.0 if self._closing_since is None else time.monotonic() - self._closing_since
         for row in self._totals():
             report, total = split_drain(row.reading)
+            _logger.debug("on %s: %s", row.labels[0], stats_of(row.reading))
             closed(row.labels[0], report, seconds, total)
