@@ -8,6 +8,7 @@ from importlib import metadata
 
 STREAMS = frozenset({"tcp", "unix", "tls"})
 PROTOCOLS = STREAMS | {"udp"}
+LINES = frozenset({"lines"})
 LEGACY = PROTOCOLS | {"legacy-tcp", "legacy-udp"}
 
 
@@ -78,7 +79,7 @@ def _loops(name: str, title: str, server: str, kinds: frozenset[str], *requires:
 
 PEERS: tuple[Peer, ...] = (
     Peer("epoll", "C, plain epoll (the limit)", "epoll.c", frozenset({"tcp", "udp", "unix"})),
-    *_loops("asyncserver", "asyncserver", "asyncserver_handlers", PROTOCOLS, "asyncserver", ours=True),
+    *_loops("asyncserver", "asyncserver", "asyncserver_handlers", PROTOCOLS | LINES, "asyncserver", ours=True),
     *_loops(
         "from-protocol",
         "asyncserver.from_protocol",
@@ -97,7 +98,7 @@ PEERS: tuple[Peer, ...] = (
         (),
         ("--variant", "buffered"),
     ),
-    *_loops("streams", "asyncio.start_server", "asyncio_streams", STREAMS),
+    *_loops("streams", "asyncio.start_server", "asyncio_streams", STREAMS | LINES),
     *_loops(
         "aiofastnet",
         "aiofastnet Protocol",

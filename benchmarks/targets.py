@@ -76,6 +76,8 @@ TARGETS: tuple[Target, ...] = (
     Target("tcp-256k", "asyncserver-asyncio", 1 / 1.7, "streams-asyncio"),
     Target("pipelined", "asyncserver-uvloop", 1.2, "protocol-uvloop"),
     Target("tls-1k", "asyncserver-uvloop", 1.1, "protocol-uvloop"),
+    Target("lines", "asyncserver-uvloop", 1.0, "streams-uvloop"),
+    Target("lines", "asyncserver-asyncio", 1.0, "streams-asyncio"),
     Target("connect", "asyncserver-uvloop", 1.2, "protocol-uvloop"),
     Target("connect", "asyncserver-uvloop", 1.0, "streams-uvloop"),
     Target("udp-64", "asyncserver-uvloop", 1.5, "epoll"),

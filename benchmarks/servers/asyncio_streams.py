@@ -1,8 +1,9 @@
 """`asyncio.start_server` with its reader and writer, on either loop."""
 
 import asyncio
+from typing import Any
 
-from benchmarks.servers.contract import MAX_READ, arguments, listening_socket, ready, run_on_loop, tls_context
+from benchmarks.servers.contract import MAX_LINE, MAX_READ, arguments, listening_socket, ready, run_on_loop, tls_context
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -16,12 +17,26 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
         writer.close()
 
 
+async def echo_lines(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while True:
+            line = await reader.readuntil(b"\n")
+            writer.write(line)
+            await writer.drain()
+    except (asyncio.IncompleteReadError, ConnectionError):
+        pass
+    finally:
+        writer.close()
+
+
 async def main() -> None:
     sock = listening_socket(options)
     if options.kind == "unix":
         server = await asyncio.start_unix_server(echo, sock=sock)
     else:
-        server = await asyncio.start_server(echo, sock=sock, ssl=tls_context(options), backlog=4096)
+        lines: Any = {"client_connected_cb": echo_lines, "limit": MAX_LINE} if options.kind == "lines" else {}
+        given = {"client_connected_cb": echo, "ssl": tls_context(options), "backlog": 4096} | lines
+        server = await asyncio.start_server(sock=sock, **given)
     ready(options.path if options.kind == "unix" else sock)
     await server.serve_forever()
 

@@ -5,12 +5,18 @@ from typing import Any
 
 import asyncserver
 from benchmarks.servers.asyncio_protocol import DatagramEcho, Echo
-from benchmarks.servers.contract import BACKLOG, HOST, arguments, ready, run_on_loop, tls_context
+from benchmarks.servers.contract import BACKLOG, HOST, MAX_LINE, arguments, ready, run_on_loop, tls_context
 
 
 async def echo(stream: asyncserver.Stream) -> None:
     async for data in stream:
         await stream.send(data)
+
+
+async def echo_lines(stream: asyncserver.Stream) -> None:
+    while True:
+        line = await stream.receive_until(b"\n", MAX_LINE)
+        await stream.send(line + b"\n")
 
 
 async def answer(datagram: asyncserver.Datagram) -> bytes:
@@ -22,7 +28,8 @@ def serving() -> Any:
     if options.kind == "udp":
         handler = asyncserver.from_protocol(DatagramEcho) if protocol else answer
         return asyncserver.serve_datagrams(handler, HOST, options.port)
-    stream_handler = asyncserver.from_protocol(Echo) if protocol else echo
+    handlers: dict[str, Any] = {"protocol": asyncserver.from_protocol(Echo), "lines": echo_lines}
+    stream_handler = handlers.get(options.variant or options.kind, echo)
     if options.kind == "unix":
         return asyncserver.serve(stream_handler, path=options.path, backlog=BACKLOG)
     return asyncserver.serve(
