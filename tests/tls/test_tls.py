@@ -9,6 +9,7 @@ import ssl
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 import trustme
 from anyio.abc import SocketAttribute
@@ -21,7 +22,7 @@ from tests.kit.clients import Client, TLSClient, open_socket
 from tests.kit.handlers import upper
 from tests.kit.sockets import reset
 from tests.kit.transports import Transport
-from tests.kit.waiting import until, within
+from tests.kit.waiting import blocked, until, within
 
 # -- the handshake
 
@@ -116,6 +117,19 @@ async def test_client_resets_as_its_handshake_begins(tls: Transport) -> None:
             await until(lambda: server.stats().refused == 1)
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(taken[0])
+
+
+async def test_nothing_plain_is_received_after_a_failed_handshake(tcp: Transport) -> None:
+    """What comes behind the broken handshake is protected by nothing: to hand it out would be an injection."""
+    async with tcp.pair() as (stream, client):
+        securing = await blocked(stream.start_tls(tcp.server_context))
+        await client.send(b"\x16\x03\x01\x00\x05wrong" + b"\x17\x03\x03\x00\x05plain")
+        with pytest.raises(anyio.BrokenResourceError):
+            await within(securing)
+        for _ in range(2):
+            with pytest.raises(anyio.BrokenResourceError) as caught:
+                await stream.receive()
+            assert isinstance(caught.value.__cause__, ssl.SSLError)
 
 
 async def test_handshake_timeout(tls: Transport) -> None:
