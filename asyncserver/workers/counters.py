@@ -153,7 +153,6 @@ class Counters:
         """Log what each server has counted; all of it in fields of the record."""
         for row in self._totals():
             _, total = split_drain(row.reading)
-            text = ", ".join(f"{value:g} {name}" for name, value in total.items() if value and "duration" not in name)
             fields = {f"total_{name}": value for name, value in total.items()}
             _logger.info(
                 "on %s: %s", row.labels[0], text or "nothing so far", extra={"server": row.labels[0], **fields}
