@@ -153,11 +153,9 @@ class Counters:
         """Log what each server has counted; all of it in fields of the record."""
         for row in self._totals():
             _, total = split_drain(row.reading)
-            text = ", ".join(f"{value:g} {name}" for name, value in total.items() if value and "duration" not in name)
+            place = row.labels[0]
             fields = {f"total_{name}": value for name, value in total.items()}
-            _logger.info(
-                "on %s: %s", row.labels[0], text or "nothing so far", extra={"server": row.labels[0], **fields}
-            )
+            _logger.info("on %s: %s", place, stats_of(row.reading), extra={"server": place, **fields})
 
     def log_end(self) -> None:
         """Log that all workers' parts of each server have closed."""

@@ -189,7 +189,7 @@ def test_worker_that_is_stuck_is_told_of_each_time(folder: Path) -> None:
                 released.touch()
                 assert client.answer().split()[1] == pid
                 program.process.send_signal(signal.SIGUSR1)  # so that it has something to say
-                program.wait_for("ServerStats", times)
+                program.wait_for("on unix:u.sock: ", times)
                 assert program.errors.count(f"worker {pid} has said nothing for 2 s") == times
         program.process.terminate()
         assert program.wait() == 0

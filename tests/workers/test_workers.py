@@ -39,9 +39,9 @@ def test_both_workers_serve_tcp_and_udp_and_unix(start: Start, tmp_path: Path) -
         client.sendall(b"x 0 0\n")
         assert int(client.recv(99).split()[1]) in connections
     program.tell(signal.SIGUSR1)
-    assert program.expect(rf"on tcp://127\.0\.0\.1:{tcp}: (\d+) accepted")[1] == "100"
-    assert program.expect(r"on unix:u\.sock: (\d+) accepted")[1] == "1"
-    assert program.expect(rf"on udp://127\.0\.0\.1:{udp}: .*\b(\d+) datagrams_received")[1] == "100"
+    assert program.expect(rf"on tcp://127\.0\.0\.1:{tcp}: .*accepted=(\d+)")[1] == "100"
+    assert program.expect(r"on unix:u\.sock: .*accepted=(\d+)")[1] == "1"
+    assert program.expect(rf"on udp://127\.0\.0\.1:{udp}: .*datagrams_received=(\d+)")[1] == "100"
     assert program.end() == 0
     assert not (tmp_path / "u.sock").exists()
 
