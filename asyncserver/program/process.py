@@ -63,7 +63,10 @@ async def serve_here(
                     log_urls(about_us.addresses)
                 await stack.enter_async_context(life)  # before the servers, so that it is left after them
                 life.hold(servings)
-                servers = [await stack.enter_async_context(serving) for serving in servings]
+                servers = []
+                for serving in servings:
+                    servers.append(server := await stack.enter_async_context(serving))
+                    server._end_level = logging.DEBUG  # until it has been said that it serves
                 await life.enter(servers)
                 signals.concern(servers)
                 life.begin(servers)
@@ -71,6 +74,7 @@ async def serve_here(
                 monitor.watch(servers, measure=monitoring is not None)
                 started()
                 for server in servers:
+                    server._end_level = logging.INFO
                     _logger.info("%r", server, extra=about(server))
                 with _telling(notify, servers), signals.closing_when_cancelled():
                     await asyncio.wait([asyncio.ensure_future(server.wait_closed()) for server in servers])

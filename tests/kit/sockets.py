@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import socket
 import struct
+from pathlib import Path
 from typing import Any
 
 from tests.kit.waiting import PATIENCE
@@ -64,9 +67,14 @@ def ask_once(address: Any, kind: int = socket.SOCK_STREAM, question: bytes = b"h
 
 
 def free_port() -> int:
-    """A port that nobody has, for streams or for datagrams."""
-    with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
-        tcp.bind(("127.0.0.1", 0))
-        udp.bind(tcp.getsockname())
-        port: int = tcp.getsockname()[1]
-        return port
+    """A port that nobody has, for streams or for datagrams, and that the system gives to nobody who asks for any."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.randrange(max(lowest - 20_000, 1024), lowest)
+        with (
+            contextlib.suppress(OSError),
+            socket.create_server(("127.0.0.1", port)),
+            socket.socket(type=socket.SOCK_DGRAM) as udp,
+        ):
+            udp.bind(("127.0.0.1", port))
+            return port
