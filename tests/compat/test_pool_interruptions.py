@@ -272,3 +272,21 @@ async def test_hosted_handlers_serve_on_after_a_late_exception() -> None:
                     raise_in(threads.get())
     hosted.pool.shutdown()  # the last exception may still be on its way
     assert hosted.pool.calls() == []
+
+
+def test_no_future_is_left_locked() -> None:
+    """An exception as the result is set: a loop that asks for it would wait for ever."""
+
+    def interrupt(frame: FrameType, event: str, _: object) -> Any:
+        if event == "return" and frame.f_code.co_name == "__enter__":
+            raise Late
+        return interrupt
+
+    with ThreadPool(daemon=True) as pool:
+        future = pool.submit(sys.settrace, interrupt)
+        wait_until(lambda: not pool.alive)  # with a trace function it is not used again
+        asking = threading.Thread(target=future.done, daemon=True)
+        asking.start()
+        asking.join(30)
+        assert not asking.is_alive()
+        assert future.result(0) is None
