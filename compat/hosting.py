@@ -17,7 +17,6 @@ import socket
 import ssl
 import time
 import traceback
-from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ import anyio
 
 from asyncserver import Datagram, IdleTimeout, Server, Stream
 from compat.lingering import linger
+from compat.pool.call import CallFuture
 from compat.pool.executor import ThreadPool
 from compat.pool.system_limit import threads_to_be_had
 from compat.request import lent
@@ -180,7 +180,7 @@ class HostedHandler:
             # the loop's last round, when nothing is called any more that could take them.
             if not ended.cancel():
                 ended.exception()
-            over: Future[None] = Future()
+            over: CallFuture[None] = CallFuture()
             call.add_done_callback(lambda _: over.set_result(None))
             await asyncio.wait([asyncio.wrap_future(over)])
             request.close()

@@ -22,6 +22,7 @@ from ..connections.states import (
     refuse_undelivered,
 )
 from ..connections.tls_connection import TLSConnection
+from ..net.poller import WRITE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -178,8 +179,6 @@ class Sending(TLSConnection):
         """
         if type(data) is not bytes:
             data = bytes(octets(data, "post"))
-        if self._outbox:
-            return self._keep(data)
         try:
             sent = self._send(data)
         except _NO_ROOM:
@@ -215,6 +214,8 @@ class Sending(TLSConnection):
     async def _flush_posts(self) -> None:
         """Wait until the kernel has what was posted so far."""
         while self._outbox:
+            if self._send is not behind_posts:
+                self._send(b"")  # another task sends, or it closes: it raises
             await self._outbox.take_turn()
             self._outbox.resume()
 
@@ -242,6 +243,7 @@ class Sending(TLSConnection):
     def _broken(self, exc: OSError) -> anyio.BrokenResourceError:
         if self._outbox is not None:
             self._outbox.discard()
+            self._set_events(self._events & ~WRITE)  # nobody waits for room any more
         return super()._broken(exc)
 
     def _let_go(self) -> None:

@@ -1,19 +1,47 @@
 """Call: one call of a pool, with its age and its stack."""
 
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextvars import Context, copy_context
 from time import monotonic
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import threading
+from typing import Any, TypeVar
 
 # The context that Thread.start() gives a new thread: an empty one; or from Python 3.14 on, a
 # copy of its starter's: with free threading, or with `-X thread_inherit_context`.
 _new_context: Callable[[], Context] = copy_context if getattr(sys.flags, "thread_inherit_context", 0) else Context
+
+_R = TypeVar("_R")
+_RLock: Any = type(threading.RLock())
+
+
+class _Condition(_RLock):  # type: ignore[misc] # CPython's own has no name
+    """A condition that is its lock: `with` takes that in one step.
+
+    An exception within the method of `threading.Condition` would leave the future locked for ever,
+    and stop the event loop that asks for its state.
+    """
+
+    _waiters: threading.Condition | None = None
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if self._waiters is None:
+            self._waiters = threading.Condition(self)
+        return self._waiters.wait(timeout)
+
+    def notify_all(self) -> None:
+        if self._waiters is not None:
+            self._waiters.notify_all()
+
+
+class CallFuture(Future[_R]):
+    """The future of a call, which an exception from outside does not leave locked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._condition: Any = _Condition()
 
 
 class Call:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any, ParamSpec, TypeVar
 
-from compat.pool.call import Call, fulfil
+from compat.pool.call import Call, CallFuture, fulfil
 from compat.pool.crew import Crew, exiting
 
 _P = ParamSpec("_P")
@@ -88,7 +88,7 @@ class ThreadPool(Crew, Executor):
             RuntimeError, MemoryError: the pool is closed, or no thread can be started and
                 none lives.
         """
-        future: Future[_R] = Future()
+        future: Future[_R] = CallFuture()
         self.add(fulfil, future, fn, args, kwargs)
         try:
             self.wake()

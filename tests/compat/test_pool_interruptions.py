@@ -298,3 +298,21 @@ async def test_hosted_connection_ends_although_its_thread_is_hit_before_it_could
         await writer.wait_closed()
     assert [request.fileno() for request in requests] == [-1]
     hosted.pool.shutdown()
+
+
+def test_no_future_is_left_locked() -> None:
+    """An exception as the result is set: a loop that asks for it would wait for ever."""
+
+    def interrupt(frame: FrameType, event: str, _: object) -> Any:
+        if event == "return" and frame.f_code.co_name == "__enter__":
+            raise Late
+        return interrupt
+
+    with ThreadPool(daemon=True) as pool:
+        future = pool.submit(sys.settrace, interrupt)
+        wait_until(lambda: not pool.alive)  # with a trace function it is not used again
+        asking = threading.Thread(target=future.done, daemon=True)
+        asking.start()
+        asking.join(30)
+        assert not asking.is_alive()
+        assert future.result(0) is None
