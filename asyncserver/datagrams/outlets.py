@@ -8,6 +8,7 @@ From a socket on every interface the source is set as that of an answer is: kern
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from .datagram import Buffer, Endpoint
 
 _INTERNET = {socket.AF_INET, socket.AF_INET6}
+# Datagrams sent before the loop has a turn: as many as a batch that is received.
+_BATCH = 32
 # What the kernel says of addresses between which there is no way, in words of its own for each.
 _NO_WAY = {errno.EINVAL, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.ENODEV, errno.ENXIO}
 
@@ -112,10 +115,15 @@ class Outlets:
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
         self._outlets = [Outlet(endpoint) for endpoint in endpoints]
         self._urls = ", ".join(url_of(endpoint) for endpoint in endpoints)
+        self._sent = 0  # since the loop had a turn
 
     async def send(self, data: Buffer, address: Address, local_address: Address) -> None:
         """Send as soon as there is room; see `Server.sendto()`."""
         endpoint, to, control = self._way(address, local_address)
+        self._sent += 1
+        if self._sent > _BATCH:  # a program that sends to thousands keeps no others waiting
+            self._sent = 1
+            await asyncio.sleep(0)
         try:
             try:
                 await endpoint.send(data, to, control)

@@ -377,6 +377,29 @@ def test_groups_broadcasts_and_links() -> None:
     asyncio.run(_links(socket.if_nametoindex(INTERFACE)))
 
 
+async def test_other_tasks_run_while_many_are_sent(udp: Place) -> None:
+    """The socket always has room, and yet the loop turns: what is cancelled there is not sent."""
+    async with udp.serve(silent) as server:
+        with peer("127.0.0.1") as sock:
+
+            async def tell() -> None:
+                while True:
+                    await server.sendto(b"x", sock.getsockname())
+
+            telling = asyncio.create_task(tell())
+            for _ in range(3):
+                await asyncio.sleep(0)
+            telling.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await telling
+            sent = server.stats().datagrams_sent
+            assert 0 < sent < 200
+            sock.setblocking(False)
+            assert [sock.recv(9) for _ in range(sent)] == [b"x"] * sent
+            with pytest.raises(BlockingIOError):
+                sock.recv(9)
+
+
 async def test_upper_is_served_meanwhile(udp: Place) -> None:
     """What handlers return and what is sent besides go in one order."""
     async with udp.serve(upper_datagram) as server:
