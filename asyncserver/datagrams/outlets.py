@@ -61,17 +61,20 @@ class Outlet:
 
     Attributes:
         endpoint: the socket's.
+        family: the socket's own, an AF_ number.
         sends: the families of the addresses that it sends to.
         packed: the address that it is bound to, in bytes; none if it has no IP address.
         port: the port that it is bound to.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self.endpoint = endpoint
+        self.endpoint: Endpoint = endpoint
         sock = endpoint.sock
         self.sends: set[str] = set()
-        self.packed, self.port, self._scope = b"", 0, 0
-        self.family = sock.family
+        self.packed: bytes = b""
+        self.port: int = 0
+        self.family: int = sock.family
+        self._scope = 0
         if sock.family in _INTERNET:
             _, self.port, *more = sock.getsockname()
             self._scope = more[1] if more else 0

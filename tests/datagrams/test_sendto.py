@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,28 +12,13 @@ import anyio
 import pytest
 
 import asyncserver
-from tests.kit.datagrams import Place
-from tests.kit.handlers import upper_datagram
+from tests.kit.datagrams import Place, peer
+from tests.kit.handlers import silent_datagram, upper_datagram
 from tests.kit.networks import INTERFACE, IPV4, IPV6, LINK_LOCAL, in_own_network
 from tests.kit.waiting import PATIENCE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from asyncserver import Datagram
-
-
-@contextlib.contextmanager
-def peer(host: str, family: int = socket.AF_INET) -> Iterator[socket.socket]:
-    """A socket that waits for datagrams."""
-    with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(PATIENCE)
-        sock.bind((host, 0))
-        yield sock
-
-
-async def silent(datagram: Datagram) -> None:
-    del datagram
 
 
 def dual_stack() -> socket.socket:
@@ -46,7 +30,7 @@ def dual_stack() -> socket.socket:
 
 async def test_peer_that_has_not_asked_gets_a_datagram(place: Place) -> None:
     """Of each family; what is bytes-like is sent as it is."""
-    async with place.serve(silent) as server:
+    async with place.serve(silent_datagram) as server:
         client = place.client(server)
         if place.family != "unix":
             client.sock.bind((server.addresses[0][0], 0))
@@ -82,7 +66,7 @@ async def test_it_counts_as_sent_and_as_nobodys_answer(udp: Place) -> None:
 @pytest.mark.parametrize("hosts", [None, ["127.0.0.1", "::1"], ["0.0.0.0", "::"]])
 async def test_socket_is_chosen_by_the_family(hosts: Any) -> None:
     """Of a server with one for each."""
-    async with asyncserver.serve_datagrams(silent, hosts, 0) as server:
+    async with asyncserver.serve_datagrams(silent_datagram, hosts, 0) as server:
         port = server.addresses[0][1]
         with peer("127.0.0.1") as four, peer("::1", socket.AF_INET6) as six:
             await server.sendto(b"4", four.getsockname())
@@ -125,90 +109,15 @@ async def test_it_comes_from_the_local_address(kind: str) -> None:
 
 async def test_route_chooses_among_several_hosts() -> None:
     """The kernel's choice for this peer is one of them."""
-    async with asyncserver.serve_datagrams(silent, ["127.0.0.9", "127.0.0.1"], 0) as server:
+    async with asyncserver.serve_datagrams(silent_datagram, ["127.0.0.9", "127.0.0.1"], 0) as server:
         with peer("127.0.0.1") as sock:
             await server.sendto(b"x", sock.getsockname())
             assert sock.recvfrom(9) == (b"x", ("127.0.0.1", server.addresses[0][1]))
 
 
-@pytest.mark.parametrize(
-    ("address", "error", "text"),
-    [
-        ("127.0.0.1:53", TypeError, r"address must be \(host, port\).*; got '127.0.0.1:53'"),
-        (["127.0.0.1", 53], TypeError, r"must be \(host, port\)"),
-        (None, TypeError, "got None"),
-        (("127.0.0.1",), ValueError, r"must be \(host, port\), an IP address and a number; got \('127.0.0.1',\)"),
-        (("127.0.0.1", 0), ValueError, "needs the peer's port"),
-        (("127.0.0.1", 65536), ValueError, "from 1 to 65535"),
-        (("127.0.0.1", -1), ValueError, "from 1 to 65535"),
-        (("127.0.0.1", "53"), TypeError, "a number"),
-        (("127.0.0.1", True), TypeError, "a number"),
-        ((b"127.0.0.1", 53), TypeError, "an IP address"),
-        (("localhost", 53), ValueError, r"loop\.getaddrinfo"),
-        (("", 53), ValueError, r"loop\.getaddrinfo"),
-        (("127.0.0.1\0", 53), ValueError, r"loop\.getaddrinfo"),
-        (("::1", 53), ValueError, r"no socket of the server is for IPv6: udp://127\.0\.0\.1"),
-        (("::1", 53, 1 << 20, 0), ValueError, "must be"),
-        (("fe80::1%nothing0", 53), ValueError, "there is no interface 'nothing0'"),
-        (("127.0.0.1%", 53), ValueError, "must be"),
-    ],
-)
-async def test_address_that_cannot_be(udp: Place, address: Any, error: type[Exception], text: str) -> None:
-    """The error says what was given and what was expected; nothing is sent."""
-    async with udp.serve(silent) as server:
-        with pytest.raises(error, match=text):
-            await server.sendto(b"x", address)
-        assert server.stats().datagrams_sent == 0
-
-
-@pytest.mark.parametrize(
-    ("local", "error", "text"),
-    [
-        ("10.99.99.99", ValueError, "no interface of ours has it"),
-        (("127.0.0.1", 9), ValueError, "is no IPv4 address of the server: udp://"),
-        ("::1", ValueError, "is no IPv4 address of the server"),
-        ("0.0.0.0", None, ""),
-        (("127.0.0.1", 0), ValueError, "the server's port, or none at all"),
-        ("localhost", ValueError, "local_address must be"),
-        (5, TypeError, "local_address must be"),
-    ],
-)
-async def test_local_address_that_cannot_be(local: Any, error: type[Exception] | None, text: str) -> None:
-    """0.0.0.0 is the server's own, and lets the route choose."""
-    async with asyncserver.serve_datagrams(silent, None, 0) as server:
-        with peer("127.0.0.1") as sock:
-            with pytest.raises(error, match=text) if error else contextlib.nullcontext():
-                await server.sendto(b"x", sock.getsockname(), local)
-            assert server.stats().datagrams_sent == (error is None)
-
-
-async def test_other_address_than_the_one_that_is_bound(udp: Place) -> None:
-    """A socket on one address cannot send from another."""
-    async with udp.serve(silent) as server:
-        with (
-            peer("127.0.0.1") as sock,
-            pytest.raises(ValueError, match=r"local_address='127\.0\.0\.9' is no IPv4 addr"),
-        ):
-            await server.sendto(b"x", sock.getsockname(), "127.0.0.9")
-        with pytest.raises(OSError, match=r"no way to .* is there a route") as caught:
-            await server.sendto(b"x", ("192.0.2.1", 9))  # from loopback
-        assert caught.value.errno == errno.EINVAL
-
-
-@pytest.mark.parametrize("data", ["text", None, 5])
-async def test_data_that_is_no_bytes(udp: Place, data: Any) -> None:
-    """As for reply()."""
-    async with udp.serve(silent) as server:
-        with pytest.raises(TypeError, match=r"sendto\(\) takes bytes; got"):
-            await server.sendto(data, ("127.0.0.1", 9))
-        with pytest.raises(OSError, match="too long") as caught:
-            await server.sendto(bytes(65508), ("127.0.0.1", 9))
-        assert caught.value.errno == errno.EMSGSIZE
-
-
 async def test_unix_peers(unix: Place, tmp_path: Path) -> None:
     """Their address is a path; who is gone is told of, and a tuple is no path."""
-    async with unix.serve(silent) as server:
+    async with unix.serve(silent_datagram) as server:
         client = unix.client(server)
         path = Path(client.sock.getsockname())
         await server.sendto(b"x", path)  # type: ignore[arg-type,unused-ignore]
@@ -229,7 +138,7 @@ async def test_unix_peers(unix: Place, tmp_path: Path) -> None:
 
 async def test_full_peer_is_waited_for_and_cancellation_sends_nothing(unix: Place) -> None:
     """What was cancelled does not arrive later; what was waited for arrives whole."""
-    async with unix.serve(silent) as server:
+    async with unix.serve(silent_datagram) as server:
         client = unix.client(server)
         path = client.sock.getsockname()
         sent = 0
@@ -273,7 +182,7 @@ async def test_in_a_drain_and_after_the_end(udp: Place) -> None:
 
 async def test_wait_for_a_full_peer_ends_with_the_server(unix: Place) -> None:
     """A timer's task, for which no drain waits, hears that the server has closed."""
-    async with unix.serve(silent) as server:
+    async with unix.serve(silent_datagram) as server:
         path = unix.client(server).sock.getsockname()
 
         async def fill() -> None:
@@ -308,14 +217,14 @@ async def test_server_of_streams_refuses() -> None:
 
 async def test_behind_a_proxy_it_is_refused(udp: Place) -> None:
     """A client behind it does not know us."""
-    async with udp.serve(silent, proxy_protocol=True) as server:
+    async with udp.serve(silent_datagram, proxy_protocol=True) as server:
         with pytest.raises(TypeError, match=r"would pass by the proxy.*reply\(\)"):
             await server.sendto(b"x", ("127.0.0.1", 9))
 
 
 async def test_broadcast_needs_nothing_more() -> None:
     """The socket may broadcast from the first time on."""
-    async with asyncserver.serve_datagrams(silent, "0.0.0.0", 0) as server:
+    async with asyncserver.serve_datagrams(silent_datagram, "0.0.0.0", 0) as server:
         with peer("127.255.255.255") as sock:
             await server.sendto(b"x", sock.getsockname())
             assert sock.recvfrom(9) == (b"x", ("127.0.0.1", server.addresses[0][1]))
@@ -349,7 +258,7 @@ async def test_kept_datagram_is_answered_later(udp: Place) -> None:
 
 async def _links(index: int) -> None:
     group = "239.1.2.3"
-    async with asyncserver.serve_datagrams(silent, None, 0) as server:
+    async with asyncserver.serve_datagrams(silent_datagram, None, 0) as server:
         port = server.addresses[0][1]
         with peer("0.0.0.0") as four, peer("::", socket.AF_INET6) as six:
             own = socket.inet_aton(group) + socket.inet_aton(IPV4)
@@ -379,7 +288,7 @@ def test_groups_broadcasts_and_links() -> None:
 
 async def test_other_tasks_run_while_many_are_sent(udp: Place) -> None:
     """The socket always has room, and yet the loop turns: what is cancelled there is not sent."""
-    async with udp.serve(silent) as server:
+    async with udp.serve(silent_datagram) as server:
         with peer("127.0.0.1") as sock:
 
             async def tell() -> None:
