@@ -89,7 +89,7 @@ def check(*options: str) -> tuple[int, str]:
     """What --check returns and says last."""
     command = [sys.executable, "-m", "asyncserver", "--check", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    return done.returncode, (done.stdout + done.stderr).splitlines()[-1]
+    return done.returncode, (done.stderr if done.returncode else done.stdout).splitlines()[-1]
 
 
 @pytest.mark.parametrize(
