@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 from .adapters.checks import check_handler as check_callable
 from .adapters.checks import check_kind, check_on_error
 from .adapters.protocols import ProtocolHandler
+from .kernel.memberships import parse_groups
 from .proxy.proxy_protocol import TrustedProxies
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ._types import ErrorHandler
+    from .kernel.memberships import Group
 
 # Seconds for a TLS handshake; the 60 of asyncio and uvloop let silent clients gather.
 HANDSHAKE_TIMEOUT = 30.0
@@ -59,6 +61,13 @@ def checked_proxies(names: Sequence[str], proxy_protocol: object, timeout: float
     if not proxy_protocol and timeout != PROXY_TIMEOUT:
         raise ValueError(f"proxy_timeout={timeout!r} is for the PROXY protocol: add proxy_protocol=True")
     return TrustedProxies(names) if proxy_protocol else None
+
+
+def checked_groups(groups: Sequence[str], path: object) -> tuple[Group, ...]:
+    """Read multicast groups. Raises TypeError, ValueError."""
+    if groups and path is not None:
+        raise ValueError(f"groups={groups!r} are for UDP: a Unix socket, {path!r}, is in no group")
+    return parse_groups(groups)
 
 
 def check_tls(context: object, handshake_timeout: float) -> None:

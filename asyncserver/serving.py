@@ -19,6 +19,7 @@ from .arguments import (
     check_handler,
     check_seconds,
     check_tls,
+    checked_groups,
     checked_proxies,
 )
 from .net.binding import Binding
@@ -327,6 +328,7 @@ def serve_datagrams(
     sock: socket.socket | None = None,
     fd: int | None = None,
     reuse_port: bool = False,
+    groups: Sequence[str] = (),
     # limits
     max_datagram_size: int = 65535,
     max_pending: int = _MAX_PENDING,
@@ -345,13 +347,15 @@ def serve_datagrams(
         host: a name or address, several, or None for every interface, IPv4 and IPv6. An answer
             comes from the address that the datagram was sent to; on every interface (None,
             "0.0.0.0", "::") finding that out costs about 1 us per datagram. Of multicast groups it
-            hears those of all hosts, and those that the socket joins.
+            hears those of all hosts, and those that it joins.
         port: 0 picks a free one, the same for every address; see `server.addresses`.
         path: a Unix socket's path, as for `serve()`.
         path_mode: permissions of that file.
         sock: a bound datagram socket instead; the server closes it.
         fd: the same as a descriptor.
         reuse_port: as for `serve()`.
+        groups: multicast groups to join until it closes: "239.1.2.3", "ff02::114%eth0" with an
+            interface's name or number; else the route chooses that. See docs/reliability.md.
         max_datagram_size: bytes of a datagram that are kept; of a longer one the beginning, and it
             is marked `truncated`. UDP's can have 65,507 bytes, those of Unix sockets more.
         max_pending: when so many handlers run, reading pauses and the kernel's buffer takes the
@@ -378,7 +382,7 @@ def serve_datagrams(
         )
     proxies = checked_proxies(trusted_proxies, proxy_protocol, PROXY_TIMEOUT)
     check_end(drain_timeout, on_error)
-    binding = Binding(host, port, path, path_mode, sock, fd, 0, reuse_port)
+    binding = Binding(host, port, path, path_mode, sock, fd, 0, reuse_port, checked_groups(groups, path))
 
     def start(bound: list[BoundSocket]) -> Server:
         return DatagramServer(

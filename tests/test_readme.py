@@ -62,6 +62,8 @@ def ask_chat(port: int, folder: Path, question: bytes) -> bytes:
 
 
 def client_for(program: str) -> tuple[Callable[[int, Path, bytes], bytes], bytes]:
+    if "sendto(" in program:
+        return ask_udp, b"1 devices"
     if "serve_datagrams" in program:
         return ask_udp, b"HELLO\n"
     if "tls_context" in program:

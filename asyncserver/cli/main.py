@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from .._logger import logger as _logger
+from ..kernel.memberships import hears, parse_groups
 from ..monitoring.log_format import set_up
 from ..monitoring.metrics import require_prometheus
 from ..monitoring.monitor import Monitor
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ..datagrams.datagram import Datagram
+    from ..kernel.memberships import Group
     from ..streams.stream import Stream
 
 _DEFAULT_ADDRESS = "127.0.0.1:8080"
@@ -146,6 +148,7 @@ def _servings(options: argparse.Namespace, *, places_only: bool = False) -> list
     for place in (*options.tcp, *options.udp):
         if "host" in place:
             place["reuse_port"] = options.reuse_port
+    _share_groups(options.group, options.udp)
     servings: list[Serving] = []
     try:
         servings.extend(serve(handler, **place, **streams, **common) for place in (*options.tcp, *options.unix))
@@ -156,6 +159,23 @@ def _servings(options: argparse.Namespace, *, places_only: bool = False) -> list
         give_up(servings)
         raise
     return servings
+
+
+def _share_groups(groups: list[str], places: list[dict[str, Any]]) -> None:
+    """Give each address for datagrams the groups that may be heard there."""
+    wanted = parse_groups(groups)
+    for place in places:
+        place["groups"] = [group.text for group in wanted if _may_hear(place, group)]
+    for group in wanted:
+        if not any(group.text in place["groups"] for place in places):
+            raise ValueError(
+                f"--group {group.text} is heard on no --udp address: give --udp :PORT, which is every interface, or "
+                "the group's own address"
+            )
+
+
+def _may_hear(place: dict[str, Any], group: Group) -> bool:
+    return hears(place["sock"], group) if "sock" in place else group.may_be_heard_on(place.get("host"))
 
 
 def _tls(options: argparse.Namespace) -> TLSContext | None:

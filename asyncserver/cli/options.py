@@ -14,6 +14,7 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..kernel.memberships import parse_groups
 from ..net.addresses import parse_address
 from .effects import lacking
 
@@ -130,6 +131,15 @@ def path(text: str) -> dict[str, Any]:
     return {"path": text}
 
 
+def group(text: str) -> str:
+    """A multicast group, as it is."""
+    try:
+        parse_groups([text])
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from None
+    return text
+
+
 def name(text: str) -> str:
     """MODULE:NAME, to be imported later."""
     module, colon, attributes = text.partition(":")
@@ -222,6 +232,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(_WHERE, "--unix-mode", "MODE", "permissions of the Unix sockets' files, octal, such as 660", mode),
     Option(_WHERE, "--backlog", "N", "connections that the kernel queues while none is accepted", count(0), 1024),
     Option(_WHERE, "--reuse-port", "", "let other processes of this user serve on the same ports", default=False),
+    Option(_WHERE, "--group", "ADDRESS[%INTERFACE]", "a multicast group that --udp joins, such as 239.1.2.3%eth0",
+           group, several=True),
     Option(_LIMITS, "--max-connections", "N", "open at once, for each address; more wait in the kernel", count(1)),
     Option(_LIMITS, "--max-connections-per-host", "N", "open at once from one host; more are closed", count(1)),
     Option(_LIMITS, "--idle-timeout", "SECONDS", "close connections that are silent for this long", seconds()),

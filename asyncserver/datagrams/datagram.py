@@ -107,6 +107,9 @@ class Datagram:
     async def reply(self, data: Buffer) -> None:
         """Send a datagram back, from the address that this one came to. As often as you like.
 
+        Also later, from a timer or a task that has kept the datagram, until the server has closed:
+        what is sent after its handler has ended counts as sent, and not as its answer.
+
         Waits while the socket is full. Cancelled, it has not sent.
 
         Args:

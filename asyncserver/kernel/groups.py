@@ -30,6 +30,12 @@ def hear_own_groups(sock: socket.socket, *, first: bool) -> None:
     """Hear the groups that a socket joins; on the first one of a port those of all hosts, too."""
     if not is_for_every_address(sock):
         return  # a socket bound to a group is to hear it
+    if hear_joined_only(sock) and first:
+        _join_all_hosts(sock)
+
+
+def hear_joined_only(sock: socket.socket) -> bool:
+    """Hear no groups but those that the socket itself joins; returns whether the kernel can."""
     try:
         if sock.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MULTICAST_ALL, 0)
@@ -37,9 +43,8 @@ def hear_own_groups(sock: socket.socket, *, first: bool) -> None:
             sock.setsockopt(socket.IPPROTO_IP, _IP_MULTICAST_ALL, 0)
     except OSError:
         tell_missing("IP_MULTICAST_ALL", "groups that other programs have joined are answered too")
-        return
-    if first:
-        _join_all_hosts(sock)
+        return False
+    return True
 
 
 def _join_all_hosts(sock: socket.socket) -> None:

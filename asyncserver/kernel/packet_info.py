@@ -7,6 +7,7 @@ datagram has to come with its destination, by IP_PKTINFO (ip(7)) or IPV6_PKTINFO
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 import struct
@@ -48,12 +49,51 @@ def has_ipv4(sock: socket.socket) -> bool:
 
 def is_for_every_address(sock: socket.socket) -> bool:
     """Whether it is bound to no address in particular."""
-    return sock.family in _INTERNET and not any(_bound_to(sock))
+    return sock.family in _INTERNET and not any(bound_to(sock))
 
 
 def is_for_many(sock: socket.socket) -> bool:
     """Whether it is bound to a multicast group or a broadcast address."""
-    return sock.family in _INTERNET and _means_many(_bound_to(sock))
+    return sock.family in _INTERNET and _means_many(bound_to(sock))
+
+
+def bound_to(sock: socket.socket) -> bytes:
+    """The bytes of the address that an Internet socket is bound to: 4 or 16."""
+    host = sock.getsockname()[0].partition("%")[0]
+    packed = socket.inet_pton(sock.family, host)
+    return packed[12:] if packed.startswith(_MAPPED) else packed
+
+
+def source_control(packed: bytes, index: int) -> Control:
+    """Make the control data to send from an address, of 4 or 16 bytes, and by an interface.
+
+    Zeros stand for the address that the route chooses, 0 for its interface.
+    """
+    if len(packed) == 4:
+        return [(socket.IPPROTO_IP, _IP_PKTINFO, struct.pack("=i4s4x", index, packed))]
+    return [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, struct.pack("=16si", packed, index))]
+
+
+def source_by_route(family: int, peer: Any) -> bytes:
+    """The address, as bytes, from which the kernel would send to this peer; b"" if to none."""
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            probe.connect(peer)
+            return bound_to(probe)
+    except OSError:  # there is no way to it, or new sockets are not allowed
+        return b""
+
+
+def is_ours(packed: bytes) -> bool:
+    """Whether an interface has the address of these bytes; yes, where that cannot be known."""
+    family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((socket.inet_ntop(family, packed), 0))
+    except OSError as exc:
+        return exc.errno != errno.EADDRNOTAVAIL
+    return True
 
 
 def reply_control(control: Control) -> Control | None:
@@ -104,12 +144,6 @@ def _own_ipv4(data: bytes) -> bytes:
     if own == _ANY and not _means_many(destination):  # it came before we asked for that
         own = destination
     return own if own != _ANY else b""
-
-
-def _bound_to(sock: socket.socket) -> bytes:
-    host = sock.getsockname()[0].partition("%")[0]
-    packed = socket.inet_pton(sock.family, host)
-    return packed[12:] if packed.startswith(_MAPPED) else packed
 
 
 def _means_many(packed: bytes) -> bool:

@@ -76,7 +76,7 @@ METRICS: tuple[Metric, ...] = (
            {"": "datagrams_dropped"}),
     Metric("datagrams_answered", "counter", "Datagrams whose handler sent at least one.", {"": "datagrams_answered"}),
     Metric("datagrams_silent", "counter", "Datagrams whose handler sent none.", {"": "datagrams_silent"}),
-    Metric("datagrams_sent", "counter", "Datagrams sent by handlers.", {"": "datagrams_sent"}),
+    Metric("datagrams_sent", "counter", "Datagrams sent, by handlers and by `sendto()`.", {"": "datagrams_sent"}),
     Metric("pool_threads", "gauge", "Threads of a hosted handler's pool, idle ones included.", {"": "pool_threads"}),
     Metric("pool_waiting", "gauge", "Handlers that wait for a thread.", {"": "pool_waiting"}),
     Metric("pool_starved", "gauge", "Pools whose last thread the system refused to start.", {"": "pool_starved"}),

@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..exceptions import BindError
 from ..kernel.groups import hear_own_groups
+from ..kernel.memberships import Group, Membership, join_groups
 from ..kernel.packet_info import ask_for_destination
 from ..kernel.twins import may_have_twins
 from . import unix_path
 from .addresses import format_address
+from .advice import ADVICE, CONNECTED, explained, resolving
 from .systemd import is_kept
 
 if TYPE_CHECKING:
@@ -37,20 +39,6 @@ _LONGEST_PATH = 107
 # How often another free port is tried when the first is not free on all addresses.
 _PORT_DRAWS = 20
 
-_ADVICE = {
-    errno.EADDRINUSE: "it is taken: stop the program that has it, or choose another (port=0 picks a free one)",
-    errno.EACCES: "permission denied: ports below 1024 and other people's folders need privileges; choose another",
-    errno.EPERM: "permission denied: choose another",
-    errno.EADDRNOTAVAIL: "no interface of this machine has that address: use one of its own, or host=None for all",
-    errno.ENOENT: "the folder does not exist: make it first",
-    errno.ENOTDIR: "a part of the path is not a folder",
-    errno.EAFNOSUPPORT: "this machine does not support that kind of address",
-}
-
-
-# Where a socket is given: listen() of Linux says no more than EINVAL.
-_CONNECTED = {errno.EINVAL: "it is connected to a peer: give a socket that is only bound to an address"}
-
 
 @dataclass(frozen=True)
 class Binding:
@@ -64,6 +52,7 @@ class Binding:
     fd: int | None = None
     backlog: int = 0
     reuse_port: bool = False
+    groups: Sequence[Group] = ()
     twin: bool = False
     one_queue: bool = False
 
@@ -122,8 +111,8 @@ class Binding:
     async def open(self, kind: socket.SocketKind) -> list[BoundSocket]:
         """Bind every address, or none and raise BindError. Sockets of SOCK_STREAM also listen."""
         if self.port is None:
-            return [self._open_one(kind)]
-        return self._open_all(kind, await self._resolve(kind))
+            return self._joined([self._open_one(kind)])
+        return self._joined(self._open_all(kind, await self._resolve(kind)))
 
     def open_slots(self, kind: socket.SocketKind, count: int) -> list[list[BoundSocket]]:
         """Bind sockets for several processes to inherit. Blocks to resolve names; needs no loop.
@@ -139,6 +128,7 @@ class Binding:
             BindError: an address could not be bound; then nothing is left open.
         """
         first = [self._open_one(kind)] if self.port is None else self._open_all(kind, self._resolve_blocking(kind))
+        self._joined(first)
         separate = count > 1 and self.port is not None and not self.one_queue
         multiple = [one for one in first if separate and may_have_twins(one.sock)]
         for one in first:
@@ -174,18 +164,33 @@ class Binding:
                 return opened
         raise AssertionError("unreachable")
 
+    def _joined(self, bound: list[BoundSocket]) -> list[BoundSocket]:
+        """Join the groups, or close the sockets and raise BindError; a given one stays open."""
+        try:
+            memberships = join_groups([one.sock for one in bound], self.groups)
+        except BaseException:
+            for one in bound:
+                if self.fd is not None:
+                    one.sock.detach()
+                elif self.sock is None:
+                    one.close()
+            raise
+        for one in bound:
+            one.memberships = [membership for membership in memberships if membership.sock is one.sock]
+        return bound
+
     async def _resolve(self, kind: socket.SocketKind) -> list[tuple[int, tuple[Any, ...]]]:
         getaddrinfo = asyncio.get_running_loop().getaddrinfo
         found: list[Any] = []
         for host in self._hosts():
-            with _resolving(host):
+            with resolving(host):
                 found += await getaddrinfo(host or None, self.port, type=kind, flags=socket.AI_PASSIVE)
         return _distinct(found)
 
     def _resolve_blocking(self, kind: socket.SocketKind) -> list[tuple[int, tuple[Any, ...]]]:
         found: list[Any] = []
         for host in self._hosts():
-            with _resolving(host):
+            with resolving(host):
                 found += socket.getaddrinfo(host or None, self.port, type=kind, flags=socket.AI_PASSIVE)
         return _distinct(found)
 
@@ -221,7 +226,7 @@ class Binding:
         return True
 
     def _open_address(self, kind: socket.SocketKind, family: int, address: tuple[Any, ...]) -> BoundSocket:
-        with _explained(f"{_KINDS[kind]} address {format_address(address)}"), _new_socket(family, kind) as sock:
+        with explained(f"{_KINDS[kind]} address {format_address(address)}"), _new_socket(family, kind) as sock:
             if family == socket.AF_INET6:
                 # IPv4 has its own sockets; mapped addresses would confuse (RFC 4942, 2.2).
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -244,7 +249,7 @@ class Binding:
                 f"cannot listen on Unix {_KINDS[kind]} socket {path!r}: the path is too long, {length} bytes of at "
                 f"most {_LONGEST_PATH} (unix(7)): choose a shorter one, or one relative to the current folder",
             )
-        with _explained(f"Unix {_KINDS[kind]} socket {path!r}"), _new_socket(socket.AF_UNIX, kind) as sock:
+        with explained(f"Unix {_KINDS[kind]} socket {path!r}"), _new_socket(socket.AF_UNIX, kind) as sock:
             if path.startswith("\0"):  # an abstract name has no file: unix(7)
                 sock.bind(path)
                 return self._configure(kind, sock)
@@ -263,10 +268,10 @@ class Binding:
     def _adopt(self, kind: socket.SocketKind) -> BoundSocket:
         sock = self.sock
         if sock is None:
-            with _explained(f"file descriptor {self.fd}"):
+            with explained(f"file descriptor {self.fd}"):
                 sock = socket.socket(fileno=self.fd)
                 sock.set_inheritable(False)  # we inherited it, but our children must not
-        with _explained(f"{sock!r}", _ADVICE | _CONNECTED), contextlib.ExitStack() as on_error:
+        with explained(f"{sock!r}", ADVICE | CONNECTED), contextlib.ExitStack() as on_error:
             if self.sock is None:
                 on_error.callback(sock.detach)  # refused: the descriptor stays the caller's
             if sock.type != kind:
@@ -310,6 +315,7 @@ class BoundSocket:
         contended: other processes take from its queue at the same time.
         shared: another process has it open too, and may go on using it.
         handed_over: another process goes on using it: when we close, its queue is left to that one.
+        memberships: the groups to leave when it is closed.
     """
 
     def __init__(self, sock: socket.socket, path: str | None = None, kept: bool = False, given: bool = False) -> None:
@@ -322,6 +328,7 @@ class BoundSocket:
         self._kept = kept  # by systemd, which starts us again for what is in the queue
         self.shared: bool = kept
         self.handed_over: bool = kept
+        self.memberships: list[Membership] = []
 
     @property
     def address(self) -> Address:
@@ -335,11 +342,13 @@ class BoundSocket:
             with contextlib.suppress(OSError):
                 os.unlink(self._path)
         self._path = None
+        for membership in self.memberships:
+            membership.leave()
         self.sock.close()
 
     def share(self) -> None:
-        """In a process that inherited it: leave file and queue to another until `take_back()`."""
-        self._path = None
+        """In a process that inherited it: leave it to others for good, but see `take_back()`."""
+        self._path, self.memberships = None, []
         self.shared = self.handed_over = True
 
     def take_back(self) -> None:
@@ -349,31 +358,6 @@ class BoundSocket:
 
 def _distinct(infos: list[Any]) -> list[tuple[int, tuple[Any, ...]]]:
     return list({(info[0], info[4]): None for info in infos})  # keeps their order
-
-
-@contextlib.contextmanager
-def _resolving(host: str | None) -> Any:
-    try:
-        yield
-    except (socket.gaierror, UnicodeError) as exc:
-        raise BindError(
-            getattr(exc, "errno", None) or errno.EINVAL,
-            f"the host name {host!r} does not resolve ({exc}): check its spelling, or give an address",
-        ) from exc
-
-
-@contextlib.contextmanager
-def _explained(place: str, advice: dict[int, str] = _ADVICE) -> Any:
-    """Turn the system's error into one with advice."""
-    try:
-        yield
-    except BindError:
-        raise
-    except OSError as exc:
-        reason = advice.get(exc.errno or 0, exc.strerror or str(exc))
-        raise BindError(exc.errno, f"cannot listen on {place}: {reason}") from exc
-    except OverflowError as exc:
-        raise ValueError(f"cannot listen on {place}: {exc}") from exc
 
 
 @contextlib.contextmanager

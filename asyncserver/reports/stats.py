@@ -98,7 +98,7 @@ class ServerStats:
         bytes_received: payload bytes received over connections.
         bytes_sent: payload bytes sent over connections.
         datagrams_received: datagrams given to a handler.
-        datagrams_sent: datagrams sent by handlers.
+        datagrams_sent: datagrams sent, by handlers and by `sendto()`.
         datagrams_answered: datagrams whose handler sent at least one.
         datagrams_silent: datagrams whose handler ended without sending one.
         datagrams_dropped: datagrams that no handler saw, dropped by the kernel (its buffer was

@@ -16,7 +16,9 @@ from .._logger import Seldom
 from .._logger import logger as _logger
 from ..adapters.protocol_endpoint import ProtocolEndpoint
 from ..adapters.protocols import ProtocolHandler
+from ..connections.octets import octets
 from ..datagrams.inline_runner import InlineRunner
+from ..datagrams.outlets import Outlets
 from ..datagrams.proxied import ProxiedReader
 from ..net.addresses import format_address
 from ..reports.logs import about
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
     from .._types import DatagramHandler, ErrorHandler
     from ..datagrams.batch_reader import BatchReader
-    from ..datagrams.datagram import Datagram
+    from ..datagrams.datagram import Buffer, Datagram
     from ..net.addresses import Address
     from ..net.binding import BoundSocket
     from ..proxy.proxy_protocol import TrustedProxies
@@ -77,11 +79,21 @@ class DatagramServer(HandlerServer["Datagram"]):
             runner = InlineRunner if proxies is None else ProxiedRunner
             self._endpoints = self._runners = [runner(self, one, max_datagram_size) for one in bound]
         self._intakes = self._endpoints
+        self._outlets = Outlets(self._endpoints)
 
     @property
     def connections(self) -> frozenset[Datagram]:
         """See Server."""
         return super().connections.union(one.current for one in self._runners if one.current is not None)
+
+    async def sendto(self, data: Buffer, address: Address, local_address: Address = None) -> None:
+        """See Server."""
+        if self._proxies is not None:
+            raise TypeError(
+                f"sendto() would pass by the proxy of {self!r}, and its clients do not know us: keep a Datagram and "
+                "await its reply(), or send from a serve_datagrams() without proxy_protocol"
+            )
+        await self._outlets.send(octets(data, "sendto"), address, local_address)
 
     def _layers(self) -> Run[Datagram]:
         """See HandlerServer."""

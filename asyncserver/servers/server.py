@@ -153,6 +153,34 @@ class Server(Account, ABC):
         """
         raise TypeError(f"broadcast() posts to streams; {self!r} serves datagrams")
 
+    async def sendto(
+        self, data: bytes | bytearray | memoryview, address: Address, local_address: Address = None
+    ) -> None:
+        """Send a datagram to anyone, from a socket of this server.
+
+        It counts in `datagrams_sent`, and as no datagram's answer. Waits while the socket is full.
+        Cancelled, it has not sent. In a drain it still sends, until the server has closed.
+
+        Args:
+            data: any bytes-like object.
+            address: (host, port), the host an IP address: with % and an interface for one of a
+                link (ipv6(7)), or for a group of either family that has to leave by that interface.
+                Of IPv6 also with flow and scope, as `datagram.address` is. A Unix peer's path. To a
+                broadcast address the socket may send from then on (SO_BROADCAST, ip(7)). To groups
+                the kernel sends on this link only, unless IP_MULTICAST_TTL of the socket is raised.
+            local_address: the address of this server that it comes from, (host, port) or the host's
+                text; None for the one that the route chooses.
+
+        Raises:
+            TypeError: not bytes, or no address of that kind; this server serves connections, or is
+                behind a proxy, where clients are reached by `datagram.reply()` only.
+            ValueError: an address that no socket of this server sends to, or not from.
+            OSError: the system refuses; with errno EMSGSIZE the data is too large for one datagram.
+            anyio.ClosedResourceError: the server has been closed.
+            anyio.BrokenResourceError: the Unix peer is gone, or has read nothing for 5 seconds.
+        """
+        raise TypeError(f"sendto() sends datagrams; {self!r} serves connections: use stream.send() or post()")
+
     @property
     def taking(self) -> bool:
         """Whether it takes new work: it has begun, and been neither paused nor closed."""

@@ -31,6 +31,7 @@ SAMPLES: dict[str, tuple[str, str, str | None]] = {
     "--unix-mode": ("660", "600", "999"),
     "--backlog": ("0", "10", "-1"),
     "--reuse-port": ("yes", "no", "perhaps"),
+    "--group": ("239.1.2.3%eth0", "ff02::114", "10.0.0.1"),
     "--max-connections": ("1", "1000", "0"),
     "--max-connections-per-host": ("1", "1000", "many"),
     "--idle-timeout": ("0.5", "60", "0"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,15 @@ class DatagramClient:
     async def ask(self, data: bytes) -> bytes:
         self.send(data)
         return await self.receive()
+
+
+@contextlib.contextmanager
+def peer(host: str, family: int = socket.AF_INET) -> Iterator[socket.socket]:
+    """A socket that waits for datagrams."""
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(PATIENCE)
+        sock.bind((host, 0))
+        yield sock
 
 
 FAMILIES = ["ipv4", "ipv6", "unix"]

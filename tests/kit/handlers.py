@@ -28,6 +28,11 @@ async def upper_datagram(datagram: Datagram) -> bytes:
     return datagram.data.upper()
 
 
+async def silent_datagram(datagram: Datagram) -> None:
+    """Answer nothing."""
+    del datagram
+
+
 class Hung:
     """A handler of datagrams that waits to be released, then answers."""
 

@@ -79,6 +79,7 @@ def _enter() -> None:
 def _is_up() -> bool:
     told = [
         subprocess.run(["ip", *command.split(), "dev", INTERFACE], capture_output=True, text=True, check=True).stdout
-        for command in ("link show", "-6 addr show tentative")
+        for command in ("link show", "-6 addr show tentative", "-6 route show table local")
     ]
-    return "state UP" in told[0] and not told[1]
+    # The routes to our own addresses come last: what is sent before asks the link for them, and is lost.
+    return "state UP" in told[0] and not told[1] and f" {IPV6} " in told[2] and f" {LINK_LOCAL} " in told[2]
