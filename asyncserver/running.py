@@ -235,10 +235,8 @@ def _check(servings: Sequence[Serving]) -> None:
 
 
 def _check_workers(workers: object, max_requests: object, max_age: object) -> None:
-    if isinstance(workers, bool) or not isinstance(workers, int | str):
+    if isinstance(workers, bool) or not (isinstance(workers, int) or workers == "auto"):
         raise TypeError(f'workers must be a whole number or "auto", got {workers!r}')
-    if isinstance(workers, str) and workers != "auto":
-        raise ValueError(f'workers must be a whole number or "auto", got {workers!r}')
     if isinstance(workers, int) and workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     check_count("max_requests", max_requests, none=True)

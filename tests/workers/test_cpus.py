@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import asyncserver
 from asyncserver.workers import cpus
 from tests.kit.workers import Start, ask
 
@@ -88,17 +86,3 @@ def test_auto_is_as_many_as_cpus(start: Start) -> None:
     assert 1 <= int(found[1]) <= int(found[2])
     program.expect(rf"{found[1]} workers serve on")
     assert program.end() == 0
-
-
-@pytest.mark.parametrize(
-    ("workers", "error"),
-    [("many", ValueError), ("2", ValueError), (0, ValueError), (True, TypeError), (1.5, TypeError)],
-)
-def test_wrong_number_of_workers_is_told_at_once(workers: Any, error: type[Exception]) -> None:
-    """With what may be given."""
-
-    async def handler(stream: asyncserver.Stream) -> None:
-        """Is never called."""
-
-    with pytest.raises(error, match="workers must be"):
-        asyncserver.run(asyncserver.serve(handler, "127.0.0.1", 0), workers=workers)
