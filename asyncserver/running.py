@@ -7,7 +7,7 @@ import functools
 import threading
 from typing import TYPE_CHECKING, Any, Literal
 
-from .arguments import check_seconds
+from .arguments import check_count, check_seconds
 from .leaving.exits import Exits
 from .leaving.threads import watch_end
 from .monitoring.notify import NotifySocket
@@ -26,10 +26,12 @@ __all__ = ["run"]
 def run(
     *servings: Serving,
     loop: Literal["auto", "uvloop", "asyncio"] = "auto",
-    workers: int = 1,
+    workers: int | Literal["auto"] = 1,
     metrics: str | None = None,
     drain_delay: float = 0.0,
     stuck_timeout: float = 30.0,
+    max_requests: int | None = None,
+    max_age: float | None = None,
     lifespan: Lifespan | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM, or until every server has been closed; then drain and return.
@@ -70,7 +72,11 @@ def run(
         servings: what `serve()` and `serve_datagrams()` return, one or several.
         loop: "uvloop", the standard library's "asyncio", or "auto" for uvloop where it is
             installed.
-        workers: processes that serve; 1 is this one.
+        workers: processes that serve; 1 is this one. "auto" is one for each CPU that this process
+            may use, and not more than the CPU quota of its cgroup (v2), rounded up: the log says
+            how many. If that is one, it has a supervisor all the same, so that signals and limits
+            mean the same on every machine. Workers share nothing: what one stores another does not
+            have.
         metrics: "HOST:PORT" where to serve over HTTP: /metrics for Prometheus, the sum of all
             workers, with `?by=worker` each of them; /ready, 200 while every server takes new work,
             else 503; /live. Every client that reaches it can read it. /metrics needs
@@ -81,6 +87,13 @@ def run(
             handler blocks it or a debugger holds it. Then the log says where all its threads are,
             and it is killed, with its connections, and replaced; connections in its queue go to its
             successor. After 10 such kills the log says so, and /ready says no. 0 leaves it alone.
+        max_requests: connections and datagrams, of all its servers together, after which a worker
+            is replaced as on SIGHUP: a new one serves first, then this one drains. It may be a
+            tenth more, at random, so that workers do not end together, and what comes until its
+            next report, within a second. One at a time: the next waits until this one has ended.
+            Handlers that run for days are cancelled at `drain_timeout`. None for no limit; only
+            with workers.
+        max_age: seconds after which a worker is replaced in the same way; up to a tenth more.
         lifespan: a function that returns an async context manager, such as one with
             `@contextlib.asynccontextmanager`; it gets the tuple of Servers if it can be called with
             one argument, and nothing if its signature cannot be read. Entered once in each process
@@ -110,6 +123,8 @@ def run(
         metrics=metrics,
         drain_delay=drain_delay,
         stuck_timeout=stuck_timeout,
+        max_requests=max_requests,
+        max_age=max_age,
     )
     watch_end()
 
@@ -118,13 +133,15 @@ def run_program(
     servings: Sequence[Serving],
     load: Callable[[], Loaded],
     loop: str,
-    workers: int,
+    workers: int | str,
     started: Callable[[], object] = lambda: None,
     *,
     life: Life,
     metrics: str | None = None,
     drain_delay: float = 0.0,
     stuck_timeout: float = 30.0,
+    max_requests: int | None = None,
+    max_age: float | None = None,
 ) -> None:
     """Run as `run()` does; see there, also for what is raised.
 
@@ -138,13 +155,16 @@ def run_program(
         metrics: as for `run()`.
         drain_delay: as for `run()`.
         stuck_timeout: as for `run()`.
+        max_requests: as for `run()`.
+        max_age: as for `run()`.
     """
     # Not needed to serve alone, and an eighth of the time that the whole import takes.
     from .monitoring.monitor import Monitor  # noqa: PLC0415
 
     monitoring: Serving | None = None
     try:
-        _check(servings, workers)
+        _check(servings)
+        _check_workers(workers, max_requests, max_age)
         life.check()
         check_seconds("drain_delay", drain_delay, zero=True)
         check_seconds("stuck_timeout", stuck_timeout, zero=True)
@@ -153,7 +173,7 @@ def run_program(
             monitoring = monitor.serving(metrics)
         factory = _loop_factory(loop)
         with NotifySocket.from_environment() as notify:
-            if workers > 1:
+            if workers != 1:
                 _check_process()
                 from .workers.supervisor import Supervisor  # noqa: PLC0415 - as above
 
@@ -161,11 +181,13 @@ def run_program(
                     servings,
                     load,
                     factory,
-                    workers,
+                    _count(workers),
                     started=started,
                     monitor=monitoring,
                     drain_delay=drain_delay,
                     stuck_timeout=stuck_timeout,
+                    max_requests=max_requests,
+                    max_age=max_age,
                     notify=notify,
                 ).run()
                 return
@@ -201,7 +223,7 @@ def give_up(servings: Iterable[object]) -> None:
             serving.close()
 
 
-def _check(servings: Sequence[Serving], workers: int) -> None:
+def _check(servings: Sequence[Serving]) -> None:
     for serving in servings:
         if not isinstance(serving, Serving):
             raise TypeError(f"run() expects what serve() and serve_datagrams() return; got {serving!r}")
@@ -210,10 +232,29 @@ def _check(servings: Sequence[Serving], workers: int) -> None:
             "run() needs a server: run(serve(handler, host, port)); got none. systemd_sockets() gives none where "
             "systemd has opened none for this process"
         )
-    if isinstance(workers, bool) or not isinstance(workers, int):
-        raise TypeError(f"workers must be a whole number, got {workers!r}")
-    if workers < 1:
+
+
+def _check_workers(workers: object, max_requests: object, max_age: object) -> None:
+    if isinstance(workers, bool) or not (isinstance(workers, int) or workers == "auto"):
+        raise TypeError(f'workers must be a whole number or "auto", got {workers!r}')
+    if isinstance(workers, int) and workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
+    check_count("max_requests", max_requests, none=True)
+    check_seconds("max_age", max_age, none=True)
+    for name, limit in (("max_requests", max_requests), ("max_age", max_age)):
+        if limit is not None and workers == 1:
+            raise ValueError(
+                f'{name} has no effect without workers: give workers=2 or more, or "auto", or leave it out; one '
+                "process has no other to take over"
+            )
+
+
+def _count(workers: int | str) -> int:
+    if isinstance(workers, int):
+        return workers
+    from .workers.cpus import usable_cpus  # noqa: PLC0415 - not needed to serve alone
+
+    return usable_cpus()
 
 
 def _check_process() -> None:

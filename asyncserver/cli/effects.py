@@ -24,6 +24,8 @@ _PLACES: dict[str, Sequence[str]] = {
 }
 # The form that one of them must have: an adopted socket has its options already.
 _FORMS = {"reuse_port": ("host", "HOST:PORT"), "unix_mode": ("path", "a path")}
+# What only the supervisor of workers does.
+_OF_SUPERVISORS = ("stuck_timeout", "max_requests", "max_age")
 # Other options.
 _OTHERS = {
     **dict.fromkeys(_OF_CERTIFICATES, "certfile"),
@@ -44,8 +46,8 @@ def lacking(name: str, values: Mapping[str, Any]) -> str:
     places = [place for one in wanted for place in values[one]]
     if form and places and not any(form in place for place in places):
         return f"{flags} {shown}"
-    if name == "stuck_timeout" and values["workers"] == 1 and values[name]:
-        return "--workers"  # only a supervisor can watch for that
+    if name in _OF_SUPERVISORS and values["workers"] == 1 and values[name]:
+        return "--workers"
     other = _OTHERS.get(name)
     return _flag(other) if other is not None and not values[other] else ""
 

@@ -44,6 +44,8 @@ _TAKES: dict[str, tuple[socket.SocketKind, Sequence[int]]] = {
 # Options that are arguments of serve() by the same name, with the same value.
 _OF_STREAMS = ("backlog", "ssl_handshake_timeout", "max_connections", "max_connections_per_host", "idle_timeout",
                "max_unsent", "proxy_timeout")  # fmt: skip
+# And of run().
+_OF_PROGRAMS = ("metrics", "drain_delay", "stuck_timeout", "max_requests", "max_age")
 
 
 async def upper(source: Stream | Datagram) -> bytes | None:
@@ -65,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         greet = _complete(options)
         # With workers, only they import the handler, so that after SIGHUP new ones have new code.
-        places_only = options.workers > 1 and not options.check
+        places_only = options.workers != 1 and not options.check
         life = Life() if places_only else _life(options)
         servings = _servings(options, places_only=places_only)
     except (TypeError, ValueError, OSError) as exc:
@@ -74,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.check:
             _check(options, servings)
         else:
-            further = {name: getattr(options, name) for name in ("metrics", "drain_delay", "stuck_timeout")}
+            further = {name: getattr(options, name) for name in _OF_PROGRAMS}
             run_program(
                 servings,
                 lambda: (_servings(options), _life(options)),

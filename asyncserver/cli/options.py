@@ -76,6 +76,14 @@ def count(least: int) -> Callable[[str], int]:
     return convert
 
 
+def workers(text: str) -> int | str:
+    """How many processes serve, or "auto"."""
+    try:
+        return text if text == "auto" else count(1)(text)
+    except argparse.ArgumentTypeError:
+        raise _wrong("a whole number, at least 1, or auto", text) from None
+
+
 def seconds(*, zero: bool = False) -> Callable[[str], float]:
     """A length of time, more than 0 or at least 0."""
 
@@ -270,8 +278,12 @@ OPTIONS: tuple[Option, ...] = (
     Option(_PROGRAM, "--check", "", "import, read certificates, bind, report what was found, and exit", default=False),
     Option(_PROGRAM, "--lifespan", "MODULE:FUNCTION",
            "returns an async context manager: entered before the servers serve, left after their drain", name),
-    Option(_PROGRAM, "--workers", "N", "processes that serve; SIGHUP replaces them with new ones, which load new code",
-           count(1), 1),
+    Option(_PROGRAM, "--workers", "N",
+           "processes that serve, or auto: one for each CPU; SIGHUP replaces them with new ones, which load new code",
+           workers, 1),
+    Option(_PROGRAM, "--max-requests", "N", "replace a worker that has handled so many connections and datagrams",
+           count(1)),
+    Option(_PROGRAM, "--max-age", "SECONDS", "replace a worker that is so old", seconds()),
     Option(_PROGRAM, "--stuck-timeout", "SECONDS",
            "replace a worker whose loop is blocked for this long; 0: never", seconds(zero=True), 30.0),
     Option(_PROGRAM, "--loop", "LOOP", "auto, uvloop or asyncio (default: uvloop where installed)",

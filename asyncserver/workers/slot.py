@@ -44,6 +44,7 @@ class Worker:
         self.serving = False
         self.leaving = False
         self.kill_at = NEVER
+        self.recycle_at = NEVER
         self.silent_at = NEVER  # when that is logged, unless it sends a message before
         self.stuck_at = NEVER  # when it is asked for its stacks
         self.abort_at = NEVER  # when it is killed

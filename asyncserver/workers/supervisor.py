@@ -29,6 +29,7 @@ from ..monitoring.monitor import log_urls
 from .counters import Counters
 from .http_server import HTTPServer
 from .process import FORCE, LEAVE, MOST_SERVERS, NOT_LEFT, READY, SIGNALS, STOP, Orders, do_nothing, run_worker
+from .recycling import Recycling
 from .slot import NEVER, Slot, Worker, open_slots, write_stacks_on_dump
 from .watchdog import Watchdog
 
@@ -61,6 +62,7 @@ class Supervisor:
         monitor: where to serve metrics and readiness over HTTP, if at all.
         drain_delay: seconds from the first signal to stop, when /ready says no, to the drain.
         stuck_timeout: seconds that a worker's loop may not turn until it is killed; 0 for ever.
+        max_requests, max_age: when a worker is recycled; see Recycling.
         notify: where to report to systemd.
     """
 
@@ -75,6 +77,8 @@ class Supervisor:
         monitor: Serving | None,
         drain_delay: float,
         stuck_timeout: float,
+        max_requests: int | None,
+        max_age: float | None,
         notify: NotifySocket,
     ) -> None:
         if len(servings) > MOST_SERVERS:
@@ -91,6 +95,7 @@ class Supervisor:
         self._drain_at = NEVER
         self._notify = notify
         self._stuck_timeout = stuck_timeout
+        self._recycling_for = functools.partial(Recycling, max_requests=max_requests, max_age=max_age)
         self._exchanges: HTTPServer | None = None
         self._slots: list[Slot] = []
         self._bound: list[BoundSocket] = []
@@ -126,6 +131,7 @@ class Supervisor:
         self._bound = [one for slot in self._slots for sockets in slot.sockets for one in sockets]
         self._counters = Counters(self._slots, self._workers, self._stopping)
         self._watchdog = Watchdog(self._notify, self._slots, self._workers, self._counters.stats, self._stuck_timeout)
+        self._recycling = self._recycling_for(self._slots, self._workers, self._stopping, self._renew)
         if self._monitor is not None:
             bound = self._monitor.open_slots(1)[0]
             self._exchanges = HTTPServer(self._selector, bound, self._counters.respond)
@@ -162,7 +168,7 @@ class Supervisor:
         due = [worker.kill_at for worker in self._workers] + [slot.restart_at for slot in self._slots]
         due += [self._exchanges.due] if self._exchanges is not None else []
         watch_at = self._watchdog.due
-        seconds = min(self._counters.due, self._drain_at, watch_at, *due) - time.monotonic()
+        seconds = min(self._counters.due, self._drain_at, watch_at, self._recycling.due, *due) - time.monotonic()
         for key, _ in self._selector.select(None if seconds == NEVER else max(0.0, seconds)):
             key.data()
         now = time.monotonic()
@@ -171,6 +177,7 @@ class Supervisor:
         for slot in self._slots:
             if slot.restart_at <= now:
                 self._fill(slot)
+        self._recycling.expire()
         if self._counters.due <= now:
             self._counters.expire()
         if self._exchanges is not None:
@@ -241,6 +248,7 @@ class Supervisor:
                 self._renew(worker.slot)
         else:
             self._counters.store(worker, message)
+            self._recycling.note_report(worker)
 
     def _on_ready(self, worker: Worker) -> None:
         worker.serving = True

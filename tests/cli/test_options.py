@@ -53,7 +53,9 @@ SAMPLES: dict[str, tuple[str, str, str | None]] = {
     "--on-error": ("app:report", "app:other", "report"),
     "--check": ("on", "off", "check"),
     "--lifespan": ("app:life", "app:other", "life"),
-    "--workers": ("2", "4", "0"),
+    "--workers": ("2", "auto", "many"),
+    "--max-requests": ("1", "10000", "0"),
+    "--max-age": ("0.5", "86400", "0"),
     "--stuck-timeout": ("0", "60", "-1"),
     "--loop": ("asyncio", "uvloop", "trio"),
     "--metrics": ("127.0.0.1:9100", ":9100", "9100"),
@@ -66,11 +68,13 @@ SAMPLES: dict[str, tuple[str, str, str | None]] = {
 
 # What else must be given with an option.
 CERTFILE = {"CERTFILE": "c.pem"}
+SUPERVISED = {"WORKERS": "2"}
 NEEDS = {
     **dict.fromkeys(("KEYFILE", "CLIENT_CA", "TLS_MIN", "TLS_GROUPS", "SSL_HANDSHAKE_TIMEOUT"), CERTFILE),
     "CLIENT_CERT": {**CERTFILE, "CLIENT_CA": "ca.pem"},
     "TRUSTED_PROXIES": {"PROXY_PROTOCOL": "1"},
     "PROXY_TIMEOUT": {"PROXY_PROTOCOL": "1"},
+    **dict.fromkeys(("STUCK_TIMEOUT", "MAX_REQUESTS", "MAX_AGE"), SUPERVISED),
 }
 
 
@@ -81,8 +85,6 @@ def flag(name: str) -> str:
 def parsed(*arguments: str, **environment: str) -> dict[str, Any]:
     if environment.get("ASYNCSERVER_UNIX_MODE") or any(word.startswith("--unix-mode") for word in arguments):
         environment = {"ASYNCSERVER_UNIX": "a.sock", **environment}  # it is for files
-    if environment.get("ASYNCSERVER_STUCK_TIMEOUT") or any(word.startswith("--stuck") for word in arguments):
-        environment = {"ASYNCSERVER_WORKERS": "2", **environment}  # which somebody has to watch
     for name, needed in NEEDS.items():
         if environment.get(f"ASYNCSERVER_{name}") or any(word.startswith(flag(name)) for word in arguments):
             environment = {f"ASYNCSERVER_{one}": value for one, value in needed.items()} | environment
@@ -165,6 +167,8 @@ def test_wrong_value_says_where_it_is(option: Option, capsys: pytest.CaptureFixt
         (["--udp", ":0", "--proxy-protocol", "--proxy-timeout", "9"], {}, "has no effect without --tcp or --unix"),
         (["--unix-datagram", "x"], {"ASYNCSERVER_MAX_CONNECTIONS": "5"}, "(ASYNCSERVER_MAX_CONNECTIONS) has no effect"),
         (["--stuck-timeout", "5"], {}, "--stuck-timeout (ASYNCSERVER_STUCK_TIMEOUT) has no effect without --workers"),
+        (["--max-requests", "5"], {}, "--max-requests (ASYNCSERVER_MAX_REQUESTS) has no effect without --workers"),
+        ([], {"ASYNCSERVER_MAX_AGE": "5"}, "--max-age (ASYNCSERVER_MAX_AGE) has no effect without --workers"),
         (["--tcp", ":0", "--max-pending", "1024"], {}, "has no effect without --udp or --unix-datagram"),
         (
             ["--tcp", ":0"],

@@ -248,7 +248,10 @@ async def handler(stream: asyncserver.Stream) -> None:
     """Is never called."""
 
 
-@pytest.mark.parametrize(("workers", "error"), [(0, ValueError), (-1, ValueError), ("2", TypeError), (True, TypeError)])
+@pytest.mark.parametrize(
+    ("workers", "error"),
+    [(0, ValueError), (-1, ValueError), ("2", TypeError), ("many", TypeError), (True, TypeError), (1.5, TypeError)],
+)
 def test_wrong_number_of_workers(workers: Any, error: type[Exception]) -> None:
     """Told before anything is bound."""
     serving = asyncserver.serve(handler, "127.0.0.1", 0)
