@@ -34,7 +34,7 @@ _DEFAULT_ADDRESS = "127.0.0.1:8080"
 # What each option takes of the sockets that systemd:NAME names: all of a unit have one name.
 _INTERNET = (socket.AF_INET, socket.AF_INET6)
 _TAKES: dict[str, tuple[socket.SocketKind, Sequence[int]]] = {
-    "tcp": (socket.SOCK_STREAM, _INTERNET),
+    "tcp": (socket.SOCK_STREAM, (*_INTERNET, getattr(socket, "AF_VSOCK", -1))),
     "udp": (socket.SOCK_DGRAM, _INTERNET),
     "unix": (socket.SOCK_STREAM, (socket.AF_UNIX,)),
     "unix_datagram": (socket.SOCK_DGRAM, (socket.AF_UNIX,)),
@@ -117,7 +117,9 @@ def _of_systemd(option: str, place: dict[str, Any]) -> list[dict[str, Any]]:
     kind, families = _TAKES[option]
     found = [one for one in systemd_sockets(place["systemd"]) if one.type == kind and one.family in families]
     if not found:
-        passed = ", ".join(f"{name!r} ({one.type.name} {one.getsockname()!r})" for name, one in named_sockets())
+        passed = ", ".join(
+            f"{name!r} ({one.type.name} {format_address(one.getsockname())})" for name, one in named_sockets()
+        )
         raise ValueError(
             f"--{option.replace('_', '-')} systemd:{place['systemd']}: systemd has opened no such socket for this "
             f"process; it has opened {passed or 'none: start this program by its socket unit'}"
@@ -213,8 +215,9 @@ def _check(options: argparse.Namespace, servings: list[Serving]) -> None:
 def _open(serving: Serving, stack: contextlib.ExitStack, kind: str | None = None) -> None:
     for bound in serving.open_slots(1)[0]:
         stack.callback(bound.close)
-        place = format_address(bound.address) if isinstance(bound.address, tuple) else bound.address
-        print(kind or ("datagram" if bound.sock.type == socket.SOCK_DGRAM else "stream  "), place)
+        print(
+            kind or ("datagram" if bound.sock.type == socket.SOCK_DGRAM else "stream  "), format_address(bound.address)
+        )
 
 
 def _greet() -> None:

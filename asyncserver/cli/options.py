@@ -14,6 +14,7 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..net import vsock
 from ..net.addresses import parse_address
 from .effects import lacking
 
@@ -48,7 +49,7 @@ exit status:
   2  wrong arguments, or an environment variable, or a file with certificates
 """
 
-_SYSTEMD = "systemd:"
+_SYSTEMD, _VSOCK = "systemd:", "vsock:"
 
 _PREFIX = "ASYNCSERVER_"
 # What Kubernetes sets in every container for a service that is called asyncserver.
@@ -100,9 +101,11 @@ def mode(text: str) -> int:
 
 
 def address(text: str) -> dict[str, Any]:
-    """HOST:PORT or fd:N, as arguments of serve() and serve_datagrams(); or systemd:NAME."""
+    """HOST:PORT, fd:N or vsock:PORT, as arguments of serve(); or systemd:NAME."""
     if text.startswith(_SYSTEMD):
         return {"systemd": text.removeprefix(_SYSTEMD)}
+    if text.startswith(_VSOCK):
+        return {"vsock": _vsock(text)}
     try:
         host, port = parse_address(text, "HOST:PORT, such as 127.0.0.1:8080, [::1]:8080 or :8080, fd:N or systemd:NAME")
     except ValueError as exc:
@@ -114,6 +117,26 @@ def address(text: str) -> dict[str, Any]:
     return {"host": host, "port": port}
 
 
+def _vsock(text: str) -> int | tuple[int, int]:
+    numbers = text.removeprefix(_VSOCK).split(":")
+    if len(numbers) > 2 or not all(re.fullmatch("[0-9]{1,10}", one) for one in numbers):
+        raise _wrong("vsock:PORT or vsock:CID:PORT, whole numbers", text)
+    cid, port = int(numbers[0]), int(numbers[-1])
+    place = port if len(numbers) == 1 else (cid, port)
+    try:
+        vsock.check(place)
+    except ValueError as exc:
+        raise _wrong(str(exc).partition(";")[0], text) from None
+    return place
+
+
+def datagram_address(text: str) -> dict[str, Any]:
+    """HOST:PORT or fd:N, as arguments of serve_datagrams(); or systemd:NAME."""
+    if text.startswith(_VSOCK):
+        raise _wrong("HOST:PORT, fd:N or systemd:NAME; vsock:PORT is for --tcp", text)
+    return address(text)
+
+
 def place(text: str) -> str:
     """HOST:PORT only, as it is."""
     if "host" not in address(text):
@@ -122,7 +145,7 @@ def place(text: str) -> str:
 
 
 def path(text: str) -> dict[str, Any]:
-    """A Unix socket's path, as arguments of serve() and serve_datagrams(); or systemd:NAME."""
+    """PATH or @NAME of a Unix socket, as an argument of both functions; or systemd:NAME."""
     if text.startswith(_SYSTEMD):
         return {"systemd": text.removeprefix(_SYSTEMD)}
     if not text:
@@ -214,11 +237,11 @@ _LOG = "log"
 OPTIONS: tuple[Option, ...] = (
     Option("", "handler", "MODULE:HANDLER", "what to serve; upper-casing echo if left out", name),
     Option(_WHERE, "--tcp", "HOST:PORT",
-           "no HOST: every interface; fd:N: an inherited socket; systemd:NAME: sockets of a unit",
+           "no HOST: every interface; fd:N: an inherited socket; systemd:NAME: those of a unit; vsock:PORT: VSOCK",
            address, several=True),
-    Option(_WHERE, "--udp", "HOST:PORT", "the same for datagrams", address, several=True),
-    Option(_WHERE, "--unix", "PATH", "a Unix stream socket", path, several=True),
-    Option(_WHERE, "--unix-datagram", "PATH", "a Unix datagram socket", path, several=True),
+    Option(_WHERE, "--udp", "HOST:PORT", "the same for datagrams, without VSOCK", datagram_address, several=True),
+    Option(_WHERE, "--unix", "PATH", "a Unix stream socket; @NAME: abstract, without a file", path, several=True),
+    Option(_WHERE, "--unix-datagram", "PATH", "a Unix datagram socket, also @NAME", path, several=True),
     Option(_WHERE, "--unix-mode", "MODE", "permissions of the Unix sockets' files, octal, such as 660", mode),
     Option(_WHERE, "--backlog", "N", "connections that the kernel queues while none is accepted", count(0), 1024),
     Option(_WHERE, "--reuse-port", "", "let other processes of this user serve on the same ports", default=False),

@@ -244,7 +244,7 @@ def test_every_parameter_has_an_option() -> None:
     """Whatever can be said to serve(), serve_datagrams(), run() and tls_context() can be typed."""
     other_names = {
         "host": "tcp", "port": "tcp", "fd": "tcp", "path": "unix", "path_mode": "unix_mode", "servings": "tcp",
-        "ssl": "certfile", "more_certificates": "certfile", "minimum_version": "tls_min",
+        "vsock": "tcp", "ssl": "certfile", "more_certificates": "certfile", "minimum_version": "tls_min",
             "groups": "tls_groups",
     }  # fmt: skip
     # A socket is an object of a program's; a handler's protocols for ALPN and a password are not for a command line.
