@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
 import ssl
 import sys
@@ -19,7 +20,7 @@ from ..program.lifespan import Life
 from ..running import give_up, run_program
 from ..serving import Serving, serve, serve_datagrams
 from ..tls.contexts import TLSContext, tls_context
-from .loading import adapted, load
+from .loading import adapted, load, password_in
 from .options import address, make_parser, read, unknown_variables
 
 if TYPE_CHECKING:
@@ -173,13 +174,17 @@ def _tls(options: argparse.Namespace) -> TLSContext | None:
         return tls_context(
             *first,
             more_certificates=others,
+            password=None if (file := options.keyfile_password_file) is None else functools.partial(password_in, file),
             client_ca=options.client_ca,
             client_cert=options.client_cert,
             minimum_version=ssl.TLSVersion.TLSv1_3 if options.tls_min == "1.3" else ssl.TLSVersion.TLSv1_2,
+            alpn=options.alpn or (),
+            ciphers=options.ciphers,
             groups=options.tls_groups,
         )
     except OSError as exc:
-        given = {"--certfile": options.certfile, "--keyfile": options.keyfile, "--client-ca": [options.client_ca]}
+        given = {"--certfile": options.certfile, "--keyfile": options.keyfile, "--client-ca": [options.client_ca],
+                 "--keyfile-password-file": [options.keyfile_password_file]}  # fmt: skip
         flag = next((flag for flag, files in given.items() if exc.filename in files), None)
         if exc.filename is None or flag is None:
             raise

@@ -43,9 +43,12 @@ SAMPLES: dict[str, tuple[str, str, str | None]] = {
     "--proxy-timeout": ("1", "60", "0"),
     "--certfile": ("a.pem", "b.pem", None),
     "--keyfile": ("a.pem", "b.pem", None),
+    "--keyfile-password-file": ("a.txt", "b.txt", None),
     "--client-ca": ("a.pem", "b.pem", None),
     "--client-cert": ("optional", "required", "maybe"),
     "--tls-min": ("1.3", "1.2", "1.1"),
+    "--alpn": ("h2,http/1.1", "h3", None),
+    "--ciphers": ("HIGH", "ECDHE+AESGCM:!aNULL", None),
     "--tls-groups": ("X25519MLKEM768:X25519", "secp384r1", None),
     "--ssl-handshake-timeout": ("1", "2.5", "nan"),
     "--threads": ("1", "16", "0"),
@@ -67,6 +70,7 @@ SAMPLES: dict[str, tuple[str, str, str | None]] = {
 CERTFILE = {"CERTFILE": "c.pem"}
 NEEDS = {
     **dict.fromkeys(("KEYFILE", "CLIENT_CA", "TLS_MIN", "TLS_GROUPS", "SSL_HANDSHAKE_TIMEOUT"), CERTFILE),
+    **dict.fromkeys(("KEYFILE_PASSWORD_FILE", "ALPN", "CIPHERS"), CERTFILE),
     "CLIENT_CERT": {**CERTFILE, "CLIENT_CA": "ca.pem"},
     "TRUSTED_PROXIES": {"PROXY_PROTOCOL": "1"},
     "PROXY_TIMEOUT": {"PROXY_PROTOCOL": "1"},
@@ -245,10 +249,9 @@ def test_every_parameter_has_an_option() -> None:
     other_names = {
         "host": "tcp", "port": "tcp", "fd": "tcp", "path": "unix", "path_mode": "unix_mode", "servings": "tcp",
         "vsock": "tcp", "ssl": "certfile", "more_certificates": "certfile", "minimum_version": "tls_min",
-            "groups": "tls_groups",
+        "groups": "tls_groups", "password": "keyfile_password_file",
     }  # fmt: skip
-    # A socket is an object of a program's; a handler's protocols for ALPN and a password are not for a command line.
-    not_typed = {"sock", "alpn", "password"}
+    not_typed = {"sock"}  # an object of a program's
     names = {option.name for option in OPTIONS}
     functions = (asyncserver.serve, asyncserver.serve_datagrams, asyncserver.run, asyncserver.tls_context)
     parameters = set(itertools.chain.from_iterable(inspect.signature(function).parameters for function in functions))
