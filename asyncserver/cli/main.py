@@ -17,17 +17,21 @@ from ..monitoring.monitor import Monitor
 from ..net.addresses import format_address, parse_address
 from ..net.systemd import named_sockets, systemd_sockets
 from ..program.lifespan import Life
+from ..program.loops import NAMES, loop_factory
 from ..running import give_up, run_program
 from ..serving import Serving, serve, serve_datagrams
 from ..tls.contexts import TLSContext, tls_context
 from .loading import adapted, load, password_in
-from .options import address, make_parser, read, unknown_variables
+from .options import make_parser, read, unknown_variables
+from .values import address
 
 if TYPE_CHECKING:
     import argparse
+    import asyncio
     from collections.abc import Callable, Sequence
 
     from ..datagrams.datagram import Datagram
+    from ..program.loops import LoopFactory
     from ..streams.stream import Stream
 
 _DEFAULT_ADDRESS = "127.0.0.1:8080"
@@ -67,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         places_only = options.workers > 1 and not options.check
         life = Life() if places_only else _life(options)
         servings = _servings(options, places_only=places_only)
+        loop = _loop(options, later=places_only)
     except (TypeError, ValueError, OSError) as exc:
         parser.error(str(exc))
     try:
@@ -77,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run_program(
                 servings,
                 lambda: (_servings(options), _life(options)),
-                options.loop,
+                loop,
                 options.workers,
                 greet,
                 life=life,
@@ -97,6 +102,17 @@ def _life(options: argparse.Namespace) -> Life:
     life = Life(None if options.lifespan is None else load(options.lifespan))
     life.check()
     return life
+
+
+def _loop(options: argparse.Namespace, *, later: bool) -> str | LoopFactory:
+    """Return the loop's name, or the function that makes it, loaded now or when it is called."""
+    if options.loop in NAMES:
+        return str(options.loop)
+
+    def make() -> asyncio.AbstractEventLoop:
+        return loop_factory(load(options.loop))()
+
+    return make if later else loop_factory(load(options.loop))
 
 
 def _complete(options: argparse.Namespace) -> Callable[[], object]:

@@ -14,9 +14,22 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..net import vsock
-from ..net.addresses import parse_address
+from ..program.loops import NAMES as LOOPS
 from .effects import lacking
+from .values import (
+    Loops,
+    address,
+    count,
+    datagram_address,
+    loop,
+    mode,
+    name,
+    on_or_off,
+    path,
+    place,
+    seconds,
+    wrong,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -49,123 +62,9 @@ exit status:
   2  wrong arguments, or an environment variable, or a file with certificates
 """
 
-_SYSTEMD, _VSOCK = "systemd:", "vsock:"
-
 _PREFIX = "ASYNCSERVER_"
 # What Kubernetes sets in every container for a service that is called asyncserver.
 _OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_\d+_|=(tcp|udp|sctp)://")
-
-_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
-
-
-# -- texts as values. An error says what was expected; parser and environment add where it was.
-
-
-def _wrong(expected: str, text: str) -> argparse.ArgumentTypeError:
-    return argparse.ArgumentTypeError(f"expected {expected}; got {text!r}")
-
-
-def count(least: int) -> Callable[[str], int]:
-    """A whole number that is at least `least`."""
-
-    def convert(text: str) -> int:
-        if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) >= least):
-            raise _wrong(f"a whole number, at least {least}", text)
-        return int(text)
-
-    return convert
-
-
-def seconds(*, zero: bool = False) -> Callable[[str], float]:
-    """A length of time, more than 0 or at least 0."""
-
-    def convert(text: str) -> float:
-        expected = "a number of seconds, " + ("at least 0" if zero else "more than 0")
-        try:
-            value = float(text)
-        except ValueError:
-            raise _wrong(expected, text) from None
-        if not (value > 0 or (zero and value == 0)):
-            raise _wrong(expected, text)
-        return value
-
-    return convert
-
-
-def mode(text: str) -> int:
-    """A file's permissions, octal."""
-    try:
-        return int(text, 8)
-    except ValueError:
-        raise _wrong("permissions in octal, such as 660", text) from None
-
-
-def address(text: str) -> dict[str, Any]:
-    """HOST:PORT, fd:N or vsock:PORT, as arguments of serve(); or systemd:NAME."""
-    if text.startswith(_SYSTEMD):
-        return {"systemd": text.removeprefix(_SYSTEMD)}
-    if text.startswith(_VSOCK):
-        return {"vsock": _vsock(text)}
-    try:
-        host, port = parse_address(text, "HOST:PORT, such as 127.0.0.1:8080, [::1]:8080 or :8080, fd:N or systemd:NAME")
-    except ValueError as exc:
-        raise argparse.ArgumentTypeError(str(exc)) from None
-    if host == "fd" and not text.startswith("["):
-        return {"fd": port}
-    if port > 65535:
-        raise _wrong("a port from 0 to 65535", text)
-    return {"host": host, "port": port}
-
-
-def _vsock(text: str) -> int | tuple[int, int]:
-    numbers = text.removeprefix(_VSOCK).split(":")
-    if len(numbers) > 2 or not all(re.fullmatch("[0-9]{1,10}", one) for one in numbers):
-        raise _wrong("vsock:PORT or vsock:CID:PORT, whole numbers", text)
-    cid, port = int(numbers[0]), int(numbers[-1])
-    place = port if len(numbers) == 1 else (cid, port)
-    try:
-        vsock.check(place)
-    except ValueError as exc:
-        raise _wrong(str(exc).partition(";")[0], text) from None
-    return place
-
-
-def datagram_address(text: str) -> dict[str, Any]:
-    """HOST:PORT or fd:N, as arguments of serve_datagrams(); or systemd:NAME."""
-    if text.startswith(_VSOCK):
-        raise _wrong("HOST:PORT, fd:N or systemd:NAME; vsock:PORT is for --tcp", text)
-    return address(text)
-
-
-def place(text: str) -> str:
-    """HOST:PORT only, as it is."""
-    if "host" not in address(text):
-        raise _wrong("HOST:PORT, such as 127.0.0.1:9100", text)
-    return text
-
-
-def path(text: str) -> dict[str, Any]:
-    """PATH or @NAME of a Unix socket, as an argument of both functions; or systemd:NAME."""
-    if text.startswith(_SYSTEMD):
-        return {"systemd": text.removeprefix(_SYSTEMD)}
-    if not text:
-        raise _wrong("a path", text)
-    return {"path": text}
-
-
-def name(text: str) -> str:
-    """MODULE:NAME, to be imported later."""
-    module, colon, attributes = text.partition(":")
-    if not (module and colon and attributes):
-        raise _wrong("MODULE:NAME, such as app:handler", text)
-    return text
-
-
-def on_or_off(text: str) -> bool:
-    """The value in the environment of an option that is a flag on the command line."""
-    if text.lower() not in (*_TRUE, *_FALSE):
-        raise _wrong(" or ".join((*_TRUE, *_FALSE)), text)
-    return text.lower() in _TRUE
 
 
 # -- the table
@@ -220,9 +119,10 @@ class Option:
             try:
                 return [self.convert(word) for word in shlex.split(text)]
             except ValueError as exc:  # a quote that is not closed
-                raise _wrong(f"values separated by spaces ({exc})", text) from exc
+                raise wrong(f"values separated by spaces ({exc})", text) from exc
         if self.choices and text not in self.choices:
-            raise _wrong(" or ".join(self.choices), text)
+            self.convert(text)  # may know better what was expected
+            raise wrong(" or ".join(self.choices), text)
         return self.convert(text) if self.metavar else on_or_off(text)
 
 
@@ -289,8 +189,9 @@ OPTIONS: tuple[Option, ...] = (
            count(1), 1),
     Option(_PROGRAM, "--stuck-timeout", "SECONDS",
            "replace a worker whose loop is blocked for this long; 0: never", seconds(zero=True), 30.0),
-    Option(_PROGRAM, "--loop", "LOOP", "auto, uvloop or asyncio (default: uvloop where installed)",
-           default="auto", choices=("auto", "uvloop", "asyncio")),
+    Option(_PROGRAM, "--loop", "LOOP",
+           "auto, uvloop, asyncio, or MODULE:FUNCTION that returns another (default: uvloop where installed)",
+           loop, default="auto", choices=Loops(LOOPS)),
     Option(_PROGRAM, "--metrics", "HOST:PORT", "serve /metrics, /ready and /live over HTTP there", place),
     Option(_PROGRAM, "--drain-delay", "SECONDS", "go on this long after the first signal, while /ready says no",
            seconds(zero=True), 0.0),

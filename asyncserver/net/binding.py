@@ -162,19 +162,25 @@ class Binding:
         raise AssertionError("unreachable")
 
     async def _resolve(self, kind: socket.SocketKind) -> list[tuple[int, tuple[Any, ...]]]:
-        getaddrinfo = asyncio.get_running_loop().getaddrinfo
+        loop = asyncio.get_running_loop()
         found: list[Any] = []
         for host in self._hosts():
             with _resolving(host):
-                found += await getaddrinfo(host or None, self.port, type=kind, flags=socket.AI_PASSIVE)
+                try:
+                    found += await loop.getaddrinfo(host or None, self.port, type=kind, flags=socket.AI_PASSIVE)
+                except NotImplementedError:  # a loop that is neither asyncio's nor uvloop's
+                    found += await loop.run_in_executor(None, self._look_up, host, kind)
         return _distinct(found)
 
     def _resolve_blocking(self, kind: socket.SocketKind) -> list[tuple[int, tuple[Any, ...]]]:
         found: list[Any] = []
         for host in self._hosts():
             with _resolving(host):
-                found += socket.getaddrinfo(host or None, self.port, type=kind, flags=socket.AI_PASSIVE)
+                found += self._look_up(host, kind)
         return _distinct(found)
+
+    def _look_up(self, host: str | None, kind: socket.SocketKind) -> list[Any]:
+        return socket.getaddrinfo(host or None, self.port, type=kind, flags=socket.AI_PASSIVE)
 
     def _hosts(self) -> Sequence[str | None]:
         return [self.host] if isinstance(self.host, str | None) else self.host

@@ -17,8 +17,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import asyncserver
-from asyncserver.cli import options
-from asyncserver.cli.options import OPTIONS, Option, make_parser, read
+from asyncserver.cli import values
+from asyncserver.cli.options import OPTIONS, Option, make_parser, read, unknown_variables
 from tests.kit.programs import ROOT
 
 # What is typed for an option, another valid value, and a wrong one with what is said about it.
@@ -57,7 +57,7 @@ SAMPLES: dict[str, tuple[str, str, str | None]] = {
     "--lifespan": ("app:life", "app:other", "life"),
     "--workers": ("2", "4", "0"),
     "--stuck-timeout": ("0", "60", "-1"),
-    "--loop": ("asyncio", "uvloop", "trio"),
+    "--loop": ("asyncio", "app:loop", "trio"),
     "--metrics": ("127.0.0.1:9100", ":9100", "9100"),
     "--drain-delay": ("0", "5", "-1"),
     "--log-level": ("debug", "error", "loud"),
@@ -221,8 +221,8 @@ def test_unknown_variables() -> None:
         "ASYNCSERVER_PORT_80_TCP_ADDR": "10.0.0.1",
     }
     mistakes = {"ASYNCSERVER_MAXCONNECTIONS": "5", "ASYNCSERVER_PORT": "80"}
-    assert options.unknown_variables({**kubernetes, "PATH": "/", "ASYNCSERVER_TCP": ":0"}) == []
-    told = options.unknown_variables(mistakes)
+    assert unknown_variables({**kubernetes, "PATH": "/", "ASYNCSERVER_TCP": ":0"}) == []
+    told = unknown_variables(mistakes)
     assert told[0] == "ASYNCSERVER_MAXCONNECTIONS; did you mean ASYNCSERVER_MAX_CONNECTIONS?"
     assert told[1].startswith("ASYNCSERVER_PORT")
 
@@ -304,7 +304,7 @@ def test_shells_can_complete(line: str, words: set[str], tmp_path: Path) -> None
 def test_any_text_is_an_address_or_refused(text: str) -> None:
     """What comes out is for serve(); everything else says what was expected and what was given."""
     try:
-        place = options.address(text)
+        place = values.address(text)
     except argparse.ArgumentTypeError as exc:
         assert text in str(exc) or repr(text) in str(exc)
     else:
@@ -320,7 +320,7 @@ def test_host_and_port(host: str, port: int) -> None:
     if host == "fd":
         return
     shown = f"[{host}]" if ":" in host else host
-    assert options.address(f"{shown}:{port}") == {"host": host or None, "port": port}
+    assert values.address(f"{shown}:{port}") == {"host": host or None, "port": port}
 
 
 async def _nothing(_: object) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 import asyncserver
-from asyncserver.cli import options
+from asyncserver.cli import values
 from asyncserver.net import addresses, vsock
 from asyncserver.net.binding import Binding
 from asyncserver.proxy.proxy_protocol import TrustedProxies
@@ -151,14 +151,14 @@ def test_reuse_port_is_for_other_addresses() -> None:
 )
 def test_addresses_on_the_command_line(text: str, place: dict[str, Any]) -> None:
     """A host of that name is written in brackets."""
-    assert options.address(text) == place
+    assert values.address(text) == place
 
 
 @pytest.mark.parametrize("text", ["vsock:", "vsock::1", "vsock:x", "vsock:1:2:3", "vsock:4294967295", "vsock:-1"])
 def test_wrong_addresses_on_the_command_line(text: str) -> None:
     """Told what was expected, and what was given."""
     with pytest.raises(argparse.ArgumentTypeError, match="expected vsock") as caught:
-        options.address(text)
+        values.address(text)
     assert repr(text) in str(caught.value)
 
 
