@@ -1,4 +1,4 @@
-"""run: a program that serves until a signal to stop. The only place that knows uvloop."""
+"""run: a program that serves until a signal to stop."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from .leaving.exits import Exits
 from .leaving.threads import watch_end
 from .monitoring.notify import NotifySocket
 from .program.lifespan import Life
+from .program.loops import loop_factory
 from .program.process import serve_here
 from .serving import Serving
 
@@ -19,13 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Sequence
 
     from .program.lifespan import Lifespan, Loaded
+    from .program.loops import LoopFactory
 
 __all__ = ["run"]
 
 
 def run(
     *servings: Serving,
-    loop: Literal["auto", "uvloop", "asyncio"] = "auto",
+    loop: str | LoopFactory = "auto",
     workers: int | Literal["auto"] = 1,
     metrics: str | None = None,
     drain_delay: float = 0.0,
@@ -71,7 +73,8 @@ def run(
     Args:
         servings: what `serve()` and `serve_datagrams()` return, one or several.
         loop: "uvloop", the standard library's "asyncio", or "auto" for uvloop where it is
-            installed.
+            installed. Any other one by "module:function", or the function itself: called without
+            arguments it returns a new loop.
         workers: processes that serve; 1 is this one. "auto" is one for each CPU that this process
             may use, and not more than the CPU quota of its cgroup (v2), rounded up: the log says
             how many. If that is one, it has a supervisor all the same, so that signals and limits
@@ -109,9 +112,9 @@ def run(
         BindError: an address could not be had.
         ChildProcessError: a worker ended before all of them had begun to serve, or its lifespan
             failed as it was left at the end.
-        ModuleNotFoundError: uvloop was asked for and is not installed.
+        ModuleNotFoundError: uvloop, or the module of the loop, was asked for and is not installed.
         RuntimeError: called where an event loop runs already, or for several workers
-            outside the main thread.
+            outside the main thread; the loop lacks what servers need, such as add_reader().
     """
     life = Life(lifespan)
     run_program(
@@ -132,7 +135,7 @@ def run(
 def run_program(
     servings: Sequence[Serving],
     load: Callable[[], Loaded],
-    loop: str,
+    loop: str | LoopFactory,
     workers: int | str,
     started: Callable[[], object] = lambda: None,
     *,
@@ -171,7 +174,7 @@ def run_program(
         monitor = Monitor()
         if metrics is not None:
             monitoring = monitor.serving(metrics)
-        factory = _loop_factory(loop)
+        factory = loop_factory(loop)
         with NotifySocket.from_environment() as notify:
             if workers != 1:
                 _check_process()
@@ -262,17 +265,3 @@ def _check_process() -> None:
         raise RuntimeError("run(workers=...) handles signals: call it in the main thread")
     if asyncio._get_running_loop() is not None:
         raise RuntimeError("run(workers=...) forks: call it where no event loop runs")
-
-
-def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    if name not in {"auto", "uvloop", "asyncio"}:
-        raise ValueError(f'loop must be "auto", "uvloop" or "asyncio", got {name!r}')
-    if name != "asyncio":
-        try:
-            import uvloop  # noqa: PLC0415 - optional; takes 10 ms
-        except ModuleNotFoundError:
-            if name == "uvloop":
-                raise
-        else:
-            return uvloop.new_event_loop
-    return asyncio.new_event_loop

@@ -212,6 +212,7 @@ def serve(
     path_mode: int | None = None,
     sock: socket.socket | None = None,
     fd: int | None = None,
+    vsock: int | tuple[int, int] | None = None,
     backlog: int = 1024,
     reuse_port: bool = False,
     # TLS
@@ -246,10 +247,13 @@ def serve(
         host: a name or address, several, or None for every interface, IPv4 and IPv6.
         port: 0 picks a free one, the same for every address; see `server.addresses`.
         path: a Unix socket's path. A dead server's socket file is replaced, a live one's
-            never; removed on close.
+            never; removed on close. A str "@name" is an abstract name (unix(7)): it has no file,
+            and every user on this host can connect.
         path_mode: permissions of that file, such as 0o660; None leaves them to the umask.
         sock: a bound stream socket instead; the server closes it.
         fd: the same as a descriptor.
+        vsock: a port of VSOCK (vsock(7)), for virtual machines and their host; 0 picks a free one.
+            A tuple (cid, port) takes those that connect to this cid only. Addresses are such pairs.
         backlog: connections that the kernel queues until we accept; net.core.somaxconn at most.
         reuse_port: with host and port, let other processes of this user listen on the same port,
             balanced by the kernel (socket(7)).
@@ -268,9 +272,10 @@ def serve(
             or 2, before TLS), and take the client's address from it: `stream.peer_address`,
             `stream.proxy_header`, logs, limits. A connection without a valid one is refused. A
             proxy's health check (LOCAL, UNKNOWN) is served under its own address.
-        trusted_proxies: networks ("10.0.0.0/8"), addresses, or "unix" for the peers of Unix
-            sockets, that may send that header: it can claim any address. Others are refused, and
-            counted as `proxy_untrusted`. Nothing means this host alone: loopback and Unix sockets.
+        trusted_proxies: networks ("10.0.0.0/8"), addresses, "unix" for the peers of Unix sockets,
+            "vsock" or "vsock:CID" for those of VSOCK, that may send that header: it can claim any
+            address. Others are refused, and counted as `proxy_untrusted`. Nothing means this host
+            alone: loopback and Unix sockets.
         proxy_timeout: seconds for that header, then refused, and counted as
             `proxy_timed_out`. If the proxy sends it with the client's first bytes (AWS
             NLB), this bounds the client's silence.
@@ -295,7 +300,7 @@ def serve(
     proxies = checked_proxies(trusted_proxies, proxy_protocol, proxy_timeout)
     check_end(drain_timeout, on_error)
     one_queue = max_connections is not None  # a full worker must not keep a queue of its own
-    binding = Binding(host, port, path, path_mode, sock, fd, backlog, reuse_port, one_queue=one_queue)
+    binding = Binding(host, port, path, path_mode, sock, fd, backlog, reuse_port, one_queue=one_queue, vsock=vsock)
 
     def start(bound: list[BoundSocket]) -> Server:
         return StreamServer(
@@ -349,7 +354,7 @@ def serve_datagrams(
             "0.0.0.0", "::") finding that out costs about 1 us per datagram. Of multicast groups it
             hears those of all hosts, and those that it joins.
         port: 0 picks a free one, the same for every address; see `server.addresses`.
-        path: a Unix socket's path, as for `serve()`.
+        path: a Unix socket's path or "@name", as for `serve()`.
         path_mode: permissions of that file.
         sock: a bound datagram socket instead; the server closes it.
         fd: the same as a descriptor.

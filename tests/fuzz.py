@@ -11,7 +11,7 @@ import importlib
 import sys
 from typing import Any
 
-from asyncserver.cli import options
+from asyncserver.cli import values
 from asyncserver.datagrams.proxied import read_header
 from asyncserver.proxy.proxy_protocol import HeaderError, HeaderParser
 
@@ -41,7 +41,7 @@ def one_input(data: bytes) -> None:
         assert read_header(data) == whole
     assert parse([data[index : index + 1] for index in range(len(data))]) == whole
     with contextlib.suppress(argparse.ArgumentTypeError):
-        options.address(data.decode("latin-1"))
+        values.address(data.decode("latin-1"))
 
 
 def main(seconds: int) -> None:

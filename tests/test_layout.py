@@ -258,10 +258,10 @@ def test_compat_imports_public_names_of_asyncserver_only() -> None:
                 assert {alias.name for alias in node.names} <= exported, path
 
 
-def test_only_running_imports_uvloop() -> None:
+def test_only_loops_imports_uvloop() -> None:
     """The loop is the program's choice; no other module may depend on which it is."""
     importing = {name for name, path in PATHS["asyncserver"].items() if "uvloop" in imports_of(path).found}
-    assert importing == {"running"}
+    assert importing == {"program.loops"}
 
 
 def test_import_is_light() -> None:

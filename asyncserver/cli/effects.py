@@ -11,7 +11,8 @@ _STREAMS, _DATAGRAMS = ("tcp", "unix"), ("udp", "unix_datagram")
 _PORTS, _FILES = ("tcp", "udp"), ("unix", "unix_datagram")
 
 _OF_PROXIES = ("trusted_proxies", "proxy_timeout")
-_OF_CERTIFICATES = ("keyfile", "client_ca", "client_cert", "tls_min", "tls_groups", "ssl_handshake_timeout")
+_OF_CERTIFICATES = ("keyfile", "client_ca", "client_cert", "tls_min", "tls_groups", "ssl_handshake_timeout",
+                    "keyfile_password_file", "alpn", "ciphers")  # fmt: skip
 
 # Places, one of which is needed.
 _PLACES: dict[str, Sequence[str]] = {

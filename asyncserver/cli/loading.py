@@ -1,4 +1,4 @@
-"""What the command line loads: MODULE:HANDLER; socketserver's and asyncio's classes are hosted."""
+"""What the command line loads: a password; MODULE:HANDLER, also of socketserver's and asyncio's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib
 import operator
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..adapters.protocols import from_protocol
@@ -14,6 +15,8 @@ from ..serving import importing
 
 if TYPE_CHECKING:
     import argparse
+
+_LONGEST_PASSWORD = 1024  # PEM_BUFSIZE in OpenSSL's pem.h, which is what ssl gives it for the password
 
 
 def load(name: str) -> Any:
@@ -39,6 +42,23 @@ def load(name: str) -> Any:
         return operator.attrgetter(attributes)(module)
     except AttributeError as exc:
         raise ValueError(f"module {module_name!r} has no {attributes!r}") from exc
+
+
+def password_in(file: str) -> bytes:
+    """Read the password in a file: its only line, without what ends it.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it holds more or less than a password.
+    """
+    lines = Path(file).read_bytes().splitlines()
+    if len(lines) != 1 or not 0 < len(lines[0]) <= _LONGEST_PASSWORD:
+        size = f"{len(lines)} lines" if len(lines) != 1 else f"a line of {len(lines[0])} bytes"
+        raise ValueError(
+            f"--keyfile-password-file {file}: expected one line, the password of all keys, at most "
+            f"{_LONGEST_PASSWORD} bytes; it has {size}"
+        )
+    return lines[0]
 
 
 def adapted(handler: Any, options: argparse.Namespace) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
 import ssl
 import sys
@@ -17,18 +18,22 @@ from ..monitoring.monitor import Monitor
 from ..net.addresses import format_address, parse_address
 from ..net.systemd import named_sockets, systemd_sockets
 from ..program.lifespan import Life
+from ..program.loops import NAMES, loop_factory
 from ..running import give_up, run_program
 from ..serving import Serving, serve, serve_datagrams
 from ..tls.contexts import TLSContext, tls_context
-from .loading import adapted, load
-from .options import address, make_parser, read, unknown_variables
+from .loading import adapted, load, password_in
+from .options import make_parser, read, unknown_variables
+from .values import address
 
 if TYPE_CHECKING:
     import argparse
+    import asyncio
     from collections.abc import Callable, Sequence
 
     from ..datagrams.datagram import Datagram
     from ..kernel.memberships import Group
+    from ..program.loops import LoopFactory
     from ..streams.stream import Stream
 
 _DEFAULT_ADDRESS = "127.0.0.1:8080"
@@ -36,7 +41,7 @@ _DEFAULT_ADDRESS = "127.0.0.1:8080"
 # What each option takes of the sockets that systemd:NAME names: all of a unit have one name.
 _INTERNET = (socket.AF_INET, socket.AF_INET6)
 _TAKES: dict[str, tuple[socket.SocketKind, Sequence[int]]] = {
-    "tcp": (socket.SOCK_STREAM, _INTERNET),
+    "tcp": (socket.SOCK_STREAM, (*_INTERNET, getattr(socket, "AF_VSOCK", -1))),
     "udp": (socket.SOCK_DGRAM, _INTERNET),
     "unix": (socket.SOCK_STREAM, (socket.AF_UNIX,)),
     "unix_datagram": (socket.SOCK_DGRAM, (socket.AF_UNIX,)),
@@ -70,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         places_only = options.workers != 1 and not options.check
         life = Life() if places_only else _life(options)
         servings = _servings(options, places_only=places_only)
+        loop = _loop(options, later=places_only)
     except (TypeError, ValueError, OSError) as exc:
         parser.error(str(exc))
     try:
@@ -80,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run_program(
                 servings,
                 lambda: (_servings(options), _life(options)),
-                options.loop,
+                loop,
                 options.workers,
                 greet,
                 life=life,
@@ -102,6 +108,17 @@ def _life(options: argparse.Namespace) -> Life:
     return life
 
 
+def _loop(options: argparse.Namespace, *, later: bool) -> str | LoopFactory:
+    """Return the loop's name, or the function that makes it, loaded now or when it is called."""
+    if options.loop in NAMES:
+        return str(options.loop)
+
+    def make() -> asyncio.AbstractEventLoop:
+        return loop_factory(load(options.loop))()
+
+    return make if later else loop_factory(load(options.loop))
+
+
 def _complete(options: argparse.Namespace) -> Callable[[], object]:
     """Complete the addresses, by default ones if none is given; returns what to call once bound."""
     if options.tcp or options.udp or options.unix or options.unix_datagram:
@@ -121,7 +138,9 @@ def _of_systemd(option: str, place: dict[str, Any]) -> list[dict[str, Any]]:
     kind, families = _TAKES[option]
     found = [one for one in systemd_sockets(place["systemd"]) if one.type == kind and one.family in families]
     if not found:
-        passed = ", ".join(f"{name!r} ({one.type.name} {one.getsockname()!r})" for name, one in named_sockets())
+        passed = ", ".join(
+            f"{name!r} ({one.type.name} {format_address(one.getsockname())})" for name, one in named_sockets()
+        )
         raise ValueError(
             f"--{option.replace('_', '-')} systemd:{place['systemd']}: systemd has opened no such socket for this "
             f"process; it has opened {passed or 'none: start this program by its socket unit'}"
@@ -193,13 +212,17 @@ def _tls(options: argparse.Namespace) -> TLSContext | None:
         return tls_context(
             *first,
             more_certificates=others,
+            password=None if (file := options.keyfile_password_file) is None else functools.partial(password_in, file),
             client_ca=options.client_ca,
             client_cert=options.client_cert,
             minimum_version=ssl.TLSVersion.TLSv1_3 if options.tls_min == "1.3" else ssl.TLSVersion.TLSv1_2,
+            alpn=options.alpn or (),
+            ciphers=options.ciphers,
             groups=options.tls_groups,
         )
     except OSError as exc:
-        given = {"--certfile": options.certfile, "--keyfile": options.keyfile, "--client-ca": [options.client_ca]}
+        given = {"--certfile": options.certfile, "--keyfile": options.keyfile, "--client-ca": [options.client_ca],
+                 "--keyfile-password-file": [options.keyfile_password_file]}  # fmt: skip
         flag = next((flag for flag, files in given.items() if exc.filename in files), None)
         if exc.filename is None or flag is None:
             raise
@@ -235,8 +258,9 @@ def _check(options: argparse.Namespace, servings: list[Serving]) -> None:
 def _open(serving: Serving, stack: contextlib.ExitStack, kind: str | None = None) -> None:
     for bound in serving.open_slots(1)[0]:
         stack.callback(bound.close)
-        place = format_address(bound.address) if isinstance(bound.address, tuple) else bound.address
-        print(kind or ("datagram" if bound.sock.type == socket.SOCK_DGRAM else "stream  "), place)
+        print(
+            kind or ("datagram" if bound.sock.type == socket.SOCK_DGRAM else "stream  "), format_address(bound.address)
+        )
 
 
 def _greet() -> None:

@@ -14,9 +14,24 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..kernel.memberships import parse_groups
-from ..net.addresses import parse_address
+from ..program.loops import NAMES as LOOPS
 from .effects import lacking
+from .values import (
+    Loops,
+    address,
+    count,
+    datagram_address,
+    group,
+    loop,
+    mode,
+    name,
+    on_or_off,
+    path,
+    place,
+    seconds,
+    workers,
+    wrong,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -49,118 +64,9 @@ exit status:
   2  wrong arguments, or an environment variable, or a file with certificates
 """
 
-_SYSTEMD = "systemd:"
-
 _PREFIX = "ASYNCSERVER_"
 # What Kubernetes sets in every container for a service that is called asyncserver.
 _OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_\d+_|=(tcp|udp|sctp)://")
-
-_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
-
-
-# -- texts as values. An error says what was expected; parser and environment add where it was.
-
-
-def _wrong(expected: str, text: str) -> argparse.ArgumentTypeError:
-    return argparse.ArgumentTypeError(f"expected {expected}; got {text!r}")
-
-
-def count(least: int) -> Callable[[str], int]:
-    """A whole number that is at least `least`."""
-
-    def convert(text: str) -> int:
-        if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) >= least):
-            raise _wrong(f"a whole number, at least {least}", text)
-        return int(text)
-
-    return convert
-
-
-def workers(text: str) -> int | str:
-    """How many processes serve, or "auto"."""
-    try:
-        return text if text == "auto" else count(1)(text)
-    except argparse.ArgumentTypeError:
-        raise _wrong("a whole number, at least 1, or auto", text) from None
-
-
-def seconds(*, zero: bool = False) -> Callable[[str], float]:
-    """A length of time, more than 0 or at least 0."""
-
-    def convert(text: str) -> float:
-        expected = "a number of seconds, " + ("at least 0" if zero else "more than 0")
-        try:
-            value = float(text)
-        except ValueError:
-            raise _wrong(expected, text) from None
-        if not (value > 0 or (zero and value == 0)):
-            raise _wrong(expected, text)
-        return value
-
-    return convert
-
-
-def mode(text: str) -> int:
-    """A file's permissions, octal."""
-    try:
-        return int(text, 8)
-    except ValueError:
-        raise _wrong("permissions in octal, such as 660", text) from None
-
-
-def address(text: str) -> dict[str, Any]:
-    """HOST:PORT or fd:N, as arguments of serve() and serve_datagrams(); or systemd:NAME."""
-    if text.startswith(_SYSTEMD):
-        return {"systemd": text.removeprefix(_SYSTEMD)}
-    try:
-        host, port = parse_address(text, "HOST:PORT, such as 127.0.0.1:8080, [::1]:8080 or :8080, fd:N or systemd:NAME")
-    except ValueError as exc:
-        raise argparse.ArgumentTypeError(str(exc)) from None
-    if host == "fd" and not text.startswith("["):
-        return {"fd": port}
-    if port > 65535:
-        raise _wrong("a port from 0 to 65535", text)
-    return {"host": host, "port": port}
-
-
-def place(text: str) -> str:
-    """HOST:PORT only, as it is."""
-    if "host" not in address(text):
-        raise _wrong("HOST:PORT, such as 127.0.0.1:9100", text)
-    return text
-
-
-def path(text: str) -> dict[str, Any]:
-    """A Unix socket's path, as arguments of serve() and serve_datagrams(); or systemd:NAME."""
-    if text.startswith(_SYSTEMD):
-        return {"systemd": text.removeprefix(_SYSTEMD)}
-    if not text:
-        raise _wrong("a path", text)
-    return {"path": text}
-
-
-def group(text: str) -> str:
-    """A multicast group, as it is."""
-    try:
-        parse_groups([text])
-    except ValueError as exc:
-        raise argparse.ArgumentTypeError(str(exc)) from None
-    return text
-
-
-def name(text: str) -> str:
-    """MODULE:NAME, to be imported later."""
-    module, colon, attributes = text.partition(":")
-    if not (module and colon and attributes):
-        raise _wrong("MODULE:NAME, such as app:handler", text)
-    return text
-
-
-def on_or_off(text: str) -> bool:
-    """The value in the environment of an option that is a flag on the command line."""
-    if text.lower() not in (*_TRUE, *_FALSE):
-        raise _wrong(" or ".join((*_TRUE, *_FALSE)), text)
-    return text.lower() in _TRUE
 
 
 # -- the table
@@ -215,9 +121,10 @@ class Option:
             try:
                 return [self.convert(word) for word in shlex.split(text)]
             except ValueError as exc:  # a quote that is not closed
-                raise _wrong(f"values separated by spaces ({exc})", text) from exc
+                raise wrong(f"values separated by spaces ({exc})", text) from exc
         if self.choices and text not in self.choices:
-            raise _wrong(" or ".join(self.choices), text)
+            self.convert(text)  # may know better what was expected
+            raise wrong(" or ".join(self.choices), text)
         return self.convert(text) if self.metavar else on_or_off(text)
 
 
@@ -232,11 +139,11 @@ _LOG = "log"
 OPTIONS: tuple[Option, ...] = (
     Option("", "handler", "MODULE:HANDLER", "what to serve; upper-casing echo if left out", name),
     Option(_WHERE, "--tcp", "HOST:PORT",
-           "no HOST: every interface; fd:N: an inherited socket; systemd:NAME: sockets of a unit",
+           "no HOST: every interface; fd:N: an inherited socket; systemd:NAME: those of a unit; vsock:PORT: VSOCK",
            address, several=True),
-    Option(_WHERE, "--udp", "HOST:PORT", "the same for datagrams", address, several=True),
-    Option(_WHERE, "--unix", "PATH", "a Unix stream socket", path, several=True),
-    Option(_WHERE, "--unix-datagram", "PATH", "a Unix datagram socket", path, several=True),
+    Option(_WHERE, "--udp", "HOST:PORT", "the same for datagrams, without VSOCK", datagram_address, several=True),
+    Option(_WHERE, "--unix", "PATH", "a Unix stream socket; @NAME: abstract, without a file", path, several=True),
+    Option(_WHERE, "--unix-datagram", "PATH", "a Unix datagram socket, also @NAME", path, several=True),
     Option(_WHERE, "--unix-mode", "MODE", "permissions of the Unix sockets' files, octal, such as 660", mode),
     Option(_WHERE, "--backlog", "N", "connections that the kernel queues while none is accepted", count(0), 1024),
     Option(_WHERE, "--reuse-port", "", "let other processes of this user serve on the same ports", default=False),
@@ -263,10 +170,14 @@ OPTIONS: tuple[Option, ...] = (
            several=True),
     Option(_TLS, "--keyfile", "FILE", "private key, PEM, unless it is in the certificate's file; one for each",
            several=True),
+    Option(_TLS, "--keyfile-password-file", "FILE", "the keys' password, in one line; SIGHUP reads it again"),
     Option(_TLS, "--client-ca", "FILE", "ask clients for a certificate signed by one of these"),
     Option(_TLS, "--client-cert", "WHETHER", "required, or optional: those without one are served too",
            default="required", choices=("required", "optional")),
     Option(_TLS, "--tls-min", "VERSION", "1.2 or 1.3", default="1.2", choices=("1.2", "1.3")),
+    Option(_TLS, "--alpn", "NAME[,...]", "application protocols to offer, the preferred first, such as h2,http/1.1",
+           lambda text: text.split(",")),
+    Option(_TLS, "--ciphers", "CIPHERS", "those of TLS 1.2, as openssl-ciphers(1) writes them, such as ECDHE+AESGCM"),
     Option(_TLS, "--tls-groups", "GROUP[:...]",
            "key exchange groups, the preferred first, such as X25519MLKEM768:X25519; needs Python 3.15",
            lambda text: text.split(":")),
@@ -286,8 +197,9 @@ OPTIONS: tuple[Option, ...] = (
     Option(_PROGRAM, "--max-age", "SECONDS", "replace a worker that is so old", seconds()),
     Option(_PROGRAM, "--stuck-timeout", "SECONDS",
            "replace a worker whose loop is blocked for this long; 0: never", seconds(zero=True), 30.0),
-    Option(_PROGRAM, "--loop", "LOOP", "auto, uvloop or asyncio (default: uvloop where installed)",
-           default="auto", choices=("auto", "uvloop", "asyncio")),
+    Option(_PROGRAM, "--loop", "LOOP",
+           "auto, uvloop, asyncio, or MODULE:FUNCTION that returns another (default: uvloop where installed)",
+           loop, default="auto", choices=Loops(LOOPS)),
     Option(_PROGRAM, "--metrics", "HOST:PORT", "serve /metrics, /ready and /live over HTTP there", place),
     Option(_PROGRAM, "--drain-delay", "SECONDS", "go on this long after the first signal, while /ready says no",
            seconds(zero=True), 0.0),

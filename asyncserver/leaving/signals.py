@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from .._logger import logger as _logger
 from ..servers.server import Server
 from .stopping import Stage, Stopping
+from .wakeups import watched
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -44,7 +45,7 @@ def closing_on_signals(*servers: Server) -> contextlib.AbstractAsyncContextManag
     Raises:
         TypeError: at once, if they are something else.
         RuntimeError: on entry, outside the main thread, where Python delivers no signals; in
-            another loop than the servers'; in a loop that cannot handle signals.
+            another loop than the servers'.
     """
     for server in servers:
         if not isinstance(server, Server):
@@ -167,22 +168,16 @@ class _Block(StopSignals):
 
 @contextlib.contextmanager
 def replaced(loop: asyncio.AbstractEventLoop, calls: Mapping[signal.Signals, Callable[[], object]]) -> Iterator[None]:
-    """Let a loop handle signals; then put back what handled them before.
-
-    Raises:
-        RuntimeError: the loop cannot.
-    """
+    """Let a loop handle signals; then put back what handled them before."""
     of_loop = dict(getattr(loop, "_signal_handlers", ()))  # uvloop does not show them
     with contextlib.ExitStack() as stack:
         for number, call in calls.items():
             before = signal.getsignal(number)
             try:
                 loop.add_signal_handler(number, call)
-            except NotImplementedError as exc:
-                raise RuntimeError(
-                    f"signals cannot be handled in {loop!r}, which has no add_signal_handler(): use a loop of "
-                    "asyncio's or uvloop's, or call server.close() when you are told to stop"
-                ) from exc
+            except NotImplementedError:
+                stack.enter_context(watched(loop, calls))
+                break
             stack.callback(_put_back, loop, number, before, of_loop.get(number))
         yield
 
@@ -190,7 +185,9 @@ def replaced(loop: asyncio.AbstractEventLoop, calls: Mapping[signal.Signals, Cal
 def _put_back(
     loop: asyncio.AbstractEventLoop, number: signal.Signals, before: object, of_loop: asyncio.Handle | None
 ) -> None:
-    loop.remove_signal_handler(number)
+    # rloop 0.5 raises it always, and what is put back here is all that is left to do.
+    with contextlib.suppress(AttributeError):
+        loop.remove_signal_handler(number)
     if before is not None:  # one that is not Python's
         signal.signal(number, before)  # type: ignore[arg-type]  # what getsignal() has returned
     if of_loop is not None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 __all__ = ["Address"]
 
 #: (host, port) of IPv4, (host, port, flowinfo, scope) of IPv6, a Unix socket's path or "" for none,
-#: two numbers, (cid, port), of an adopted VSOCK socket: vsock(7).
+#: two numbers, (cid, port), of VSOCK: vsock(7).
 #: Any, as in the standard library's annotations: a server of one kind knows what it gets.
 Address: TypeAlias = Any
 

@@ -1,7 +1,8 @@
 """Binding: where a server listens, checked when it is made and bound when it is opened.
 
 host and port   one name or address, several, or None for every interface, IPv4 and IPv6
-path            a Unix socket's file
+path            a Unix socket's file, or "@name", which has none
+vsock           a port between virtual machines
 sock, fd        a socket that is bound already; from then on it is the server's
 """
 
@@ -22,7 +23,7 @@ from ..kernel.groups import hear_own_groups
 from ..kernel.memberships import Group, Membership, join_groups
 from ..kernel.packet_info import ask_for_destination
 from ..kernel.twins import may_have_twins
-from . import unix_path
+from . import unix_path, vsock
 from .addresses import format_address
 from .advice import ADVICE, CONNECTED, explained, resolving
 from .systemd import is_kept
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 
 _KINDS = {socket.SOCK_STREAM: "stream", socket.SOCK_DGRAM: "datagram"}
 _TCP = {0, socket.IPPROTO_TCP, socket.IPPROTO_MPTCP}
-
-# Longest path of a Unix socket, in bytes: sun_path in unix(7), less the zero at its end.
-_LONGEST_PATH = 107
 
 # How often another free port is tried when the first is not free on all addresses.
 _PORT_DRAWS = 20
@@ -55,14 +53,15 @@ class Binding:
     groups: Sequence[Group] = ()
     twin: bool = False
     one_queue: bool = False
+    vsock: int | tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        names = [name for name in ("path", "sock", "fd") if getattr(self, name) is not None]
+        names = [name for name in ("path", "vsock", "sock", "fd") if getattr(self, name) is not None]
         if self.host is not None or self.port is not None:
             names.insert(0, "host and port")
         if len(names) != 1:
             raise TypeError(
-                "give one place to listen on: host and port, path, sock, or fd; got "
+                "give one place to listen on: host and port, path, sock, fd, or (not for datagrams) vsock; got "
                 + (" together with ".join(names) or "none of them")
             )
         if names == ["host and port"]:
@@ -70,22 +69,10 @@ class Binding:
         self._check_types()
 
     def _check_types(self) -> None:
-        path, mode, sock, fd = (getattr(self, name) for name in ("path", "path_mode", "sock", "fd"))
-        if path is not None and not isinstance(path, str | os.PathLike):
-            raise TypeError(f"path must be a str or a path, got {path!r}")
-        if path is not None and not os.fspath(path):
-            raise ValueError("path must not be empty: Linux would serve on a name of its own making")
-        if mode is not None and (isinstance(mode, bool) or not isinstance(mode, int)):
-            raise TypeError(f"path_mode must be a whole number, such as 0o660, got {mode!r}")
-        if mode is not None and not 0 <= mode <= 0o777:
-            meant = (
-                f"{mode} in decimal: 0o{mode}?" if str(mode) in {f"{one:o}" for one in range(0o1000)} else f"{mode:#o}"
-            )
-            raise ValueError(f"path_mode must be permissions from 0o000 to 0o777, got {meant}")
-        if mode is not None and path is None:
-            raise TypeError(f"path_mode={mode:#o} is for a Unix socket: it needs path")
-        if mode is not None and str(path).startswith("\0"):
-            raise ValueError(f"path_mode={mode:#o} cannot protect {path!r}: an abstract name has no file; give a path")
+        unix_path.check(self.path, self.path_mode)
+        if self.vsock is not None:
+            vsock.check(self.vsock)
+        sock, fd = self.sock, self.fd
         if self.reuse_port and self.port is None:
             raise ValueError("reuse_port=True has an effect on host and port only: set SO_REUSEPORT before you bind")
         if sock is not None and not isinstance(sock, socket.socket):
@@ -180,19 +167,25 @@ class Binding:
         return bound
 
     async def _resolve(self, kind: socket.SocketKind) -> list[tuple[int, tuple[Any, ...]]]:
-        getaddrinfo = asyncio.get_running_loop().getaddrinfo
+        loop = asyncio.get_running_loop()
         found: list[Any] = []
         for host in self._hosts():
             with resolving(host):
-                found += await getaddrinfo(host or None, self.port, type=kind, flags=socket.AI_PASSIVE)
+                try:
+                    found += await loop.getaddrinfo(host or None, self.port, type=kind, flags=socket.AI_PASSIVE)
+                except NotImplementedError:  # a loop that is neither asyncio's nor uvloop's
+                    found += await loop.run_in_executor(None, self._look_up, host, kind)
         return _distinct(found)
 
     def _resolve_blocking(self, kind: socket.SocketKind) -> list[tuple[int, tuple[Any, ...]]]:
         found: list[Any] = []
         for host in self._hosts():
             with resolving(host):
-                found += socket.getaddrinfo(host or None, self.port, type=kind, flags=socket.AI_PASSIVE)
+                found += self._look_up(host, kind)
         return _distinct(found)
+
+    def _look_up(self, host: str | None, kind: socket.SocketKind) -> list[Any]:
+        return socket.getaddrinfo(host or None, self.port, type=kind, flags=socket.AI_PASSIVE)
 
     def _hosts(self) -> Sequence[str | None]:
         return [self.host] if isinstance(self.host, str | None) else self.host
@@ -240,16 +233,22 @@ class Binding:
             return self._configure(kind, sock)
 
     def _open_one(self, kind: socket.SocketKind) -> BoundSocket:
-        return self._adopt(kind) if self.path is None else self._open_path(kind, os.fspath(self.path))
+        if self.vsock is not None:
+            return self._open_vsock(kind, vsock.address(self.vsock))
+        return self._adopt(kind) if self.path is None else self._open_path(kind, unix_path.name(self.path))
+
+    def _open_vsock(self, kind: socket.SocketKind, address: tuple[int, int]) -> BoundSocket:
+        place = f"VSOCK address {format_address(address)}"
+        with explained(place, vsock.ADVICE), _new_socket(vsock.family(), kind) as sock:
+            sock.bind(address)
+            return self._configure(kind, sock)
 
     def _open_path(self, kind: socket.SocketKind, path: str) -> BoundSocket:
-        if (length := len(os.fsencode(path))) > _LONGEST_PATH and not path.startswith("\0"):
-            raise BindError(
-                errno.ENAMETOOLONG,
-                f"cannot listen on Unix {_KINDS[kind]} socket {path!r}: the path is too long, {length} bytes of at "
-                f"most {_LONGEST_PATH} (unix(7)): choose a shorter one, or one relative to the current folder",
-            )
-        with explained(f"Unix {_KINDS[kind]} socket {path!r}"), _new_socket(socket.AF_UNIX, kind) as sock:
+        with (
+            explained(f"Unix {_KINDS[kind]} socket {unix_path.shown(path)}"),
+            _new_socket(socket.AF_UNIX, kind) as sock,
+        ):
+            unix_path.check_length(path)
             if path.startswith("\0"):  # an abstract name has no file: unix(7)
                 sock.bind(path)
                 return self._configure(kind, sock)
@@ -281,7 +280,8 @@ class Binding:
                     "serve_datagrams() for datagrams",
                 )
             address = sock.getsockname()
-            if not address or (sock.family != socket.AF_UNIX and address[1] == 0):
+            unbound = not address or (sock.family != socket.AF_UNIX and address[1] == 0)
+            if unbound or vsock.is_unbound(sock):
                 raise BindError(errno.EINVAL, f"{sock!r} is not bound to an address: bind() it first")
             bound = self._configure(kind, sock)
             on_error.pop_all()

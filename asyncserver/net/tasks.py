@@ -48,7 +48,11 @@ if sys.version_info >= (3, 12):
         An answer that needs no wait costs no trip through the loop. A task factory of the program
         is used; asyncio's eager one is not, since it breaks on uvloop 0.23 with CPython 3.13.0.
         """
-        if loop.get_task_factory() is None:
+        try:
+            eager = loop.get_task_factory() is None
+        except NotImplementedError:  # a loop that takes none
+            eager = True
+        if eager:
             return asyncio.Task(coroutine, loop=loop, name=name, eager_start=True, context=context.copy())
         return _start_by_loop(coroutine, loop, context, name)
 

@@ -1,4 +1,7 @@
-"""The file of a Unix socket: a dead server's is replaced, never a live one's; bind() sets its mode.
+"""The name of a Unix socket, and its file: a dead server's is replaced, never a live one's.
+
+A name that begins with a NUL is abstract: Linux keeps it, and no file has it. People write @ for
+the NUL, as `ss` shows it.
 
 Other users may be able to write to the folder. They can put a socket of their own in its place,
 which cannot be prevented here. But no file of another kind is removed, and the mode of no file but
@@ -13,6 +16,57 @@ import socket
 import stat
 
 from ..exceptions import BindError
+from .addresses import format_address
+
+# In bytes: sun_path in unix(7) has 108. A zero ends a path, and is the first of an abstract name.
+_LONGEST_PATH = 107
+_LONGEST_NAME = 108
+
+
+def check(path: object, mode: object) -> None:
+    """Raise TypeError or ValueError for what cannot be a path, or the mode of its file."""
+    if path is not None and not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path must be a str or a path, got {path!r}")
+    if path is not None and not os.fspath(path):
+        raise ValueError("path must not be empty: Linux would serve on a name of its own making")
+    if isinstance(path, str) and path in {"@", "\0"}:
+        raise ValueError(f"path={path!r} is no name: write what it is called behind the @, or ./@ for a file")
+    if mode is None:
+        return
+    if isinstance(mode, bool) or not isinstance(mode, int):
+        raise TypeError(f"path_mode must be a whole number, such as 0o660, got {mode!r}")
+    if not 0 <= mode <= 0o777:
+        meant = f"{mode} in decimal: 0o{mode}?" if str(mode) in {f"{one:o}" for one in range(0o1000)} else f"{mode:#o}"
+        raise ValueError(f"path_mode must be permissions from 0o000 to 0o777, got {meant}")
+    if path is None:
+        raise TypeError(f"path_mode={mode:#o} is for a Unix socket: it needs path")
+    if (found := name(path)).startswith("\0"):
+        raise ValueError(
+            f"path_mode={mode:#o} (--unix-mode) cannot protect {shown(found)}: an abstract name has no file, and every "
+            "user of this host can connect to it; give a path"
+        )
+
+
+def name(path: str | os.PathLike[str]) -> str:
+    """Return the name to bind to: "@name" is abstract, a Path never, which drops the ./ of ./@."""
+    return "\0" + path[1:] if isinstance(path, str) and path.startswith("@") else os.fspath(path)
+
+
+def shown(name: str) -> str:
+    """Return the name as an error shows it."""
+    return repr(format_address(name)) if name.startswith("\0") else repr(name)
+
+
+def check_length(name: str) -> None:
+    """Raise BindError for a name that is too long for an address."""
+    length, abstract = len(os.fsencode(name)), name.startswith("\0")
+    if length > (longest := _LONGEST_NAME if abstract else _LONGEST_PATH):
+        advice = "" if abstract else ", or one relative to the current folder"
+        raise BindError(
+            errno.ENAMETOOLONG,
+            f"cannot listen on Unix socket {shown(name)}: the {'name' if abstract else 'path'} is too long, {length} "
+            f"bytes of at most {longest} (unix(7)): choose a shorter one{advice}",
+        )
 
 
 def bind(sock: socket.socket, path: str, mode: int | None) -> None:

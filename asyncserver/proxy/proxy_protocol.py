@@ -264,26 +264,31 @@ class TrustedProxies:
 
     Args:
         names: networks ("10.0.0.0/8", "fd00::/8") and addresses; "unix" for the peers of Unix
-            sockets. If empty, this host alone: loopback and Unix sockets.
+            sockets, "vsock" for all virtual machines and their host, "vsock:CID" for one of them.
+            If empty, this host alone: loopback and Unix sockets.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
         if isinstance(names, str):
             raise TypeError(f"trusted_proxies must be a sequence of networks; write [{names!r}]")
         self.names: tuple[str, ...] = tuple(names) or ("127.0.0.0/8", "::1", "unix")
-        self._networks = [_network(name) for name in self.names if name != "unix"]
+        self._networks = [_network(name) for name in self.names if not _is_family(name)]
         self._trusts = functools.lru_cache(_PROXIES)(self._look_up)
 
     def __contains__(self, address: Any) -> bool:
         if not isinstance(address, tuple):
             return "unix" in self.names
-        if not isinstance(address[0], str):  # VSOCK's, which no name stands for
-            return False
+        if not isinstance(address[0], str):  # VSOCK's
+            return "vsock" in self.names or f"vsock:{address[0]}" in self.names
         return self._trusts(address[0])
 
     def _look_up(self, host: str) -> bool:
         found = ipaddress.ip_address(unmapped(host))
         return any(found in network for network in self._networks)
+
+
+def _is_family(name: object) -> bool:
+    return isinstance(name, str) and re.fullmatch("unix|vsock(:(0|[1-9][0-9]{0,9}))?", name) is not None
 
 
 def _network(name: object) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
@@ -293,6 +298,6 @@ def _network(name: object) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
         return ipaddress.ip_network(name)
     except ValueError as exc:
         raise ValueError(
-            f"trusted_proxies takes networks and addresses, such as '10.0.0.0/8', '192.0.2.7', 'fd00::/8', or 'unix'; "
-            f"got {name!r} ({exc})"
+            f"trusted_proxies takes networks and addresses, such as '10.0.0.0/8', '192.0.2.7', 'fd00::/8', or 'unix', "
+            f"'vsock', 'vsock:2'; got {name!r} ({exc})"
         ) from exc

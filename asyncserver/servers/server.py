@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from .._logger import logger as _logger
 from ..adapters.checks import check_close_callback
-from ..net.addresses import label_of
+from ..net.addresses import format_address, label_of
 from ..net.tasks import Progress, join
 from ..reports.logs import about, closed
 from ..reports.stats import Account, DrainReport
@@ -91,7 +91,7 @@ class Server(Account, ABC):
     def __repr__(self) -> str:
         """Show the state and the addresses."""
         state = "closed" if self._closed.is_set() else "closing" if self._closing.is_set() else "serving"
-        return f"<{type(self).__name__} {state} on {', '.join(map(str, self.addresses))}>"
+        return f"<{type(self).__name__} {state} on {', '.join(map(_shown, self.addresses))}>"
 
     def __del__(self, _warn: Callable[..., object] = warnings.warn) -> None:
         """Warn about a server that was never closed, as asyncio's transports do."""
@@ -394,3 +394,8 @@ class Server(Account, ABC):
                 except Exception:
                     _logger.exception("%r failed as the server closed", callback, extra=about(self))
             self._closed.set()
+
+
+def _shown(address: object) -> str:
+    """Show an address as the kernel gives it, but a name as people write it."""
+    return str(address) if isinstance(address, tuple) else format_address(address)

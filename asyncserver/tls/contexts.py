@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import ssl
-import sys
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from anyio import TypedAttributeSet, typed_attribute
@@ -13,6 +12,7 @@ from anyio import TypedAttributeSet, typed_attribute
 from . import pem
 from .certificate import Certificate, read_certificate, sent_certificate
 from .offers import Offer, offers
+from .settings import check_ciphers, checked_groups, checked_protocols
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["KeyExchangeAttribute", "SNIAttribute", "TLSContext", "tls_context"]
 
 _Path: TypeAlias = str | os.PathLike[str]
+_Password: TypeAlias = "str | bytes | Callable[[], str | bytes]"  # noqa: S105 - a type
 
 
 class SNIAttribute(TypedAttributeSet):
@@ -70,11 +71,12 @@ def tls_context(
     keyfile: _Path | None = None,
     *,
     more_certificates: Sequence[tuple[_Path, _Path | None]] = (),
-    password: str | None = None,
+    password: str | bytes | Callable[[], str | bytes] | None = None,
     client_ca: _Path | None = None,
     client_cert: Literal["required", "optional"] = "required",
     alpn: Sequence[str] = (),
     minimum_version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_2,
+    ciphers: str | None = None,
     groups: Sequence[str] | None = None,
 ) -> TLSContext:
     """Make a context for `serve(..., ssl=...)`. `Server.reload_tls()` reads its files again.
@@ -86,13 +88,17 @@ def tls_context(
             for the name it asks for (SNI), else one for a wildcard (`*.example.org`) that covers
             it, else that of `certfile`. Of several for one name, with keys of different kinds (RSA,
             ECDSA), it gets the one that it understands.
-        password: that of the keys.
+        password: that of the keys, or a function that returns it, called again for each reload.
         client_ca: certificates of the authorities, PEM, one of which must have signed the client's
             certificate (mutual TLS); None asks clients for none.
         client_cert: with `client_ca`, "optional" lets in clients without a certificate too; a
             handler finds out by `stream.extra(TLSAttribute.peer_certificate)`.
-        alpn: application protocols to offer, the preferred first (RFC 7301).
+        alpn: application protocols to offer, the preferred first (RFC 7301). A client that knows
+            none of them is served without; a handler finds the one agreed on as
+            `stream.extra(TLSAttribute.alpn_protocol)`.
         minimum_version: TLS 1.2 by default (RFC 8996 retired what came before).
+        ciphers: those of TLS 1.2, a string as openssl-ciphers(1) has it, such as
+            "ECDHE+AESGCM:ECDHE+CHACHA20"; None leaves them to Python. Those of TLS 1.3 stay.
         groups: key exchange groups, the preferred first: ["X25519MLKEM768", "X25519"]; None leaves
             them to OpenSSL. Needs Python 3.15. A handler finds the one in use as
             `stream.extra(KeyExchangeAttribute.group)`.
@@ -101,8 +107,9 @@ def tls_context(
         OSError: a file cannot be read; as ssl.SSLError it does not hold what it should.
             The message names the file.
         ValueError: one of `more_certificates` would never be sent, or `client_cert` is given
-            without `client_ca`; a key is encrypted and there is no password; OpenSSL does not know
-            one of `groups`, or Python is too old for them.
+            without `client_ca`; a key is encrypted and there is no password; a name in `alpn` is
+            too long; OpenSSL does not know one of `ciphers` or `groups`, or Python is too old for
+            groups. What a function for `password` raises is raised.
     """
     if client_cert not in {"required", "optional"}:
         raise ValueError(f'client_cert must be "required" or "optional", got {client_cert!r}')
@@ -112,10 +119,13 @@ def tls_context(
         "password": password,
         "client_ca": client_ca,
         "client_cert": client_cert,
-        "alpn": tuple(alpn),
+        "alpn": checked_protocols(alpn),
         "minimum_version": minimum_version,
-        "groups": None if groups is None else _checked_groups(groups),
+        "ciphers": ciphers,
+        "groups": None if groups is None else checked_groups(groups),
     }
+    if ciphers is not None:
+        check_ciphers(ciphers, minimum_version)
     others: tuple[Any, ...] = tuple(more_certificates)
     for pair in others:
         if not isinstance(pair, tuple | list) or len(pair) != 2:
@@ -139,11 +149,12 @@ def tls_context(
 def _make(
     pairs: Sequence[tuple[_Path, _Path | None]],
     *,
-    password: str | None,
+    password: _Password | None,
     client_ca: _Path | None,
     client_cert: str,
     alpn: Sequence[str],
     minimum_version: ssl.TLSVersion,
+    ciphers: str | None,
     groups: Sequence[str] | None,
 ) -> TLSContext:
     """Make a context with these certificates, no two of them with keys of one kind."""
@@ -156,8 +167,10 @@ def _make(
     context.certificates = ((str(pairs[0][0]), _sent(context)),)
     for pair in pairs[1:]:
         _load(context, *pair, password)
+    if ciphers is not None:
+        context.set_ciphers(ciphers)
     if groups is not None:
-        newer: Any = context  # Python 3.15's, see _checked_groups()
+        newer: Any = context  # Python 3.15's, see checked_groups()
         newer.set_groups(":".join(groups))
     if client_ca is not None:
         with _explained("certificates", client_ca):
@@ -171,7 +184,7 @@ def _make(
     return context
 
 
-def _load(context: TLSContext, certfile: _Path, keyfile: _Path | None, password: str | None) -> None:
+def _load(context: TLSContext, certfile: _Path, keyfile: _Path | None, password: _Password | None) -> None:
     with _explained("certificate and key", certfile, keyfile):
         try:
             # Without a password OpenSSL would ask for it on the terminal, and hang the server.
@@ -192,26 +205,6 @@ def _sent(context: TLSContext) -> Certificate | None:
         return read_certificate(sent_certificate(context))
     except ssl.SSLError:
         return None
-
-
-def _checked_groups(groups: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(groups, str) or not groups or not all(groups):
-        example = '["X25519MLKEM768", "X25519"]'
-        raise ValueError(f"groups expects names, the preferred first, such as {example}; got {groups!r}")
-    set_groups: Any = getattr(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), "set_groups", None)
-    if set_groups is None:
-        raise ValueError(
-            f"groups needs Python 3.15 or newer, whose ssl can set them; this is {sys.version.split()[0]}: leave it out"
-        )
-    for one in groups:
-        try:
-            set_groups(one)
-        except ssl.SSLError as exc:
-            raise ValueError(
-                f"{ssl.OPENSSL_VERSION} does not know the group {one!r} of groups={list(groups)!r}; "
-                "ssl.SSLContext.get_groups() tells those it knows"
-            ) from exc
-    return tuple(groups)
 
 
 @contextlib.contextmanager
@@ -242,4 +235,7 @@ def _chooser(choices: dict[str, TLSContext]) -> Callable[[Any, str | None, ssl.S
 
 
 def _no_password() -> str:
-    raise ValueError("the private key is encrypted: give its password, tls_context(password=...), or a key without one")
+    raise ValueError(
+        "the private key is encrypted: give its password, tls_context(password=...) or "
+        "--keyfile-password-file, or a key without one"
+    )

@@ -48,7 +48,8 @@ def explain(certfile: _Path, keyfile: _Path | None) -> str | None:
     certificates, keys = held
     if (missing := _missing(certfile, keyfile, certificates, keys)) is not None:
         return missing + hint
-    if b"ENCRYPTED PRIVATE KEY" in keys:
+    # The second is how RFC 1421 (4.6.1.1) writes it, for keys called RSA, EC and DSA.
+    if b"ENCRYPTED PRIVATE KEY" in keys or b"\nProc-Type: 4,ENCRYPTED" in Path(keyfile or certfile).read_bytes():
         return f"the key in {keyfile or certfile} is encrypted: is the password wrong?"
     return None
 

@@ -129,7 +129,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["legacy:Protocol", "--tcp", ":0", "--threads", "2"], "--threads is for subclasses of socketserver."),
     (["--threads", "2"], "--threads is for subclasses of socketserver."),
     (["app:handler", "--tcp", ":0", "--on-error", "app:missing"], "module 'app' has no 'missing'"),
-    (["--loop", "trio"], "invalid choice: 'trio'"),
+    (["--loop", "trio"], "argument --loop: expected auto, uvloop, asyncio or MODULE:FUNCTION; got 'trio'"),
     (["--no-such-option"], "unrecognized arguments: --no-such-option"),
     (["--tpc", "app:handler"], "unrecognized arguments: --tpc; did you mean --tcp?"),
     (["--max-conections=5"], "unrecognized arguments: --max-conections=5; did you mean --max-connections?"),

@@ -17,8 +17,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import asyncserver
-from asyncserver.cli import options
-from asyncserver.cli.options import OPTIONS, Option, make_parser, read
+from asyncserver.cli import values
+from asyncserver.cli.options import OPTIONS, Option, make_parser, read, unknown_variables
 from tests.kit.programs import ROOT
 
 # What is typed for an option, another valid value, and a wrong one with what is said about it.
@@ -44,9 +44,12 @@ SAMPLES: dict[str, tuple[str, str, str | None]] = {
     "--proxy-timeout": ("1", "60", "0"),
     "--certfile": ("a.pem", "b.pem", None),
     "--keyfile": ("a.pem", "b.pem", None),
+    "--keyfile-password-file": ("a.txt", "b.txt", None),
     "--client-ca": ("a.pem", "b.pem", None),
     "--client-cert": ("optional", "required", "maybe"),
     "--tls-min": ("1.3", "1.2", "1.1"),
+    "--alpn": ("h2,http/1.1", "h3", None),
+    "--ciphers": ("HIGH", "ECDHE+AESGCM:!aNULL", None),
     "--tls-groups": ("X25519MLKEM768:X25519", "secp384r1", None),
     "--ssl-handshake-timeout": ("1", "2.5", "nan"),
     "--threads": ("1", "16", "0"),
@@ -57,7 +60,7 @@ SAMPLES: dict[str, tuple[str, str, str | None]] = {
     "--max-requests": ("1", "10000", "0"),
     "--max-age": ("0.5", "86400", "0"),
     "--stuck-timeout": ("0", "60", "-1"),
-    "--loop": ("asyncio", "uvloop", "trio"),
+    "--loop": ("asyncio", "app:loop", "trio"),
     "--metrics": ("127.0.0.1:9100", ":9100", "9100"),
     "--drain-delay": ("0", "5", "-1"),
     "--log-level": ("debug", "error", "loud"),
@@ -71,6 +74,7 @@ CERTFILE = {"CERTFILE": "c.pem"}
 SUPERVISED = {"WORKERS": "2"}
 NEEDS = {
     **dict.fromkeys(("KEYFILE", "CLIENT_CA", "TLS_MIN", "TLS_GROUPS", "SSL_HANDSHAKE_TIMEOUT"), CERTFILE),
+    **dict.fromkeys(("KEYFILE_PASSWORD_FILE", "ALPN", "CIPHERS"), CERTFILE),
     "CLIENT_CERT": {**CERTFILE, "CLIENT_CA": "ca.pem"},
     "TRUSTED_PROXIES": {"PROXY_PROTOCOL": "1"},
     "PROXY_TIMEOUT": {"PROXY_PROTOCOL": "1"},
@@ -222,8 +226,8 @@ def test_unknown_variables() -> None:
         "ASYNCSERVER_PORT_80_TCP_ADDR": "10.0.0.1",
     }
     mistakes = {"ASYNCSERVER_MAXCONNECTIONS": "5", "ASYNCSERVER_PORT": "80"}
-    assert options.unknown_variables({**kubernetes, "PATH": "/", "ASYNCSERVER_TCP": ":0"}) == []
-    told = options.unknown_variables(mistakes)
+    assert unknown_variables({**kubernetes, "PATH": "/", "ASYNCSERVER_TCP": ":0"}) == []
+    told = unknown_variables(mistakes)
     assert told[0] == "ASYNCSERVER_MAXCONNECTIONS; did you mean ASYNCSERVER_MAX_CONNECTIONS?"
     assert told[1].startswith("ASYNCSERVER_PORT")
 
@@ -249,11 +253,10 @@ def test_every_parameter_has_an_option() -> None:
     """Whatever can be said to serve(), serve_datagrams(), run() and tls_context() can be typed."""
     other_names = {
         "host": "tcp", "port": "tcp", "fd": "tcp", "path": "unix", "path_mode": "unix_mode", "servings": "tcp",
-        "ssl": "certfile", "more_certificates": "certfile", "minimum_version": "tls_min",
-            "groups": "tls_groups",
+        "vsock": "tcp", "ssl": "certfile", "more_certificates": "certfile", "minimum_version": "tls_min",
+        "groups": "tls_groups", "password": "keyfile_password_file",
     }  # fmt: skip
-    # A socket is an object of a program's; a handler's protocols for ALPN and a password are not for a command line.
-    not_typed = {"sock", "alpn", "password"}
+    not_typed = {"sock"}  # an object of a program's
     names = {option.name for option in OPTIONS}
     functions = (asyncserver.serve, asyncserver.serve_datagrams, asyncserver.run, asyncserver.tls_context)
     parameters = set(itertools.chain.from_iterable(inspect.signature(function).parameters for function in functions))
@@ -306,7 +309,7 @@ def test_shells_can_complete(line: str, words: set[str], tmp_path: Path) -> None
 def test_any_text_is_an_address_or_refused(text: str) -> None:
     """What comes out is for serve(); everything else says what was expected and what was given."""
     try:
-        place = options.address(text)
+        place = values.address(text)
     except argparse.ArgumentTypeError as exc:
         assert text in str(exc) or repr(text) in str(exc)
     else:
@@ -322,7 +325,7 @@ def test_host_and_port(host: str, port: int) -> None:
     if host == "fd":
         return
     shown = f"[{host}]" if ":" in host else host
-    assert options.address(f"{shown}:{port}") == {"host": host or None, "port": port}
+    assert values.address(f"{shown}:{port}") == {"host": host or None, "port": port}
 
 
 async def _nothing(_: object) -> None:

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import os
 import signal
 import socket
 import termios
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 import asyncserver
 from asyncserver.datagrams import datagram
 from asyncserver.kernel import features, groups, packet_info
-from asyncserver.net import addresses, socket_info
+from asyncserver.net import socket_info
 from asyncserver.net.binding import Binding
-from asyncserver.proxy.proxy_protocol import TrustedProxies
-from tests.kit.checks import is_idle
 from tests.kit.datagrams import Place
-from tests.kit.handlers import Hung, upper, upper_datagram
+from tests.kit.handlers import Hung, upper_datagram
 from tests.kit.waiting import PATIENCE, until
 from tests.kit.workers import Start, both_workers
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    pass
 
 UNKNOWN = 9999  # no option's number: ENOPROTOOPT
 
@@ -197,48 +194,3 @@ def test_without_numbers_of_what_is_under_way_nothing_counts_as_that(monkeypatch
             except BlockingIOError:
                 break
         assert socket_info.unsent(client.fileno()) == socket_info.unacknowledged(client) == 0
-
-
-def test_addresses_of_virtual_machines_are_numbers() -> None:
-    """vsock(7)."""
-    assert addresses.format_address((3, 1234)) == "3:1234"
-    assert addresses.task_name((3, 1234)) == "vsock 3:1234"
-    assert addresses.host_group((3, 1234)) == "3"
-    assert (3, 1234) not in TrustedProxies(["0.0.0.0/0", "unix"])
-
-
-async def test_vsock_listener_is_served() -> None:
-    """TCP's options are not asked of it."""
-    try:
-        sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
-        sock.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
-    except (AttributeError, OSError):
-        pytest.skip("no VSOCK here")
-    async with asyncserver.serve(upper, sock=sock) as server:
-        port = server.addresses[0][1]
-        assert server.label == f"vsock://{socket.VMADDR_CID_ANY}:{port}"
-
-
-class FromVirtualMachine(socket.socket):
-    """A listener whose peers have addresses as on VSOCK, which most test machines cannot reach."""
-
-    def _accept(self) -> Any:
-        return super()._accept()[0], (3, 1234)  # type: ignore[misc] # in typeshed for _socket.socket only
-
-
-@pytest.mark.parametrize("limit", [None, 1])
-async def test_peers_on_vsock_are_served(tmp_path: Path, limit: int | None, caplog: pytest.LogCaptureFixture) -> None:
-    """Named, counted and limited by their machine's number."""
-    caplog.set_level(logging.DEBUG)
-    sock = FromVirtualMachine(socket.AF_UNIX, socket.SOCK_STREAM)
-    path = str(tmp_path / "listener")
-    sock.bind(path)
-    async with asyncserver.serve(upper, sock=sock, max_connections_per_host=limit) as server:
-        for _ in range(2):
-            reader, writer = await asyncio.open_unix_connection(path)
-            writer.write(b"question")
-            assert await reader.readexactly(8) == b"QUESTION"
-            writer.close()
-            await writer.wait_closed()
-            await until(lambda: is_idle(server))
-    assert sum("3:1234: connection completed" in one.getMessage() for one in caplog.records) == 2

@@ -213,7 +213,7 @@ def test_missing_permission_says_so(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "error", "message"),
     [
-        ({}, TypeError, "give one place to listen on: host and port, path, sock, or fd; got none of them"),
+        ({}, TypeError, "host and port, path, sock, fd, or (not for datagrams) vsock; got none of them"),
         ({"host": "127.0.0.1", "port": 0, "path": "x"}, TypeError, "got host and port together with path"),
         ({"port": 0, "fd": 3}, TypeError, "got host and port together with fd"),
         ({"path": "x", "fd": 3}, TypeError, "got path together with fd"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
@@ -158,12 +159,43 @@ async def test_longest_path(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="abstract names are Linux's")
 async def test_abstract_name_needs_no_file(serve: Callable[..., asyncserver.Serving]) -> None:
-    """A path that begins with a NUL is a name without a file."""
+    """A str that begins with @, or with the NUL for which that stands; errors show it with @."""
     name = f"\0asyncserver-test-{os.getpid()}"
-    async with serve(path=name) as server:
-        assert server.addresses == (name.encode(),)
-        assert await ask(server, name.encode()) == b"HELLO"
-        error = await refused(serve(path=name))
-        assert error.errno == errno.EADDRINUSE
-    async with serve(path=name):
-        pass
+    for path in (name, "@" + name[1:]):
+        async with serve(path=path) as server:
+            assert server.addresses == (name.encode(),)
+            assert server.label.partition(":")[2] == "@" + name[1:]
+            assert await ask(server, name.encode()) == b"HELLO"
+            error = await refused(serve(path=path))
+            assert error.errno == errno.EADDRINUSE
+            assert f"socket '@{name[1:]}': it is taken" in str(error)
+            assert not await asyncio.to_thread(os.path.lexists, path.replace("\0", "@"))
+
+
+async def test_a_path_object_is_a_file(
+    serve: Callable[..., asyncserver.Serving], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pathlib drops the ./ by which a file's name is told from an abstract one."""
+    monkeypatch.chdir(tmp_path)
+    for given in ("./@name", Path("@name"), Path("./@name")):
+        async with serve(path=given):
+            assert (tmp_path / "@name").is_socket()
+        assert not (tmp_path / "@name").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="abstract names are Linux's")
+async def test_longest_abstract_name(serve: Callable[..., asyncserver.Serving]) -> None:
+    """No zero ends it, so it has a byte more than a path."""
+    longest = f"@{os.getpid()}".ljust(108, "x")
+    async with serve(path=longest) as server:
+        assert await ask(server, b"\0" + longest[1:].encode()) == b"HELLO"
+    error = await refused(serve(path=longest + "x"))
+    assert error.errno == errno.ENAMETOOLONG
+    assert "the name is too long, 109 bytes of at most 108 (unix(7)): choose a shorter one" in str(error)
+
+
+@pytest.mark.parametrize("path", ["@", "\0"])
+def test_a_name_has_letters(serve: Callable[..., asyncserver.Serving], path: str) -> None:
+    """Linux would take one of no letters."""
+    with pytest.raises(ValueError, match="is no name: write what it is called behind the @"):
+        serve(path=path)

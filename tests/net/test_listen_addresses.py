@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncserver.cli.options import address
+from asyncserver.cli.values import address
 
 _SHAPED = st.from_regex(r"(\[?[a-z0-9:.%]{0,12}\]?|fd|systemd)(:[0-9a]{0,7})?", fullmatch=True)
 

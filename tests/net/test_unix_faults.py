@@ -157,10 +157,11 @@ def test_nothing_but_a_socket_gets_the_mode(replacement: str, tmp_path: Path) ->
     assert stat.S_IMODE(precious.stat().st_mode) == 0o600
 
 
-def test_an_abstract_name_takes_no_mode() -> None:
+@pytest.mark.parametrize("path", ["\0name", "@name"])
+def test_an_abstract_name_takes_no_mode(path: str) -> None:
     """It has no file, so nothing would keep anybody out."""
-    with pytest.raises(ValueError, match="an abstract name has no file"):
-        asyncserver.serve(upper, path="\0name", path_mode=0o600)
+    with pytest.raises(ValueError, match="cannot protect '@name': an abstract name has no file"):
+        asyncserver.serve(upper, path=path, path_mode=0o600)
 
 
 STRANGER = """

@@ -236,26 +236,6 @@ async def test_wrong_servers_are_told_at_once() -> None:
         asyncserver.closing_on_signals()
 
 
-async def test_loop_without_signals_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One clear sentence, not NotImplementedError without a word; nothing is changed."""
-    before = signal.getsignal(signal.SIGTERM)
-    async with asyncserver.serve(upper, "127.0.0.1", 0) as server:
-
-        class Other:
-            """A loop of somebody else's."""
-
-            def add_signal_handler(self, *_: Any) -> None:
-                raise NotImplementedError
-
-        other = Other()
-        monkeypatch.setattr(server, "loop", other)
-        monkeypatch.setattr("asyncserver.leaving.signals.asyncio.get_running_loop", lambda: other)
-        with pytest.raises(RuntimeError, match=r"has no add_signal_handler\(\): use a loop of asyncio's or uvloop's"):
-            await asyncserver.closing_on_signals(server).__aenter__()
-        monkeypatch.undo()
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
 def test_other_thread_says_so() -> None:
     """Python delivers signals to the main thread only."""
     errors: list[BaseException] = []

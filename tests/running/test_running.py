@@ -127,7 +127,10 @@ def test_uvloop_asked_for_and_missing_says_so(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize(
     ("loop", "error", "message"),
-    [("trio", ValueError, 'loop must be "auto", "uvloop" or "asyncio", got \'trio\''), (None, ValueError, "got None")],
+    [
+        ("trio", ValueError, "\"module:function\" or a function that returns a loop; got 'trio'"),
+        (None, ValueError, "got None"),
+    ],
 )
 def test_unknown_loop_says_which_there_are(loop: Any, error: type[Exception], message: str) -> None:
     """The error lists the choices; nothing else is complained about."""

@@ -200,7 +200,7 @@ def test_without_systemd_there_are_no_sockets(folder: Path) -> None:
         assert program.output == "[]\n"
 
 
-REFUSED = "systemd has opened no such socket for this process; it has opened 'web' (SOCK_STREAM ('127.0.0.1', "
+REFUSED = "systemd has opened no such socket for this process; it has opened 'web' (SOCK_STREAM 127.0.0.1:"
 
 
 @pytest.mark.parametrize(
@@ -291,3 +291,17 @@ def test_connection_instead_of_a_listening_socket_is_refused(folder: Path) -> No
     ):
         assert program.wait() == 1
         assert "cannot listen on <socket.socket" in program.errors
+
+
+def test_abstract_names_are_shown_with_an_at(activate: Activate, folder: Path) -> None:
+    """What is served, and what is there instead of what was asked for."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(f"\0{folder}")
+        sock.listen(7)
+        with activate([sock], "app", "--unix", "systemd:app") as program:
+            program.wait_for(f"@{folder}")
+            assert ask(sock.getsockname()).startswith("1 ")
+            program.stop()
+        with activate([sock], "app", "--unix", "systemd:other") as program:
+            assert program.wait() == 2
+            assert f"it has opened 'app' (SOCK_STREAM @{folder})" in program.errors

@@ -155,13 +155,18 @@ def test_mistake_in_the_authorities_file(tmp_path: Path, certfile: Path, authori
         asyncserver.tls_context(certfile, client_ca=path)
 
 
-def test_wrong_password(tmp_path: Path, authority: trustme.CA) -> None:
-    """It is the likely reason, and said so."""
+@pytest.mark.parametrize("form", ["PKCS8", "TraditionalOpenSSL"])
+def test_wrong_password(tmp_path: Path, authority: trustme.CA, form: str) -> None:
+    """It is the likely reason, and said so; for keys as OpenSSL writes them now, and as it did before 1.0."""
+    from cryptography.hazmat.primitives import serialization
+
     certificate, key = issued(authority, "new.example")
-    (plain := tmp_path / "plain.pem").write_text(key)
-    command = ["openssl", "pkcs8", "-topk8", "-in", str(plain), "-passout", "pass:right"]
-    encrypted = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    (path := tmp_path / "new.pem").write_text(certificate + encrypted)
+    encrypted = serialization.load_pem_private_key(key.encode(), None).private_bytes(
+        serialization.Encoding.PEM,
+        getattr(serialization.PrivateFormat, form),
+        serialization.BestAvailableEncryption(b"right"),
+    )
+    (path := tmp_path / "new.pem").write_text(certificate + encrypted.decode())
     asyncserver.tls_context(path, password="right")
     with pytest.raises(ssl.SSLError, match=r"new\.pem is encrypted: is the password wrong\?"):
         asyncserver.tls_context(path, password="wrong")

@@ -110,6 +110,82 @@ def test_encrypted_key(tmp_path: Path, authority: trustme.CA) -> None:
         asyncserver.tls_context(certfile, keyfile, password="wrong")
 
 
+def test_password_of_a_function_is_asked_for_again(tmp_path: Path, authority: trustme.CA) -> None:
+    """For each context, so that a key may get another; what it raises is raised."""
+    certfile, keyfile = _encrypted(tmp_path, authority)
+    passwords: list[str | bytes] = ["sesame", b"sesame", "wrong"]
+    context = asyncserver.tls_context(certfile, keyfile, password=lambda: passwords.pop(0)).reload()
+    with pytest.raises(ssl.SSLError, match="is the password wrong"):
+        context.reload()
+    with pytest.raises(IndexError):
+        context.reload()
+
+
+# -- protocols and ciphers
+
+
+@pytest.mark.parametrize(
+    ("alpn", "error", "message"),
+    [
+        ("h2", TypeError, 'alpn expects names, the preferred first, such as ["h2", "http/1.1"]; got \'h2\''),
+        ([b"h2"], TypeError, "alpn expects names"),
+        ({"h2"}, TypeError, "alpn expects names"),
+        (["h2", ""], ValueError, "alpn takes names of 1 to 255 ASCII characters (RFC 7301, 3.1), such as 'h2'; got ''"),
+        (["h\xb2"], ValueError, "got 'h\xb2'"),
+        (["x" * 256], ValueError, "got one of 256 characters"),
+        (["x" * 255] * 257, ValueError, "alpn takes names of 65535 bytes together (RFC 7301, 3.1); got 65792"),
+    ],
+)
+def test_names_that_alpn_cannot_carry(certfile: Path, alpn: Any, error: type[Exception], message: str) -> None:
+    """Python's own errors name none; a string would be taken for a name of each of its letters."""
+    with pytest.raises(error) as caught:
+        asyncserver.tls_context(certfile, alpn=alpn)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("alpn", [["x" * 255], ("h2", "http/1.1"), ["x" * 255] * 255])
+def test_names_that_alpn_can_carry(certfile: Path, alpn: Any) -> None:
+    """As long as they may be."""
+    assert isinstance(asyncserver.tls_context(certfile, alpn=alpn).reload(), ssl.SSLContext)
+
+
+def test_ciphers_are_those_of_the_context(certfile: Path) -> None:
+    """Also after a reload; those of TLS 1.3 are there too."""
+    context = asyncserver.tls_context(certfile, ciphers="ECDHE+CHACHA20:!aNULL:-PSK:@STRENGTH")
+    for one in (context, context.reload()):
+        names = {cipher["name"] for cipher in one.get_ciphers() if cipher["protocol"] == "TLSv1.2"}
+        assert {"ECDHE-RSA-CHACHA20-POLY1305", "ECDHE-ECDSA-CHACHA20-POLY1305"} >= names > set()
+        assert any(cipher["protocol"] == "TLSv1.3" for cipher in one.get_ciphers())
+
+
+@pytest.mark.parametrize(
+    ("ciphers", "error", "message"),
+    [
+        (
+            "ECDHE+AESGCM:ECDHE-RSA-AES129-GCM",
+            ValueError,
+            "does not know 'ECDHE-RSA-AES129-GCM' of ciphers=",
+        ),
+        ("HIGH TYPO", ValueError, "does not know 'TYPO' of ciphers='HIGH TYPO': `openssl ciphers -s ALL` tells"),
+        ("TLS_AES_128_GCM_SHA256", ValueError, "its ciphers are of TLS 1.2, and those of TLS 1.3 stay as they are"),
+        ("HIGH:!ALL", ValueError, "ciphers='HIGH:!ALL' leaves none: `openssl ciphers -s 'STRING'` tells"),
+        ("", ValueError, "ciphers='' leaves none"),
+        (["HIGH"], TypeError, "ciphers expects a string as of openssl-ciphers(1)"),
+    ],
+)
+def test_wrong_ciphers(certfile: Path, ciphers: Any, error: type[Exception], message: str) -> None:
+    """OpenSSL says nothing of a name that it does not know, if it knows another."""
+    with pytest.raises(error) as caught:
+        asyncserver.tls_context(certfile, ciphers=ciphers)
+    assert message in str(caught.value)
+
+
+def test_ciphers_without_effect_are_refused(certfile: Path) -> None:
+    """With TLS 1.3 alone."""
+    with pytest.raises(ValueError, match=r"ciphers='HIGH' has no effect: these are TLS 1\.2's"):
+        asyncserver.tls_context(certfile, ciphers="HIGH", minimum_version=ssl.TLSVersion.TLSv1_3)
+
+
 # -- reload
 
 
