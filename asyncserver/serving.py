@@ -17,6 +17,7 @@ from .arguments import (
     check_count,
     check_end,
     check_handler,
+    check_keepalive,
     check_seconds,
     check_tls,
     checked_proxies,
@@ -220,6 +221,7 @@ def serve(
     max_connections: int | None = None,
     max_connections_per_host: int | None = None,
     idle_timeout: float | None = None,
+    keepalive: float | None = None,
     max_unsent: int = _MAX_UNSENT,
     # a proxy in front
     proxy_protocol: bool = False,
@@ -260,7 +262,19 @@ def serve(
             more from it are closed at once and counted as refused.
         idle_timeout: seconds without a byte in either direction after which the pending or next
             `receive()` (and a pending `send()`) raises IdleTimeout, up to an eighth later. Uncaught
-            it closes the connection, without an error in the log.
+            it closes the connection, without an error in the log. A handler that pushes is not
+            idle as long as the kernel takes what it sends; one that waits for something else, such
+            as a queue, gets it at its next receive: it cannot be waited for there. `keepalive`
+            closes both when their peer's host is gone.
+        keepalive: seconds, at least 2, in which a peer whose host has vanished without a word is
+            found, and its connection broken: idle, in a send, or with bytes under way. The pending
+            or next `receive()` or `send()` raises BrokenResourceError from a TimeoutError
+            (ETIMEDOUT), `wait_disconnected()` returns; a handler that has met none of them a
+            second later, since it waits for a queue, say, is cancelled. Counted as `vanished`. A
+            host that answers is never ended, however slowly its program reads. Before Linux 6.15,
+            a host that vanishes while its window is closed is found when two of the kernel's probes
+            went unanswered, which are up to two minutes apart. Under 10 seconds, a few lost packets
+            look like an end. Not for Unix sockets.
         max_unsent: bytes given to `post()` or `broadcast()` that may wait for one peer. If more
             wait, its connection is aborted, and counted as `slow_consumers`.
         proxy_protocol: expect the header that a proxy puts before each connection (PROXY protocol 1
@@ -291,10 +305,13 @@ def serve(
     check_count("max_connections_per_host", max_connections_per_host, none=True)
     check_tls(ssl, ssl_handshake_timeout)
     check_seconds("idle_timeout", idle_timeout, none=True)
+    check_keepalive(keepalive, path, sock)
     proxies = checked_proxies(trusted_proxies, proxy_protocol, proxy_timeout)
     check_end(drain_timeout, on_error)
     one_queue = max_connections is not None  # a full worker must not keep a queue of its own
-    binding = Binding(host, port, path, path_mode, sock, fd, backlog, reuse_port, one_queue=one_queue)
+    binding = Binding(
+        host, port, path, path_mode, sock, fd, backlog, reuse_port, one_queue=one_queue, keepalive=keepalive
+    )
 
     def start(bound: list[BoundSocket]) -> Server:
         return StreamServer(
@@ -306,6 +323,7 @@ def serve(
             max_connections=max_connections,
             max_connections_per_host=max_connections_per_host,
             idle_timeout=idle_timeout,
+            keepalive=keepalive,
             proxies=proxies,
             proxy_timeout=proxy_timeout,
             max_unsent=max_unsent,

@@ -52,11 +52,21 @@ FRIENDS = {
     "_buffer": "asyncio.StreamReader's: nothing else says how much waits in it",
     "_begin": "serve(), or the program's lifespan, lets a server begin",
     "_end_level": "a worker's servers and the monitor's are none of their own in the log",
+    "_waiter": "asyncio.StreamReader's: nothing else says whether a task waits for it",
     "_end": "serve() ends the server that it has made; users call close()",
     **dict.fromkeys(("_FlowControlMixin", "_SendfileMode"), "asyncio's own, which `loop.sendfile()` asks for"),
     **dict.fromkeys(("_clear_errors", "_read", "_send", "_sock", "_unwatch"), "a transport's, of its connection"),
     **dict.fromkeys(
-        ("_begin_drain", "_close_if_quiet", "_expire", "_let_go", "_undelivered"),
+        (
+            "_begin_drain",
+            "_break_off",
+            "_close_if_quiet",
+            "_expire",
+            "_let_go",
+            "_unanswered",
+            "_undelivered",
+            "_vanish",
+        ),
         "a server's, of what it handles",
     ),
     **dict.fromkeys(

@@ -18,6 +18,7 @@ _PLACES: dict[str, Sequence[str]] = {
     **dict.fromkeys(["proxy_timeout", "certfile", *_OF_CERTIFICATES, "log_connections"], _STREAMS),
     **dict.fromkeys(["backlog", "max_connections", "max_connections_per_host", "idle_timeout", "max_unsent"], _STREAMS),
     **dict.fromkeys(["max_pending", "max_datagram_size"], _DATAGRAMS),
+    "keepalive": ("tcp",),
     "reuse_port": _PORTS,
     "unix_mode": _FILES,
 }

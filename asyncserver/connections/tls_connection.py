@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..net.socket_info import unsent
 from ..tls.openssl import clear_errors
-from .connection import CHUNK, Connection
+from .connection import CHUNK
+from .kept_connection import KeptConnection
 from .states import at_end, behind_posts, refuse_busy, refuse_closed, refuse_torn
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 _RECORD = 16384  # the payload of a TLS record at most (RFC 8446, 5.1)
 
 
-class TLSConnection(Connection):
+class TLSConnection(KeptConnection):
     """A connection, and what TLS changes about it once it has started."""
 
     __slots__ = ()
