@@ -264,8 +264,8 @@ def serve(
             `receive()` (and a pending `send()`) raises IdleTimeout, up to an eighth later. Uncaught
             it closes the connection, without an error in the log. A handler that pushes is not
             idle as long as the kernel takes what it sends; one that waits for something else, such
-            as a queue, gets it at its next receive: it cannot be waited for there. `keepalive`
-            closes both when their peer's host is gone.
+            as a queue, meets it at its next `receive()` only. When the peer's host is gone,
+            `keepalive` ends both.
         keepalive: seconds, at least 2, in which a peer whose host has vanished without a word is
             found, and its connection broken: idle, in a send, or with bytes under way. The pending
             or next `receive()` or `send()` raises BrokenResourceError from a TimeoutError

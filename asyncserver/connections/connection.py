@@ -250,7 +250,7 @@ class Connection(Dialogue):
                 self._unwatch()
                 self._recv = self._read
                 return
-        refuse_closed(None)
+        self._send(b"")  # raises: closed, or the peer's host has vanished
 
     def _end_if_unheard_soon(self) -> None:
         """In a drain: end if no first byte arrives soon, for then no message is under way."""

@@ -25,7 +25,7 @@ from ..net.socket_info import unsent
 from ..tls.openssl import clear_errors
 from .connection import CHUNK
 from .kept_connection import KeptConnection
-from .states import at_end, behind_posts, refuse_busy, refuse_closed, refuse_torn
+from .states import at_end, behind_posts, refuse_busy, refuse_torn
 
 if TYPE_CHECKING:
     import anyio
@@ -125,8 +125,8 @@ class TLSConnection(KeptConnection):
                 await self._writable()
             else:
                 return
-            if self._recv is refuse_closed:  # another task closes; it may wait for the peer
-                refuse_closed(None)
+            if self._recv is not refuse_torn:  # another task closes, or the peer has vanished
+                self._send(b"")  # raises
 
     def _read_tls(self, max_bytes: int) -> bytes:
         sock = self._sock

@@ -12,10 +12,15 @@ questions; how long an answer may take is for `socket_info.unanswered()` and who
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 
 # Seconds. Linux counts keepalive in whole ones: a silence of one, and one for the answer.
 SHORTEST = 2.0
+
+#: What the kernel says of a host that has not answered; other than ETIMEDOUT if ARP or a router has
+#: said so meanwhile.
+HOST_GONE = frozenset((errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN))
 
 # Of Linux: seconds, and probes, that TCP_KEEPIDLE, TCP_KEEPINTVL and TCP_KEEPCNT may be (tcp.h).
 _MOST_SECONDS, _MOST_PROBES = 32767, 127

@@ -13,6 +13,8 @@ import math
 import socket
 from typing import TYPE_CHECKING
 
+from ..net.probes import HOST_GONE
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Collection
@@ -27,9 +29,6 @@ _SILENCE, _LOOKS = 3 / 4, 16
 _BATCH = 500
 # Seconds for a handler to find the connection broken by itself; then it is cancelled.
 _GRACE = 1.0
-
-# What the kernel says of a host that has not answered; the others if it has heard from routers.
-_GONE = {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN}
 
 
 class KeepAlive:
@@ -67,9 +66,15 @@ class KeepAlive:
 
     def _look_later(self) -> None:
         if not self._closed():
-            self._loop.call_later(self._seconds / _LOOKS, self._look)
+            pause = self._seconds / _LOOKS
+            self._loop.call_later(pause, self._look, self._loop.time() + 2 * pause)
 
-    def _look(self) -> None:
+    def _look(self, late: float) -> None:
+        if self._loop.time() > late:
+            # Perhaps the whole machine has stood still, as for a snapshot, and the kernel is just
+            # about to ask those that have been silent for as long.
+            self._look_later()
+            return
         self._left = list(self._live())
         self._found.intersection_update([connection for _, connection in self._left])
         self._look_at_some()
@@ -91,9 +96,9 @@ class KeepAlive:
     def _timed_out(connection: Stream | ProtocolConnection) -> bool:
         """Whether the kernel has ended it for its host's silence; another error is passed on."""
         code = connection._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code and code not in _GONE:
+        if code and code not in HOST_GONE:
             connection._break_off(OSError(code, errno.errorcode.get(code, "")))
-        return code in _GONE
+        return code in HOST_GONE
 
     def _end(self, task: asyncio.Task[object], connection: Stream | ProtocolConnection) -> None:
         self._found.add(connection)
