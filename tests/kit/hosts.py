@@ -85,7 +85,11 @@ class Hosts:
         thread = threading.Thread(target=make)
         thread.start()
         thread.join()
-        return self._stack.enter_context(made[0])
+        return self.keep(made[0])
+
+    def keep(self, sock: socket.socket) -> socket.socket:
+        """Close a socket in the end."""
+        return self._stack.enter_context(sock)
 
     def listener(self, protocol: int = 0) -> socket.socket:
         """Make a socket of the server's host that is bound."""
