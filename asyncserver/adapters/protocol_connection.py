@@ -367,6 +367,7 @@ class ProtocolConnection(TLSConnection):
         self.fail(IdleTimeout(f"nothing received from or sent to {self.peer_address!r} for the idle timeout"))
 
     def _vanish(self, exc: OSError) -> Callable[[], bool]:
+        """See Stream."""
         knows = self.callback is None or self.callback.is_waited_for()
         self._reset_on_close()
         self._break_off(exc)

@@ -1,4 +1,4 @@
-"""Departure: tasks that wait until their peer is gone, see `Stream.wait_disconnected()`.
+"""Departure: tasks that wait until their peer is gone; News: whether any task knows that it is.
 
 The poller reports a peer's end apart from its bytes (EPOLLRDHUP), so this needs no receive: what
 lies unread stays where it is, and does not wake anything. Where a task receives at the same time,
@@ -8,6 +8,7 @@ it is woken first, and takes what is left; the end is reported again when nothin
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
@@ -78,8 +79,33 @@ class Departure:
         if not self._waiting:
             return
         if connection._recv is refuse_closed or connection._is_broken or has_hung_up(connection._fd):
-            if connection._fd >= 0:  # it stays so, and would be reported again and again
-                connection._set_events(connection._events & ~HANGUP)
             for future in self._waiting:
                 if not future.done():
                     future.set_result(None)
+
+
+class News:
+    """Whether a task of the handler has learned that its connection is broken.
+
+    Args:
+        has_come: one waits for the connection, and is about to get the error.
+    """
+
+    def __init__(self, has_come: bool) -> None:
+        self._has_come = self._had_come = has_come
+
+    def before(self, state: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Make a state that notes its call, then does what `state` does."""
+        return functools.partial(self._come, state)  # a partial, as what is broken has: `_is_broken`
+
+    def _come(self, state: Callable[[Any], Any], argument: Any) -> Any:
+        self._had_come, self._has_come = self._has_come, True
+        return state(argument)
+
+    def went_astray(self) -> None:
+        """Take back the last call: it was for a post, of whichever task, which learns nothing."""
+        self._has_come = self._had_come
+
+    def has_come(self) -> bool:
+        """Whether it has."""
+        return self._has_come

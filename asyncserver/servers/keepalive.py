@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 import socket
 from typing import TYPE_CHECKING
 
@@ -97,7 +98,7 @@ class KeepAlive:
         """Whether the kernel has ended it for its host's silence; another error is passed on."""
         code = connection._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code and code not in HOST_GONE:
-            connection._break_off(OSError(code, errno.errorcode.get(code, "")))
+            connection._break_off(OSError(code, os.strerror(code)))
         return code in HOST_GONE
 
     def _end(self, task: asyncio.Task[object], connection: Stream | ProtocolConnection) -> None:

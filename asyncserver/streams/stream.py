@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from anyio.abc import ByteStream
 
-from ..connections.departure import Departure
+from ..connections.departure import Departure, News
 from ..connections.lingering import close_politely
 from ..connections.loan import Loan
 from ..connections.states import refuse_after_eof, refuse_busy, refuse_closed
@@ -155,6 +155,17 @@ class Stream(Sending, Receiving, ByteStream):
         if self._send in {refuse_after_eof, refuse_busy}:
             self._send(b"")
         await self._secure(context)
+
+    def _vanish(self, exc: OSError) -> Callable[[], bool]:
+        """Break, as the peer's host is gone; returns what tells whether the handler knows it."""
+        if self._loan is not None:
+            return self._loan.vanish()
+        self._reset_on_close()
+        waits = self._reading.busy or (self._writing is not None and self._writing.busy)
+        self._news = news = News(waits or bool(self._departure))
+        self._broken(exc)
+        self._recv, self._send = news.before(self._recv), news.before(self._send)
+        return news.has_come
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:

@@ -9,7 +9,10 @@ import os
 import socket
 import subprocess
 import threading
+from collections.abc import Iterator
 from typing import Self
+
+import pytest
 
 _CLONE_NEWNET = 0x40000000  # sched.h; Python 3.11 has no setns
 #: The addresses of the two.
@@ -30,6 +33,14 @@ def missing() -> str:
     except FileNotFoundError as exc:
         return str(exc)
     return f"no veth or tbf here: {done.stderr.decode()}" if done.returncode else ""
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Let the kernel say that no peer's host answers; a substitute for cutting the cable."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("asyncserver.connections.kept_connection.unanswered", lambda *_: 3600.0)
+        yield
 
 
 class Hosts:
