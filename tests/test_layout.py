@@ -31,7 +31,7 @@ LAYERS = (
     {"_types", "adapters"},
     {"reports"},
     {"servers"},
-    {"arguments"},
+    {"arguments", "starting"},
     {"serving"},
     {"monitoring", "leaving"},
     {"program"},
