@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl as _ssl
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from .adapters.checks import check_handler as check_callable
 from .adapters.checks import check_kind, check_on_error
 from .adapters.protocols import ProtocolHandler
 from .kernel.memberships import parse_groups
+from .net.probes import SHORTEST
 from .proxy.proxy_protocol import TrustedProxies
 
 if TYPE_CHECKING:
@@ -79,6 +81,17 @@ def check_tls(context: object, handshake_timeout: float) -> None:
     check_seconds("ssl_handshake_timeout", handshake_timeout)
     if context is None and handshake_timeout != HANDSHAKE_TIMEOUT:
         raise ValueError(f"ssl_handshake_timeout={handshake_timeout!r} has no effect without ssl: leave it out")
+
+
+def check_keepalive(seconds: object, path: object, sock: object) -> None:
+    """Raise TypeError or ValueError, unless connections can be kept so, or it is None."""
+    check_seconds("keepalive", seconds, none=True)
+    if isinstance(seconds, int | float) and seconds < SHORTEST:
+        raise ValueError(
+            f"keepalive must be at least {SHORTEST:g} seconds, got {seconds!r}: the kernel asks after whole ones"
+        )
+    if seconds is not None and (path is not None or getattr(sock, "family", None) == socket.AF_UNIX):
+        raise ValueError(f"keepalive={seconds!r} has no effect on a Unix socket: its peer cannot vanish; leave it out")
 
 
 def check_end(drain_timeout: float, on_error: ErrorHandler | None) -> None:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import warnings
-from collections.abc import Coroutine
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ._logger import logger as _logger
 from .adapters.protocols import ProtocolHandler
 from .arguments import (
     HANDSHAKE_TIMEOUT,
@@ -17,21 +13,21 @@ from .arguments import (
     check_count,
     check_end,
     check_handler,
+    check_keepalive,
     check_seconds,
     check_tls,
     checked_groups,
     checked_proxies,
 )
 from .net.binding import Binding
-from .reports.logs import about
 from .servers.datagram_server import DatagramServer
 from .servers.stream_server import StreamServer
+from .starting import Serving
 
 if TYPE_CHECKING:
     import os
     import ssl as _ssl
-    from collections.abc import Callable, Generator, Sequence
-    from types import TracebackType
+    from collections.abc import Sequence
 
     from ._types import DatagramHandler, ErrorHandler, StreamHandler
     from .net.binding import BoundSocket
@@ -43,163 +39,6 @@ __all__ = ["Serving", "serve", "serve_datagrams"]
 _MAX_UNSENT = 4 << 20
 # Datagrams handled at once: a burst. Each takes a few kilobytes while it waits.
 _MAX_PENDING = 1024
-
-# The module that the command line imports for its handler, which must not serve by itself. In
-# threads of its own, where this variable is not set, it may.
-importing: ContextVar[str | None] = ContextVar("importing", default=None)
-
-
-class Serving(Coroutine[Any, Any, None]):
-    """What `serve()` and `serve_datagrams()` return: a server that has yet to start.
-
-    Use it once, in one of three ways:
-
-    * `await serving`: binds, serves until the server is closed or the task cancelled, drains,
-      returns. A coroutine: `asyncio.run(serving)` and `asyncio.create_task(serving)` take it too.
-    * `async with serving as server:` has bound on entry, serves in the background, drains on exit.
-    * `server = await serving.start()`: has bound, serves in the background until `server.close()`.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        binding: Binding,
-        kind: socket.SocketKind,
-        start: Callable[[list[BoundSocket]], Server],
-        drain_timeout: float,
-    ) -> None:
-        self.drain_timeout = drain_timeout
-        self._name = name
-        self._binding = binding
-        self._kind = kind
-        self._start = start
-        self._bound: list[BoundSocket] | None = None
-        self._used = False
-        self._held = False
-        self._coroutine: Coroutine[Any, Any, None] | None = None
-        self._server: Server | None = None
-
-    def start(self) -> Coroutine[Any, Any, Server]:
-        """Bind and start; returns the running Server, which serves until `await server.close()`.
-
-        For what begins and ends in two places: a notebook, setUp and tearDown, a framework. A
-        server that is never closed ends with its loop, without a drain, and with a ResourceWarning.
-        If the caller is cancelled meanwhile, nothing is left open.
-
-        Raises:
-            BindError: an address could not be bound; nothing is left open.
-            RuntimeError: it has been started already, or otherwise used.
-        """
-        self._use()  # now: a task that is cancelled before its first step never comes that far
-        return self._open()
-
-    async def __aenter__(self) -> Server:
-        """Start; see `start()`."""
-        self._server = await self.start()
-        return self._server
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Drain and close; returns when the last handler has ended or was given up."""
-        assert self._server is not None
-        await self._server._end()
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        """Serve until closed or cancelled."""
-        return self._running().__await__()
-
-    def __call__(self) -> Serving:
-        """Raise, and say what to write: `anyio.run` wants the function and its arguments."""
-        raise TypeError(
-            f"{self._name}(...) is not a function; write asyncio.run({self._name}(handler, ...)) "
-            f"or anyio.run(functools.partial({self._name}, handler, ...))"
-        )
-
-    def send(self, value: Any) -> Any:
-        """Go on, as a coroutine."""
-        return self._running().send(value)
-
-    def throw(self, *exc: Any) -> Any:
-        """Raise inside, as in a coroutine."""
-        return self._running().throw(*exc)
-
-    def close(self) -> None:
-        """Do not start, or, as a coroutine, do not go on."""
-        self._used = True
-        if self._coroutine is not None:
-            self._coroutine.close()
-
-    def __del__(self) -> None:
-        """Warn about a server that was never started."""
-        if not self._used:
-            warnings.warn(
-                f"{self._name}(...) was never awaited: nothing has been served",
-                RuntimeWarning,
-                source=self,
-                stacklevel=2,
-            )
-
-    def open_slots(self, count: int) -> list[list[BoundSocket]]:
-        """Bind for `count` worker processes, each of which then calls `take()`; see Binding."""
-        self._use()
-        return self._binding.open_slots(self._kind, count)
-
-    def take(self, bound: list[BoundSocket]) -> None:
-        """Serve on these sockets, which have been bound already."""
-        self._bound = bound
-        self._used = False
-
-    def hold(self) -> None:
-        """Bind when it starts, and take nothing until the server's `_begin()` is called."""
-        self._held = True
-
-    async def _open(self) -> Server:
-        if asyncio._get_running_loop() is None:
-            raise RuntimeError(
-                f"{self._name}() needs a running loop of asyncio's or uvloop's: trio has none; with anyio.run() "
-                'give backend="asyncio"'
-            )
-        bound = self._bound if self._bound is not None else await self._binding.open(self._kind)
-        try:
-            server = self._start(bound)
-        except BaseException:  # a protocol's factory, for example
-            for one in bound:
-                one.close()
-            raise
-        if not self._held:
-            server._begin()
-        return server
-
-    def _use(self) -> None:
-        if self._used:
-            raise RuntimeError(f"this {self._name}(...) has been used already: call {self._name}() again")
-        self._used = True
-        if (module := importing.get()) is not None:
-            raise RuntimeError(
-                f"the command line imports {module} for its handler, and that module serves by itself: where it calls "
-                f'run() or {self._name}(), put it under `if __name__ == "__main__":`'
-            )
-
-    def _running(self) -> Coroutine[Any, Any, None]:
-        if self._coroutine is None:
-            self._use()
-            self._coroutine = self._serve()
-        return self._coroutine
-
-    async def _serve(self) -> None:
-        server = await self._open()
-        _logger.info(
-            "serving on %s; `await %s()` returns when it is closed; for a Server write `await %s(...).start()`",
-            server.label,
-            self._name,
-            self._name,
-            extra=about(server),
-        )
-        try:
-            await server.wait_closed()
-        finally:
-            await server._end()
 
 
 def serve(
@@ -222,6 +61,7 @@ def serve(
     max_connections: int | None = None,
     max_connections_per_host: int | None = None,
     idle_timeout: float | None = None,
+    keepalive: float | None = None,
     max_unsent: int = _MAX_UNSENT,
     # a proxy in front
     proxy_protocol: bool = False,
@@ -265,7 +105,19 @@ def serve(
             more from it are closed at once and counted as refused.
         idle_timeout: seconds without a byte in either direction after which the pending or next
             `receive()` (and a pending `send()`) raises IdleTimeout, up to an eighth later. Uncaught
-            it closes the connection, without an error in the log.
+            it closes the connection, without an error in the log. A handler that pushes is not
+            idle as long as the kernel takes what it sends; one that waits for something else, such
+            as a queue, meets it at its next `receive()` only. When the peer's host is gone,
+            `keepalive` ends both.
+        keepalive: seconds, at least 2, in which a peer whose host has vanished without a word is
+            found, and its connection broken: idle, in a send, or with bytes under way. The pending
+            or next `receive()` or `send()` raises BrokenResourceError from a TimeoutError
+            (ETIMEDOUT), `wait_disconnected()` returns; a handler that has met none of them a
+            second later, since it waits for a queue, say, is cancelled. Counted as `vanished`. A
+            host that answers is never ended, however slowly its program reads. Before Linux 6.15,
+            a host that vanishes while its window is closed is found when two of the kernel's probes
+            went unanswered, which are up to two minutes apart. Under 10 seconds, a few lost packets
+            look like an end. Not for Unix sockets.
         max_unsent: bytes given to `post()` or `broadcast()` that may wait for one peer. If more
             wait, its connection is aborted, and counted as `slow_consumers`.
         proxy_protocol: expect the header that a proxy puts before each connection (PROXY protocol 1
@@ -297,10 +149,23 @@ def serve(
     check_count("max_connections_per_host", max_connections_per_host, none=True)
     check_tls(ssl, ssl_handshake_timeout)
     check_seconds("idle_timeout", idle_timeout, none=True)
+    check_keepalive(keepalive, path, sock)
     proxies = checked_proxies(trusted_proxies, proxy_protocol, proxy_timeout)
     check_end(drain_timeout, on_error)
     one_queue = max_connections is not None  # a full worker must not keep a queue of its own
-    binding = Binding(host, port, path, path_mode, sock, fd, backlog, reuse_port, one_queue=one_queue, vsock=vsock)
+    binding = Binding(
+        host,
+        port,
+        path,
+        path_mode,
+        sock,
+        fd,
+        backlog,
+        reuse_port,
+        one_queue=one_queue,
+        vsock=vsock,
+        keepalive=keepalive,
+    )
 
     def start(bound: list[BoundSocket]) -> Server:
         return StreamServer(
@@ -312,6 +177,7 @@ def serve(
             max_connections=max_connections,
             max_connections_per_host=max_connections_per_host,
             idle_timeout=idle_timeout,
+            keepalive=keepalive,
             proxies=proxies,
             proxy_timeout=proxy_timeout,
             max_unsent=max_unsent,

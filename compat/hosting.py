@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import os
 import select
@@ -44,6 +45,9 @@ _SEND_PATIENCE = 5.0
 # Seconds between its attempts, the first and the longest. poll(2) looks at our own socket, not at
 # a Unix peer's queue, and Python's own waiting would spin.
 _SEND_RETRY = (0.001, 0.05)
+
+# What the kernel says of a host that answers nothing, of itself or for ARP or a router.
+_HOST_GONE = {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN}
 
 
 class HostedServer:
@@ -195,9 +199,12 @@ class HostedHandler:
                 raise
             # The peer left; asyncserver does not call that an error.
             raise anyio.BrokenResourceError(f"the connection with {client_address!r} broke: {exc}") from exc
-        except TimeoutError as exc:
-            if not _comes_from(request, exc):  # the handler's other connections may time out too
-                raise
+        except OSError as exc:
+            timed_out = isinstance(exc, TimeoutError) and exc.errno is None
+            if not (timed_out or exc.errno in _HOST_GONE) or not _comes_from(request, exc):
+                raise  # the handler's other connections may time out too
+            if not timed_out:
+                raise anyio.BrokenResourceError(f"the connection with {client_address!r} broke: {exc}") from exc
             raise IdleTimeout(f"nothing received from or sent to {client_address!r} for the idle timeout") from exc
         finally:
             _end(request, facade._server.idle_timeout)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from ..net.addresses import Address
     from ..net.poller import Poller
+    from .callback_protocol import CallbackProtocol
 
 # What ends only the connection whose protocol raises it. CancelledError comes from a future that it
 # looked at; let out, it would keep the other connections of the poller's batch from their turn.
@@ -57,32 +58,12 @@ class Transport(Protocol):
     def abort(self) -> None:
         """Close at once."""
 
+    def _break(self, exc: OSError) -> None:
+        """Close at once, because of an error."""
+
     def _read_ready(self) -> None: ...
 
     def _write_ready(self) -> None: ...
-
-
-class CallbackProtocol(asyncio.StreamReaderProtocol):
-    """The protocol between a connection, or its TLS, and a `(reader, writer)` callback."""
-
-    def unconsumed(self) -> int:
-        """Count the bytes that the callback has yet to take from its reader."""
-        reader: Any = self._stream_reader  # type: ignore[attr-defined] # there is no public way
-        return 0 if reader is None else len(reader._buffer)
-
-    def close(self) -> None:
-        """Close the transport that the callback writes to: the connection's, or that of its TLS."""
-        transport: asyncio.Transport | None = self._transport  # type: ignore[attr-defined]
-        if transport is not None:
-            transport.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Bring the reader to its end."""
-        super().connection_lost(exc)
-        # The reader has got the error. Here it is only looked at, so that asyncio does not log it.
-        closed: asyncio.Future[None] = self._closed  # type: ignore[attr-defined]
-        if not closed.cancelled():
-            closed.exception()
 
 
 class ProtocolConnection(TLSConnection):
@@ -384,6 +365,17 @@ class ProtocolConnection(TLSConnection):
             self.abort()
             return
         self.fail(IdleTimeout(f"nothing received from or sent to {self.peer_address!r} for the idle timeout"))
+
+    def _vanish(self, exc: OSError) -> Callable[[], bool]:
+        """See Stream."""
+        knows = self.callback is None or self.callback.is_waited_for()
+        self._reset_on_close()
+        self._break_off(exc)
+        return lambda: knows
+
+    def _break_off(self, exc: OSError) -> None:
+        if self.transport is not None:
+            self.transport._break(exc)
 
     def abort(self) -> None:
         """Close at once, without sending what is buffered."""

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..net.addresses import task_name
 from ..net.tasks import name_task
+from .callback_protocol import CallbackProtocol
 from .checks import check_callback, check_factory
 from .loop_transports import transport_for
-from .protocol_connection import CallbackProtocol
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine

@@ -20,6 +20,7 @@ _PLACES: dict[str, Sequence[str]] = {
     **dict.fromkeys(["backlog", "max_connections", "max_connections_per_host", "idle_timeout", "max_unsent"], _STREAMS),
     **dict.fromkeys(["max_pending", "max_datagram_size"], _DATAGRAMS),
     "group": ("udp",),
+    "keepalive": ("tcp",),
     "reuse_port": _PORTS,
     "unix_mode": _FILES,
 }

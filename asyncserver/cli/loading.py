@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..adapters.protocols import from_protocol
-from ..serving import importing
+from ..starting import importing
 
 if TYPE_CHECKING:
     import argparse

@@ -172,7 +172,9 @@ def _servings(options: argparse.Namespace, *, places_only: bool = False) -> list
     _share_groups(options.group, options.udp)
     servings: list[Serving] = []
     try:
-        servings.extend(serve(handler, **place, **streams, **common) for place in (*options.tcp, *options.unix))
+        tcp = {"keepalive": options.keepalive, **streams, **common}
+        servings.extend(serve(handler, **place, **tcp) for place in options.tcp)
+        servings.extend(serve(handler, **place, **streams, **common) for place in options.unix)
         servings.extend(
             serve_datagrams(handler, **place, **datagrams, **common) for place in (*options.udp, *options.unix_datagram)
         )

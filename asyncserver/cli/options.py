@@ -152,6 +152,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(_LIMITS, "--max-connections", "N", "open at once, for each address; more wait in the kernel", count(1)),
     Option(_LIMITS, "--max-connections-per-host", "N", "open at once from one host; more are closed", count(1)),
     Option(_LIMITS, "--idle-timeout", "SECONDS", "close connections that are silent for this long", seconds()),
+    Option(_LIMITS, "--keepalive", "SECONDS", "break connections whose client's host vanished, within this; at least 2",
+           seconds()),
     Option(_LIMITS, "--max-unsent", "BYTES", "posted bytes that may wait for a slow peer; then it is aborted", count(0),
            4194304),
     Option(_LIMITS, "--max-pending", "N", "datagrams handled at once", count(1), 1024),

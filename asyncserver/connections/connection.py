@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ..net.addresses import Address
     from ..net.poller import Poller
     from ..proxy.proxy_protocol import ProxyHeader
+    from .departure import Departure
     from .loan import Loan
 
 # Bytes that one receive takes at most by default: anyio's default, and a pipe's capacity.
@@ -67,6 +68,7 @@ class Connection(Dialogue):
     )
 
     _loan: Loan | None = None  # the server's, of a socket that was given to a thread
+    _departure: Departure | None = None  # where tasks wait for the peer's end
 
     def __init__(self, poller: Poller, sock: socket.socket, peer_address: Address, closing: asyncio.Event) -> None:
         Dialogue.__init__(self)
@@ -133,6 +135,8 @@ class Connection(Dialogue):
         wakeup = waiter.wakeup
         if wakeup is None:
             self._unwatch()  # no task waits: a level-triggered loop would call again and again
+            if self._departure is not None:
+                self._departure.look()
         else:  # Waiter.wake(), inlined, with a future whose result a task takes without a call
             waiter.wakeup = None
             waiter.context.run(wakeup, self._poller.awake)
@@ -178,6 +182,8 @@ class Connection(Dialogue):
         self._reading.wake_soon()
         if self._writing is not None:
             self._writing.wake_soon()
+        if self._departure is not None:
+            self._departure.look()
 
     def _unread(self) -> int:
         """Count the bytes that have arrived and were not received."""
@@ -244,7 +250,7 @@ class Connection(Dialogue):
                 self._unwatch()
                 self._recv = self._read
                 return
-        refuse_closed(None)
+        self._send(b"")  # raises: closed, or the peer's host has vanished
 
     def _end_if_unheard_soon(self) -> None:
         """In a drain: end if no first byte arrives soon, for then no message is under way."""
@@ -346,9 +352,12 @@ class Connection(Dialogue):
     def abort(self) -> None:
         """Close at once: what is unsent is thrown away and the peer gets a reset. Never waits."""
         if self._fd >= 0:
-            with contextlib.suppress(OSError):  # some kinds of socket know no lingering
-                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            self._reset_on_close()
             self._close()
+
+    def _reset_on_close(self) -> None:
+        with contextlib.suppress(OSError):  # some kinds of socket know no lingering
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
 
     def _let_go(self) -> None:
         """Close at once: the kernel sends the last bytes, or a reset if more arrive."""

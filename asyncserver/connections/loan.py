@@ -8,13 +8,16 @@ of stream, and so is one under way: the receiving side is shut down, which wakes
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 from typing import TYPE_CHECKING
 
-from ..net.socket_info import first_words_due, unread, unsent
+from ..net.probes import end_unanswered
+from ..net.socket_info import first_words_due, unanswered, unread, unsent
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from ..connections.dialogue import Dialogue
 
@@ -90,6 +93,16 @@ class Loan:
             if dialogue.begin_drain(unread(self._sock.fileno()), due, self._said):
                 self._loop.call_later(due, self.begin_drain, waited + due)
             self._look()
+
+    def unanswered(self, probes: int) -> float:
+        """For how long the peer's host has answered nothing, see `socket_info.unanswered()`."""
+        seconds = unanswered(self._sock, probes)
+        return 0.0 if seconds == math.inf else seconds  # the thread gets the kernel's error
+
+    def vanish(self) -> Callable[[], bool]:
+        """Break, since the peer's host is gone: the thread gets ETIMEDOUT."""
+        end_unanswered(self._sock)
+        return lambda: True
 
     def _look(self, moved: int = -1) -> None:
         """End the wait of a thread at the second look at which nothing has moved."""

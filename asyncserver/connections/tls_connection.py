@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..net.socket_info import unsent
 from ..tls.openssl import clear_errors
-from .connection import CHUNK, Connection
-from .states import at_end, behind_posts, refuse_busy, refuse_closed, refuse_torn
+from .connection import CHUNK
+from .kept_connection import KeptConnection
+from .states import at_end, behind_posts, refuse_busy, refuse_torn
 
 if TYPE_CHECKING:
     import anyio
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 _RECORD = 16384  # the payload of a TLS record at most (RFC 8446, 5.1)
 
 
-class TLSConnection(Connection):
+class TLSConnection(KeptConnection):
     """A connection, and what TLS changes about it once it has started."""
 
     __slots__ = ()
@@ -124,8 +125,8 @@ class TLSConnection(Connection):
                 await self._writable()
             else:
                 return
-            if self._recv is refuse_closed:  # another task closes; it may wait for the peer
-                refuse_closed(None)
+            if self._recv is not refuse_torn:  # another task closes, or the peer has vanished
+                self._send(b"")  # raises
 
     def _read_tls(self, max_bytes: int) -> bytes:
         sock = self._sock

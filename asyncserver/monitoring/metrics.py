@@ -68,6 +68,8 @@ METRICS: tuple[Metric, ...] = (
            {"": "undelivered"}),
     Metric("slow_consumers", "counter", "Connections aborted because too much waited for their peer.",
            {"": "slow_consumers"}),
+    Metric("peers_vanished", "counter", "Connections broken because their peer's host answered nothing for keepalive.",
+           {"": "vanished"}),
     Metric("handler_duration_seconds", "histogram", "How long handlers took that have ended."),
     Metric("received_bytes", "counter", "Payload received over connections.", {"": "bytes_received"}),
     Metric("sent_bytes", "counter", "Payload sent over connections.", {"": "bytes_sent"}),

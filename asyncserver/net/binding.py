@@ -26,6 +26,7 @@ from ..kernel.twins import may_have_twins
 from . import unix_path, vsock
 from .addresses import format_address
 from .advice import ADVICE, CONNECTED, explained, resolving
+from .probes import ask_often
 from .systemd import is_kept
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Binding:
     twin: bool = False
     one_queue: bool = False
     vsock: int | tuple[int, int] | None = None
+    keepalive: float | None = None
 
     def __post_init__(self) -> None:
         names = [name for name in ("path", "vsock", "sock", "fd") if getattr(self, name) is not None]
@@ -297,6 +299,8 @@ class Binding:
                 # Accepted sockets inherit it. Without it a reply may wait until the peer has
                 # acknowledged the one before: RFC 896, against delayed acknowledgements.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if self.keepalive is not None:
+                    ask_often(sock, self.keepalive)  # inherited, too
             # systemd's listens already, with the queue length of its unit: Backlog=.
             if not (kept and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)):
                 sock.listen(self.backlog)

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
+HANGUP = select.EPOLLRDHUP  # the peer has ended its side; unread bytes do not matter
 
 # Events that wake a reader or a writer. epoll always reports EPOLLHUP and EPOLLERR: epoll_ctl(2).
-_READABLE = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR
+_READABLE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _WRITABLE = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
 
 # Connections woken before the loop runs anything else: a millisecond at most with quick handlers.
@@ -50,7 +51,7 @@ class Poller:
         add_reader(loop, self._epoll.fileno(), self._on_ready)
 
     def watch(self, connection: Watched, fd: int, before: int, events: int) -> None:
-        """Change what a descriptor is watched for: READ, WRITE, both, or (0) nothing."""
+        """Change what a descriptor is watched for: any of READ, WRITE, HANGUP, or (0) nothing."""
         if not before:
             self._epoll.register(fd, events)
             self._connections[fd] = connection

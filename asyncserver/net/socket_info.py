@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
+import select
 import socket
 import sys
 import termios
@@ -13,6 +15,10 @@ import termios
 _FIRST_WORDS = 0.5
 # In struct tcp_info, linux/tcp.h, ms since the last data, or since the start.
 _LAST_RECEIVED, _LAST_SENT = slice(52, 56), slice(44, 48)
+# There, too: the state; probes without an answer, of an idle connection or of a full peer; segments
+# in flight; ms since the last acknowledgement; bytes that were never sent.
+_STATE, _PROBES, _IN_FLIGHT, _LAST_ACKNOWLEDGED, _NEVER_SENT = 0, 3, slice(24, 28), slice(56, 60), slice(144, 148)
+_TCP_CLOSE = 7  # include/net/tcp_states.h: the kernel has ended it
 
 _SIOCOUTQNSD = 0x894B  # linux/sockios.h; the other two are called as for terminals, see tcp(7)
 
@@ -38,6 +44,37 @@ def _seconds_since(sock: socket.socket, field: slice) -> float | None:
         return None
     # qemu's user mode knows all options as one number each.
     return int.from_bytes(info[field], sys.byteorder) / 1000 if len(info) == field.stop else None
+
+
+def unanswered(sock: socket.socket, probes: int) -> float:
+    """Seconds for which the peer's host has left something without an answer; else 0.
+
+    Bytes in flight want an answer, and so do probes. A host answers for a program that reads
+    nothing too: to the probes of its closed window (RFC 9293, 3.8.6.1), each of which starts the
+    time again. Infinite if the kernel has ended the connection; 0 for what is no TCP.
+
+    Args:
+        sock: a connection.
+        probes: how many of a closed window must have stayed without an answer. Where the time
+            between them is not bounded, a second one has to tell a loss from an end.
+    """
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _NEVER_SENT.stop)
+    except OSError:  # a Unix socket, or closed
+        return 0.0
+    if len(info) < _NEVER_SENT.stop:  # qemu's user mode
+        return 0.0
+    if info[_STATE] == _TCP_CLOSE:
+        return math.inf
+    asked = any(info[_IN_FLIGHT]) or info[_PROBES] >= (probes if any(info[_NEVER_SENT]) else 1)
+    return int.from_bytes(info[_LAST_ACKNOWLEDGED], sys.byteorder) / 1000 if asked else 0.0
+
+
+def has_hung_up(fd: int) -> bool:
+    """Whether the peer has ended its side or the connection is broken, read or not."""
+    state = select.poll()
+    state.register(fd, select.POLLRDHUP)
+    return bool(state.poll(0))
 
 
 def unread(fd: int) -> int:

@@ -103,6 +103,7 @@ class ServerStats:
         datagrams_silent: datagrams whose handler ended without sending one.
         datagrams_dropped: datagrams that no handler saw, dropped by the kernel (its buffer was
             full) or by us (on an abrupt close).
+        vanished: connections broken since the peer's host answered nothing for `keepalive`.
     """
 
     accepted: int = 0
@@ -127,6 +128,7 @@ class ServerStats:
     misbehaved: int = 0
     undelivered: int = 0
     slow_consumers: int = 0
+    vanished: int = 0
 
 
 def outcome_of(exc: BaseException | None) -> str:

@@ -19,6 +19,7 @@ from ..exceptions import Refused
 from ..net.addresses import format_address, host_group, task_name
 from ..net.listener import Listener
 from ..net.poller import Poller
+from ..net.probes import probes_come_in_time
 from ..net.tasks import name_task
 from ..proxy.proxy_protocol import HeaderError
 from ..reports.logs import about, raised_at, with_lines
@@ -27,6 +28,7 @@ from ..streams.sending import PostLimit
 from ..streams.stream import Stream
 from ..tls.contexts import TLSContext
 from .handlers import HandlerServer
+from .keepalive import KeepAlive
 
 if TYPE_CHECKING:
     import socket
@@ -60,6 +62,7 @@ class StreamServer(HandlerServer[Connected]):
         max_connections: int | None,
         max_connections_per_host: int | None,
         idle_timeout: float | None,
+        keepalive: float | None,
         proxies: TrustedProxies | None,
         proxy_timeout: float,
         max_unsent: int,
@@ -93,6 +96,10 @@ class StreamServer(HandlerServer[Connected]):
         self._idle_seen: dict[Connected, tuple[int, float]] = {}
         if idle_timeout is not None:
             self._look_for_idle()
+        if keepalive is not None:
+            probes = 1 if all(probes_come_in_time(one.sock) for one in bound) else 2
+            found, closed = self._blame_host, self._closed.is_set
+            KeepAlive(loop, keepalive, probes=probes, live=self._admitted, vanished=found, closed=closed)
 
     def _layers(self) -> Run[Connected]:
         """See HandlerServer. A connection passes through them from the last one to the first."""
@@ -106,6 +113,9 @@ class StreamServer(HandlerServer[Connected]):
         if self.durations is not None:
             run = timed(run, self.durations.observe)
         return cast("Run[Connected]", run)
+
+    def _admitted(self) -> list[tuple[asyncio.Task[object], Connected]]:
+        return [(task, one) for task, one in self._live.items() if one not in self._entering]
 
     @property
     def connections(self) -> frozenset[Any]:
@@ -225,6 +235,12 @@ class StreamServer(HandlerServer[Connected]):
         extra = about(self, stream, outcome="slow_consumer")
         level = self._seldom.level("slow")
         _logger.log(level, "aborted the connection of %r: more than max_unsent bytes waited for it", peer, extra=extra)
+
+    def _blame_host(self, connection: Connected) -> None:
+        self._count["vanished"] += 1
+        peer, extra = connection.peer_address, about(self, connection, outcome="vanished")
+        level = self._seldom.level("vanished")
+        _logger.log(level, "broke the connection of %r: its host answers nothing (keepalive)", peer, extra=extra)
 
     def broadcast(self, data: bytes | bytearray | memoryview, *, but: Stream | None = None) -> int:
         """See Server."""

@@ -27,6 +27,7 @@ from ..net.poller import WRITE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ..connections.departure import News
     from ..net.addresses import Address
     from ..net.poller import Poller
 
@@ -52,6 +53,7 @@ class Sending(TLSConnection):
     __slots__ = ("_limit", "_outbox")
 
     bytes_sent: int  # again, for pyright
+    _news: News | None = None  # once its peer has vanished
 
     def __init__(
         self, poller: Poller, sock: socket.socket, peer_address: Address, closing: asyncio.Event, limit: PostLimit
@@ -184,6 +186,8 @@ class Sending(TLSConnection):
         except _NO_ROOM:
             sent = 0
         except anyio.BrokenResourceError:
+            if self._news is not None:
+                self._news.went_astray()
             return False
         except anyio.ClosedResourceError:
             if self._send is refuse_undelivered:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from anyio.abc import ByteStream
 
+from ..connections.departure import Departure, News
 from ..connections.lingering import close_politely
 from ..connections.loan import Loan
 from ..connections.states import refuse_after_eof, refuse_busy, refuse_closed
@@ -61,6 +62,39 @@ class Stream(Sending, Receiving, ByteStream):
         return f"<Stream {self.peer_address!r} {'closed' if self._fd < 0 else 'open'}>"
 
     # -- ending
+
+    async def wait_disconnected(self) -> None:
+        """Wait until the peer has ended its side, or the connection is broken; takes no bytes.
+
+        For a handler that works for long, or pushes, and wants to stop when nobody is there:
+
+            async with asyncio.TaskGroup() as group:
+                work = group.create_task(push_news(stream))
+                await stream.wait_disconnected()
+                work.cancel()
+
+        Any number of tasks may wait, while others receive and send. It returns:
+
+        * when the peer closes, ends its side, or resets; bytes that came before stay to be
+          received, and do not delay it, unless another task is receiving them;
+        * when a send or receive finds the connection broken;
+        * with the server's `keepalive`, when the peer's host has vanished. Without it a host that
+          is gone is not noticed here, as long as nothing is sent to it.
+
+        A peer that has only ended its side (`shutdown(SHUT_WR)`) looks like one that has closed,
+        until something is sent to it (RFC 9293, 3.6): the stream stays as it is, and what the
+        handler still sends reaches the first, and breaks on the second. Under TLS the end of TCP
+        counts: a close_notify alone (RFC 8446, 6.1) is a record like others, for `receive()`.
+        A drain of the server does not end the wait; `closing` tells of it.
+
+        Cancelled, it leaves nothing behind.
+
+        Raises:
+            anyio.ClosedResourceError: the stream has been closed on this side.
+        """
+        if self._departure is None:
+            self._departure = Departure(self)
+        await self._departure.wait()
 
     async def aclose(self) -> None:
         """Close both directions; tasks that wait on the stream get `ClosedResourceError`.
@@ -121,6 +155,17 @@ class Stream(Sending, Receiving, ByteStream):
         if self._send in {refuse_after_eof, refuse_busy}:
             self._send(b"")
         await self._secure(context)
+
+    def _vanish(self, exc: OSError) -> Callable[[], bool]:
+        """Break, as the peer's host is gone; returns what tells whether the handler knows it."""
+        if self._loan is not None:
+            return self._loan.vanish()
+        self._reset_on_close()
+        waits = self._reading.busy or (self._writing is not None and self._writing.busy)
+        self._news = news = News(waits or bool(self._departure))
+        self._broken(exc)
+        self._recv, self._send = news.before(self._recv), news.before(self._send)
+        return news.has_come
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:

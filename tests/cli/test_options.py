@@ -35,6 +35,7 @@ SAMPLES: dict[str, tuple[str, str, str | None]] = {
     "--max-connections": ("1", "1000", "0"),
     "--max-connections-per-host": ("1", "1000", "many"),
     "--idle-timeout": ("0.5", "60", "0"),
+    "--keepalive": ("2.5", "60", "0"),
     "--max-unsent": ("0", "65536", "-1"),
     "--max-pending": ("1", "20", "1.5"),
     "--max-datagram-size": ("1", "200", "²"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 
 from asyncserver import DrainReport, Server
 from tests.crossings.conversation import BIG, BIG_ONE
 from tests.crossings.happenings import happening
 from tests.crossings.ways import ADAPTERS, CLEAN, SOON, Crossing, Way, comes_to, short_linger, tally
+from tests.kit.hosts import silence
 from tests.kit.waiting import until, within
 
 ON_LOOP = ("stream", *ADAPTERS)
@@ -248,3 +250,48 @@ async def idle_in_the_handshake(x: Crossing) -> None:
         assert await client.ask(b"say a\n") == b"SAY A\n"
         client.close()
         await comes_to(server, completed=1)
+
+
+@happening(
+    "serve",
+    "seconds, at least 2, in which a peer whose host has vanished without a word is found",
+    styles=ON_LOOP,
+    wires=("tcp", "tls"),
+)
+async def vanished(x: Crossing) -> None:
+    async with x.serve(keepalive=2) as server:
+        client = await x.connect(server)
+        assert await client.ask(b"say a\n") == b"SAY A\n"
+        with silence():
+            await comes_to(server, completed=1)
+        assert server.stats().vanished == 1
+        assert not x.errors
+        client.close()
+
+
+@happening("serve", "idle, in a send, or with bytes under way", styles=ON_LOOP, wires=("tcp", "tls"))
+async def vanished_in_the_answer(x: Crossing) -> None:
+    async with x.serve(keepalive=2) as server:
+        client = await x.connect(server)
+        await client.send(b"flood\n")
+        assert await client.receive_exactly(1000) == b"x" * 1000
+        with silence():
+            await comes_to(server, completed=1)
+        assert server.stats().vanished == 1
+        assert not x.errors
+        client.close()
+
+
+@happening("serve", "Counted as `vanished`", styles=ON_LOOP, wires=("tcp", "tls"))
+async def vanished_in_the_drain(x: Crossing) -> None:
+    """One that holds up a drain, since it takes nothing, is found in it, too."""
+    async with x.serve(keepalive=2, drain_timeout=_HOUR) as server:
+        client = await x.connect(server)
+        await client.send(b"flood\n")
+        assert await client.receive_exactly(1000) == b"x" * 1000
+        closing = asyncio.ensure_future(server.close())
+        with silence():
+            await within(closing)
+        assert server.stats().vanished == 1
+        assert not x.errors
+        client.close()

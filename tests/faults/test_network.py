@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import os
 import selectors
 import socket
@@ -21,28 +20,13 @@ import pytest
 
 from tests.kit.faults import ServerProcess, allowed, figure
 from tests.kit.faults_server import LARGE
+from tests.kit.hosts import missing
 from tests.kit.programs import LOOPS
 from tests.kit.sockets import ask, receive_exactly, reset
 from tests.kit.waiting import PATIENCE
 
 _CLONE_NEWNET = 0x40000000  # sched.h; Python 3.11 has no setns
 SERVER, CLIENT = "192.0.2.1", "192.0.2.2"
-
-
-@functools.cache
-def missing() -> str:
-    """What this machine lacks for these tests."""
-    if os.geteuid() != 0:
-        return "needs root for network namespaces"
-    trial = (
-        "ip link set lo up && ip link add v0 type veth peer name v1 && "
-        "tc qdisc add dev v0 root tbf rate 1mbit burst 10kb limit 10kb"
-    )
-    try:
-        done = subprocess.run(["unshare", "--net", "sh", "-c", trial], capture_output=True, timeout=10, check=False)
-    except FileNotFoundError as exc:
-        return str(exc)
-    return f"no veth or tbf here: {done.stderr.decode()}" if done.returncode else ""
 
 
 class Cable:

@@ -10,12 +10,15 @@ import socket
 import ssl
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from anyio.abc import SocketAttribute
 
 import asyncserver
+from asyncserver import Stream
 from tests.kit.clients import Client
 from tests.kit.handlers import upper, upper_datagram
 from tests.kit.waiting import PATIENCE, until
@@ -231,6 +234,9 @@ async def test_exception_thrown_in_comes_out(serve: Callable[..., asyncserver.Se
         ("serve", {"idle_timeout": 0}, ValueError, "idle_timeout must be more than 0 seconds, got 0"),
         ("serve", {"idle_timeout": "1"}, TypeError, "idle_timeout must be a number of seconds, got '1'"),
         ("serve", {"idle_timeout": float("nan")}, ValueError, "idle_timeout must be more than 0 seconds, got nan"),
+        ("serve", {"keepalive": "2"}, TypeError, "keepalive must be a number of seconds, got '2'"),
+        ("serve", {"keepalive": float("nan")}, ValueError, "keepalive must be more than 0 seconds, got nan"),
+        ("serve", {"keepalive": 1.9}, ValueError, "keepalive must be at least 2 seconds, got 1.9: the kernel"),
         ("serve", {"drain_timeout": -1}, ValueError, "drain_timeout must be at least 0 seconds, got -1"),
         ("serve", {"drain_timeout": None}, TypeError, "drain_timeout must be a number of seconds, got None"),
         ("serve", {"ssl_handshake_timeout": 0}, ValueError, "ssl_handshake_timeout must be more than 0 seconds, got 0"),
@@ -253,6 +259,37 @@ def test_wrong_option_is_told_at_once(name: str, options: dict[str, Any], error:
     function, handler = SERVE[name]
     with pytest.raises(error, match=re.escape(message)):
         function(handler, "127.0.0.1", 0, **options).close()
+
+
+def test_keepalive_of_a_unix_socket(tmp_path: Path) -> None:
+    """It has no effect there, and is refused; among descriptors it is not looked for."""
+    with pytest.raises(ValueError, match="keepalive=60 has no effect on a Unix socket"):
+        asyncserver.serve(upper, path=tmp_path / "s", keepalive=60).close()
+    with socket.socket(socket.AF_UNIX) as sock, pytest.raises(ValueError, match="has no effect on a Unix socket"):
+        asyncserver.serve(upper, sock=sock, keepalive=60).close()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "idle", "interval", "count"),
+    [(2, 1, 1, 1), (3.9, 1, 1, 2), (10, 3, 1, 7), (60, 20, 5, 8), (float("inf"), 32767, 8191, 8)],
+)
+async def test_keepalive_is_inherited(seconds: float, idle: int, interval: int, count: int) -> None:
+    """Accepted sockets ask idle peers, and for no longer than the time in whole seconds."""
+    asked: list[list[int]] = []
+
+    async def look(stream: Stream) -> None:
+        sock = stream.extra(SocketAttribute.raw_socket)
+        options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        asked.append([sock.getsockopt(socket.IPPROTO_TCP, option) for option in options])
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
+    async with (
+        asyncserver.serve(look, "127.0.0.1", 0, keepalive=seconds) as server,
+        Client.connect(server.addresses[0]),
+    ):
+        await until(lambda: asked)
+    assert asked == [[idle, interval, count]]
+    assert idle + interval * count <= seconds
 
 
 async def test_infinite_and_no_drain_timeout() -> None:

@@ -1,0 +1,115 @@
+"""KeepAlive: which connections of a server have lost their peer's host without a word.
+
+The kernel asks silent hosts (net/probes.py), and knows since when none has answered; here all
+connections are looked at a few times in the server's `keepalive`. The kernel's own verdict would
+not do: it comes only to a task that waits for the connection, and for bytes in flight after 15
+minutes (tcp_retries2). TCP_USER_TIMEOUT would also end peers that read, but slowly.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from ..net.probes import HOST_GONE
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Collection
+
+    from ..adapters.protocol_connection import ProtocolConnection
+    from ..streams.stream import Stream
+
+# The part of the time after which a host that answers nothing is gone, and the looks in all of it:
+# found in time also by the last look before its end, and before the kernel ends an idle connection.
+_SILENCE, _LOOKS = 3 / 4, 16
+# Connections asked in a row, at about a microsecond each.
+_BATCH = 500
+# Seconds for a handler to find the connection broken by itself; then it is cancelled.
+_GRACE = 1.0
+
+
+class KeepAlive:
+    """Looks at the connections of one server for as long as it runs.
+
+    Args:
+        loop: the server's.
+        seconds: in which a peer's end has to be found.
+        probes: see `socket_info.unanswered()`.
+        live: returns handlers' tasks with their connections.
+        vanished: called for each that has lost its peer.
+        closed: whether the server has closed.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        seconds: float,
+        *,
+        probes: int,
+        live: Callable[[], Collection[tuple[asyncio.Task[object], Stream | ProtocolConnection]]],
+        vanished: Callable[[Stream | ProtocolConnection], object],
+        closed: Callable[[], bool],
+    ) -> None:
+        self._loop = loop
+        self._seconds = seconds
+        self._probes = probes
+        self._live = live
+        self._vanished = vanished
+        self._closed = closed
+        # Those found; their handlers still run.
+        self._found: set[Stream | ProtocolConnection] = set()
+        self._left: list[tuple[asyncio.Task[object], Stream | ProtocolConnection]] = []
+        self._look_later()
+
+    def _look_later(self) -> None:
+        if not self._closed():
+            pause = self._seconds / _LOOKS
+            self._loop.call_later(pause, self._look, self._loop.time() + 2 * pause)
+
+    def _look(self, late: float) -> None:
+        if self._loop.time() > late:
+            # Perhaps the whole machine has stood still, as for a snapshot, and the kernel is just
+            # about to ask those that have been silent for as long.
+            self._look_later()
+            return
+        self._left = list(self._live())
+        self._found.intersection_update([connection for _, connection in self._left])
+        self._look_at_some()
+
+    def _look_at_some(self) -> None:
+        """Look at as many as others can wait for."""
+        self._left, now = self._left[_BATCH:], self._left[:_BATCH]
+        for task, connection in now:
+            if not task.done() and connection not in self._found:
+                silent = connection._unanswered(self._probes)
+                if silent >= self._seconds * _SILENCE and (silent < math.inf or self._timed_out(connection)):
+                    self._end(task, connection)
+        if self._left:
+            self._loop.call_soon(self._look_at_some)
+        else:
+            self._look_later()
+
+    @staticmethod
+    def _timed_out(connection: Stream | ProtocolConnection) -> bool:
+        """Whether the kernel has ended it for its host's silence; another error is passed on."""
+        code = connection._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code and code not in HOST_GONE:
+            connection._break_off(OSError(code, os.strerror(code)))
+        return code in HOST_GONE
+
+    def _end(self, task: asyncio.Task[object], connection: Stream | ProtocolConnection) -> None:
+        self._found.add(connection)
+        self._vanished(connection)
+        error = TimeoutError(errno.ETIMEDOUT, f"its host has answered nothing: the keepalive is {self._seconds:g} s")
+        knows = connection._vanish(error)
+        if not knows():
+            self._loop.call_later(_GRACE, self._end_unaware, task, knows)
+
+    @staticmethod
+    def _end_unaware(task: asyncio.Task[object], knows: Callable[[], bool]) -> None:
+        if not knows():
+            task.cancel()  # without effect on one that has ended
