@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import threading
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from .arguments import check_count, check_seconds
 from .leaving.exits import Exits
@@ -17,7 +16,7 @@ from .program.process import serve_here
 from .serving import Serving
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from .program.lifespan import Lifespan, Loaded
     from .program.loops import LoopFactory
@@ -146,20 +145,11 @@ def run_program(
     max_requests: int | None = None,
     max_age: float | None = None,
 ) -> None:
-    """Run as `run()` does; see there, also for what is raised.
+    """Run as `run()` does; see there, also for what is raised and for the other arguments.
 
-    Args:
-        servings: what to serve; with several workers the places only.
-        load: called in each of several workers for what to serve at those places, and its lifespan.
-        loop: as for `run()`.
-        workers: as for `run()`.
-        started: called once all addresses are bound.
-        life: the lifespan of one process.
-        metrics: as for `run()`.
-        drain_delay: as for `run()`.
-        stuck_timeout: as for `run()`.
-        max_requests: as for `run()`.
-        max_age: as for `run()`.
+    With several workers `servings` are the places only: `load` is called in each worker for what to
+    serve there, and its lifespan. `life` is that of one process. `started` is called once all
+    addresses are bound.
     """
     # Not needed to serve alone, and an eighth of the time that the whole import takes.
     from .monitoring.monitor import Monitor  # noqa: PLC0415
@@ -194,29 +184,23 @@ def run_program(
                     notify=notify,
                 ).run()
                 return
-            main = functools.partial(
-                serve_here,
-                servings,
-                started,
-                life=life,
-                monitor=monitor,
-                monitoring=monitoring,
-                drain_delay=drain_delay,
-                notify=notify,
-            )
-            _run_here(main, factory)
+            if asyncio._get_running_loop() is not None:
+                raise RuntimeError("run() makes a loop of its own, and here one runs already: write `await serve(...)`")
+            exits = Exits()
+            with asyncio.Runner(loop_factory=factory) as runner:
+                main = serve_here(
+                    servings,
+                    started,
+                    exits,
+                    life=life,
+                    monitor=monitor,
+                    monitoring=monitoring,
+                    drain_delay=drain_delay,
+                    notify=notify,
+                )
+                exits.run(runner, main)
     finally:
         give_up((*servings, monitoring))
-
-
-def _run_here(
-    main: Callable[[Exits], Coroutine[Any, Any, None]], factory: Callable[[], asyncio.AbstractEventLoop]
-) -> None:
-    if asyncio._get_running_loop() is not None:
-        raise RuntimeError("run() makes a loop of its own, and here one runs already: write `await serve(...)`")
-    exits = Exits()
-    with asyncio.Runner(loop_factory=factory) as runner:
-        exits.run(runner, main(exits))
 
 
 def give_up(servings: Iterable[object]) -> None:

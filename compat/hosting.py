@@ -148,21 +148,21 @@ class HostedHandler:
         self.pool.on_starved = functools.partial(facade._look_soon, self.pool)
         if facade.socket.type != socket.SOCK_DGRAM:
 
-            async def serve_stream(stream: Stream) -> None:
-                await self._serve_stream(stream, facade, server.idle_timeout)
+            def serve_stream(stream: Stream) -> Coroutine[Any, Any, None]:
+                return self._serve_stream(stream, facade)
 
             return serve_stream
         answering = {one.getsockname(): _AnsweringSocket(one) for one in server.sockets}
         for one in answering.values():
             server.add_close_callback(one.close)
 
-        async def serve_datagram(datagram: Datagram) -> None:
-            await self._serve_datagram(datagram, facade, answering[datagram.endpoint.sock.getsockname()])
+        def serve_datagram(datagram: Datagram) -> Coroutine[Any, Any, None]:
+            return self._serve_datagram(datagram, facade, answering[datagram.endpoint.sock.getsockname()])
 
         return serve_datagram
 
-    async def _serve_stream(self, stream: Stream, facade: HostedServer, idle_timeout: float | None) -> None:
-        request = lent(stream, idle_timeout)
+    async def _serve_stream(self, stream: Stream, facade: HostedServer) -> None:
+        request = lent(stream, facade._server.idle_timeout)
         try:
             call = self.pool.submit(self._handle_stream, request, stream.peer_address, facade)
         except (RuntimeError, MemoryError):  # no thread can be started, or the pool is shut down

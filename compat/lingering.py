@@ -1,12 +1,8 @@
 """The end of a hosted connection: what its handler has sent still reaches the client.
 
-Closing is enough as long as nothing more comes. But where bytes lie unread, or arrive afterwards
-(the next request of a client that does not wait for answers), the kernel resets the connection
-(RFC 1122, 4.2.2.13), and what it has yet to send is lost. For streams the loop does
-the same (asyncserver/connections/lingering.py); here it is done in the handler's thread.
+For streams the loop does it, see asyncserver/connections/lingering.py, also for why; here it is
+done in the handler's thread.
 """
-
-from __future__ import annotations
 
 import fcntl
 import socket
@@ -27,33 +23,24 @@ def linger(request: socket.socket, idle_timeout: float | None = None) -> None:
 
     Our side has been ended. What arrives is thrown away. A client that takes nothing for ten
     seconds, or for an idle timeout that is shorter, is given up, and so is one that has
-    everything and goes on sending for two.
-
-    Args:
-        request: a socket whose handler has come to its end.
-        idle_timeout: the server's, in seconds; None if it has none.
-
-    Raises:
-        OSError: the connection broke.
+    everything and goes on sending for two. Raises OSError if the connection broke.
     """
     if not (_queued(request, termios.FIONREAD) or _queued(request, _SIOCOUTQNSD)):
         return
     request.settimeout(_TURN)
     stalled = _STALLED if idle_timeout is None else min(idle_timeout, _STALLED)
-    since, before, left = monotonic(), sys.maxsize, _queued(request, termios.TIOCOUTQ)
-    while True:
+    since, before, silent = monotonic(), sys.maxsize, False
+    while (left := _queued(request, termios.TIOCOUTQ)) or not silent:
         if left < before:
             since, before = monotonic(), left
         elif monotonic() - since >= (stalled if left else _PATIENCE):
             return
         try:
+            silent = False
             if not socket.socket.recv(request, _CHUNK):  # below TLS, if any
                 return
-            left = _queued(request, termios.TIOCOUTQ)
         except TimeoutError:
-            left = _queued(request, termios.TIOCOUTQ)
-            if not left:
-                return
+            silent = True
 
 
 def _queued(request: socket.socket, what: int) -> int:

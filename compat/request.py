@@ -26,15 +26,10 @@ _PIECE = 16384
 
 
 class Request:
-    """What a handler's socket has beside a socket's own.
+    """What a handler's socket has beside a socket's own."""
 
-    Attributes:
-        idle_timeout: the server's, for as long as the handler gives the socket none of its own.
-        loan: the stream's.
-    """
-
-    idle_timeout: float | None = None
-    loan: Any
+    idle_timeout: float | None = None  # the server's, unless the handler gives it one of its own
+    loan: Any  # the stream's
 
     def _send_pieces(self: Any, data: Any, flags: int) -> None:
         """Send all under the server's idle timeout: a peer that takes some is not idle."""

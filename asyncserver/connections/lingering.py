@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from ..net.poller import READ, WRITE
 from ..net.socket_info import unsent
 from ..net.waiter import Waiter
+from .connection import CHUNK
 from .states import refuse_after_eof, refuse_closed, refuse_undelivered
 
 if TYPE_CHECKING:
@@ -33,9 +34,8 @@ _PATIENCE = 2.0
 # So many times _PATIENCE may a peer take nothing of what is left: it may be out of reach for a
 # while. Not in a drain, which has a deadline; idle_timeout can make it less.
 _STALLS = 5
-
-_CHUNK = 65536  # what is thrown away at a time
-_TURNS = 16  # such pieces until other tasks may run, or at most, where the peer is not waited for
+# Pieces thrown away until other tasks may run; all, where the peer is not waited for.
+_TURNS = 16
 
 
 class Lingering:
@@ -67,7 +67,7 @@ class Lingering:
             sock.shutdown(socket.SHUT_WR)
             with contextlib.suppress(BlockingIOError):
                 for _ in range(_TURNS):
-                    if not socket.socket.recv(sock, _CHUNK):
+                    if not socket.socket.recv(sock, CHUNK):
                         return
 
     async def _bring_across(self) -> bool:
@@ -109,7 +109,7 @@ class Lingering:
         connection = self._connection
         for turn in itertools.count(1):
             try:
-                if not socket.socket.recv(connection._sock, _CHUNK):  # below TLS, if any
+                if not socket.socket.recv(connection._sock, CHUNK):  # below TLS, if any
                     return
                 self._heard = True
             except BlockingIOError:

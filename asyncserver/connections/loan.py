@@ -27,12 +27,7 @@ _LOOK_AGAIN = 0.05
 
 
 class Loan:
-    """What a thread and the loop know of a socket that both use.
-
-    Args:
-        dialogue: the counters of its stream.
-        sock: the socket, blocking.
-        loop: the stream's.
+    """What a thread and the loop know of a blocking socket that both use.
 
     Attributes:
         waiting: whether the thread waits for bytes; to be set before `at_end()` is asked.
@@ -81,8 +76,7 @@ class Loan:
     def begin_drain(self, waited: float = 0.0) -> None:
         """Owe what is here, or first bytes that may be under way; end a wait that is over by that.
 
-        Args:
-            waited: seconds waited so far for first bytes.
+        For these it has waited `waited` seconds so far.
         """
         dialogue = self._dialogue
         if self._sock.fileno() < 0 or (waited and dialogue.bytes_moved != self._said):

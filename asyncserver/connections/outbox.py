@@ -39,9 +39,6 @@ _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantWriteError)
 class Outbox:
     """The parts that wait to be written to one connection.
 
-    Args:
-        connection: that one.
-
     Attributes:
         size: the bytes that wait.
         flushing: whether it writes as soon as the peer has room.

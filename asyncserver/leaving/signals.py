@@ -83,12 +83,7 @@ async def _closing(servers: Sequence[Server]) -> AsyncIterator[None]:
 
 
 class StopSignals:
-    """SIGINT and SIGTERM close servers with their drain; once more, at once.
-
-    Args:
-        servers: to be closed.
-        drain_delay: see Stopping.
-    """
+    """SIGINT and SIGTERM close servers with their drain; once more, at once."""
 
     # Those that are handled now: each signal is for all of them. Only in the main thread.
     _handling: ClassVar[list[StopSignals]] = []
@@ -121,21 +116,14 @@ class StopSignals:
     def _stop_all(cls, number: signal.Signals) -> None:
         for one in list(cls._handling):
             if not one._stopping.is_echo(number):
-                one._stop(number)
+                one._stop(number.name)
 
-    def _stop(self, number: signal.Signals) -> None:
+    def _stop(self, cause: str) -> None:
         """React to a signal."""
-        self._advance(number.name)
-
-    def _advance(self, cause: str) -> None:
         self.close(None if self._stopping.advance(cause) is Stage.DRAINING else 0.0)
 
     def close(self, timeout: float | None) -> None:
-        """Begin to close the servers.
-
-        Args:
-            timeout: seconds for their drain; None for their own.
-        """
+        """Begin to close the servers, with `timeout` seconds for their drain; None: their own."""
         self._closing.extend([self._loop.create_task(server.close(timeout)) for server in self._servers])
 
 
@@ -149,9 +137,9 @@ class _Block(StopSignals):
         self._cancelling = self._task.cancelling() if self._task is not None else 0
         self._cancelled = 0
 
-    def _advance(self, cause: str) -> None:
+    def _stop(self, cause: str) -> None:
         if self._task is None or not all(server.closed for server in self._servers):
-            super()._advance(cause)
+            super()._stop(cause)
             return
         _logger.warning("%s: the servers are closed; cancelling what closing_on_signals() still waits for", cause)
         self._cancelled += 1

@@ -31,11 +31,7 @@ class Stage(enum.IntEnum):
 
 
 class Stopping:
-    """The stage that a program is in.
-
-    Args:
-        drain_delay: seconds between the first signal and the drain.
-    """
+    """The stage that a program is in; `drain_delay` seconds lie between a signal and the drain."""
 
     def __init__(self, drain_delay: float) -> None:
         self.drain_delay = drain_delay

@@ -37,9 +37,6 @@ class Life:
             await life.enter(servers)
             life.begin(servers)
 
-    Args:
-        lifespan: what the program has given; None for none.
-
     Attributes:
         failure: what it has raised, which is in the log.
         entered: whether it has been entered.

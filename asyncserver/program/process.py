@@ -40,15 +40,8 @@ async def serve_here(
 ) -> None:
     """Serve in this process until all servers have closed, or a signal comes; then drain.
 
-    Args:
-        servings: what to serve.
-        started: called when all servers serve.
-        exits: told what to do about SystemExit.
-        life: the lifespan.
-        monitor: told of the servers.
-        monitoring: serves it over HTTP, if that is asked for.
-        drain_delay: seconds between the first signal and the drain.
-        notify: where to report to systemd.
+    `started` is called when all servers serve; `monitoring` serves the monitor over HTTP, if that
+    is asked for; `drain_delay` are seconds between the first signal and the drain.
     """
     drain_timeout = max(serving.drain_timeout for serving in servings)
     signals = _Signals(monitor, notify, life, drain_delay=drain_delay, drain_timeout=drain_timeout)
@@ -149,13 +142,13 @@ class _Signals(StopSignals):
         with super().handled(), replaced(self._loop, {signal.SIGHUP: self._reload}):
             yield
 
-    def _stop(self, number: signal.Signals) -> None:
+    def _stop(self, cause: str) -> None:
         """Close the servers, perhaps after a delay; a second time at once."""
         self._notify.stopping()
         if self._starting is None:
-            self._advance(number.name)
+            self._advance(cause)
             return
-        _logger.info("%s: not all servers had started; those that had are closed", number.name)
+        _logger.info("%s: not all servers had started; those that had are closed", cause)
         self.given_up = True
         self._starting.cancel()
 
@@ -189,7 +182,7 @@ class _Signals(StopSignals):
             self.given_up = True
 
     def close(self, timeout: float | None) -> None:
-        """See StopSignals."""
+        """See StopSignals; calls in threads have as long."""
         self.calls.end_by(self._loop.time() + (self._drain_timeout if timeout is None else timeout))
         super().close(timeout)
 
@@ -197,7 +190,7 @@ class _Signals(StopSignals):
         """Read the certificates again."""
         if self._stopping.has_lost_terminal():
             if not self._stopping.is_echo(signal.SIGHUP):
-                self._stop(signal.SIGHUP)
+                self._stop("SIGHUP")
             return
         if self._stopping.stage is not Stage.SERVING:
             return

@@ -19,8 +19,6 @@ from ..net.waiter import busy
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from ..net.waiter import Waiter
-
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError)
 
 
@@ -146,7 +144,11 @@ class Receiving(TLSConnection):
                     raise
                 waiter.busy = False
             elif self._spun():
-                yield from self._pause_reading(waiter)
+                waiter.busy = True  # others may run, but not receive: the buffer has been looked at
+                try:
+                    yield None
+                finally:
+                    waiter.busy = False
             try:
                 data = self._recv(max_bytes)
             except _WOULD_BLOCK:
@@ -168,15 +170,6 @@ class Receiving(TLSConnection):
 
     # Receive the next chunk; the iteration stops at the end of the stream.
     __anext__: Any = _chunk  # anyio says coroutine; the language asks for an awaitable
-
-    @staticmethod
-    def _pause_reading(waiter: Waiter) -> Generator[None, None, None]:
-        """Let other tasks run, but not receive: the buffer has been looked at already."""
-        waiter.busy = True
-        try:
-            yield
-        finally:
-            waiter.busy = False
 
     def _buffered(self) -> bytearray:
         if self._reading.busy:

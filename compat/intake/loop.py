@@ -208,15 +208,12 @@ class ServingLoop:
         self._failures += 1
         if error.errno in LASTING:
             self.hold(RETRY_SECONDS)
-            self._warn(error)
+            if not self._warned:
+                self._warned = True
+                warn_of_waiting(self.server, error)
         elif self._failures >= FAILURES_IN_A_ROW:
             self.hold(BREATH_SECONDS)
         return True
-
-    def _warn(self, error: OSError) -> None:
-        if not self._warned:
-            self._warned = True
-            warn_of_waiting(self.server, error)
 
     # One turn.
 
