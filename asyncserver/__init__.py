@@ -17,10 +17,10 @@ from .adapters.protocols import ProtocolHandler, from_callback, from_protocol
 from .datagrams.datagram import Datagram
 from .exceptions import BindError, IdleTimeout
 from .leaving.signals import closing_on_signals
+from .listening.systemd import systemd_sockets
 from .monitoring.log_format import JSONFormatter
 from .monitoring.metrics import ServerCollector
 from .net.addresses import Address
-from .net.systemd import systemd_sockets
 from .proxy.proxy_protocol import ProxyHeader
 from .proxy.tlvs import ProxyTLS
 from .reports.stats import DrainReport, Durations, ServerStats

@@ -19,7 +19,7 @@ from .arguments import (
     checked_groups,
     checked_proxies,
 )
-from .net.binding import Binding
+from .listening.binding import Binding
 from .servers.datagram_server import DatagramServer
 from .servers.stream_server import StreamServer
 from .starting import Serving
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ._types import DatagramHandler, ErrorHandler, StreamHandler
-    from .net.binding import BoundSocket
+    from .listening.binding import BoundSocket
     from .servers.server import Server
 
 __all__ = ["Serving", "serve", "serve_datagrams"]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from types import TracebackType
 
-    from .net.binding import Binding, BoundSocket
+    from .listening.binding import Binding, BoundSocket
     from .servers.server import Server
 
 __all__ = ["Serving"]

@@ -25,6 +25,7 @@ LAYERS = (
     {"_linux", "exceptions", "_logger"},
     {"kernel"},
     {"net", "tls"},
+    {"listening"},
     {"proxy"},
     {"connections"},
     {"streams", "datagrams"},

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from ..datagrams.datagram import Datagram, Endpoint
     from ..kernel.packet_info import Control
+    from ..listening.binding import BoundSocket
     from ..net.addresses import Address
-    from ..net.binding import BoundSocket
     from .protocols import ProtocolHandler
 
 

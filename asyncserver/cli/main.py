@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from .._logger import logger as _logger
 from ..kernel.memberships import hears, parse_groups
+from ..listening.systemd import named_sockets, systemd_sockets
 from ..monitoring.log_format import set_up
 from ..monitoring.metrics import require_prometheus
 from ..monitoring.monitor import Monitor
 from ..net.addresses import format_address, parse_address
-from ..net.systemd import named_sockets, systemd_sockets
 from ..program.lifespan import Life
 from ..program.loops import NAMES, loop_factory
 from ..running import give_up, run_program

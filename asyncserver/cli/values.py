@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from ..kernel.memberships import parse_groups
-from ..net import vsock
+from ..listening import vsock
 from ..net.addresses import parse_address
 from ..program.loops import NAMES as LOOPS
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from contextvars import Context
 
-    from ..net.binding import BoundSocket
+    from ..listening.binding import BoundSocket
 
 # Datagrams taken in one wake-up: enough to save trips through the loop, and with quick handlers
 # other tasks wait only a fifth of a millisecond.

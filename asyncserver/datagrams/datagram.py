@@ -23,8 +23,8 @@ from ..net.addresses import url_of
 
 if TYPE_CHECKING:
     from ..kernel.packet_info import Control
+    from ..listening.binding import BoundSocket
     from ..net.addresses import Address
-    from ..net.binding import BoundSocket
     from ..proxy.proxy_protocol import ProxyHeader
 
 __all__ = ["Datagram"]

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from ..kernel.packet_info import Control
+    from ..listening.binding import BoundSocket
     from ..net.addresses import Address
-    from ..net.binding import BoundSocket
     from .datagram import Buffer, Datagram
 
 

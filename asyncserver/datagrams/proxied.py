@@ -25,8 +25,8 @@ from .datagram import Datagram, NotForUs
 
 if TYPE_CHECKING:
     from ..kernel.packet_info import Control
+    from ..listening.binding import BoundSocket
     from ..net.addresses import Address
-    from ..net.binding import BoundSocket
     from ..proxy.proxy_protocol import ProxyHeader, TrustedProxies
     from .datagram import Buffer, Endpoint
 

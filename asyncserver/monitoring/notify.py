@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from .._logger import logger as _logger
-from ..net.systemd import remove_variables, whole_number
+from ..listening.systemd import remove_variables, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -1,1 +1,1 @@
-"""Sockets: addresses, binding, accepting, and waiting until one is ready."""
+"""Sockets: addresses, waiting until one is ready, waking tasks, and what the kernel knows."""

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from .._types import DatagramHandler, ErrorHandler
     from ..datagrams.batch_reader import BatchReader
     from ..datagrams.datagram import Buffer, Datagram
+    from ..listening.binding import BoundSocket
     from ..net.addresses import Address
-    from ..net.binding import BoundSocket
     from ..proxy.proxy_protocol import TrustedProxies
     from ..reports.stats import Reading, Run
 

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from .._types import ErrorHandler
+    from ..listening.binding import BoundSocket
     from ..net.addresses import Address
-    from ..net.binding import BoundSocket
     from ..reports.stats import Run
 
 

@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from ..datagrams.batch_reader import BatchReader
+    from ..listening.binding import BoundSocket
+    from ..listening.listener import Listener
     from ..net.addresses import Address
-    from ..net.binding import BoundSocket
-    from ..net.listener import Listener
 
 
 class Server(Account, ABC):
@@ -91,7 +91,9 @@ class Server(Account, ABC):
     def __repr__(self) -> str:
         """Show the state and the addresses."""
         state = "closed" if self._closed.is_set() else "closing" if self._closing.is_set() else "serving"
-        return f"<{type(self).__name__} {state} on {', '.join(map(_shown, self.addresses))}>"
+        # As the kernel gives them, but names as people write them.
+        places = [str(one) if isinstance(one, tuple) else format_address(one) for one in self.addresses]
+        return f"<{type(self).__name__} {state} on {', '.join(places)}>"
 
     def __del__(self, _warn: Callable[..., object] = warnings.warn) -> None:
         """Warn about a server that was never closed, as asyncio's transports do."""
@@ -394,8 +396,3 @@ class Server(Account, ABC):
                 except Exception:
                     _logger.exception("%r failed as the server closed", callback, extra=about(self))
             self._closed.set()
-
-
-def _shown(address: object) -> str:
-    """Show an address as the kernel gives it, but a name as people write it."""
-    return str(address) if isinstance(address, tuple) else format_address(address)

@@ -16,8 +16,8 @@ from ..adapters.protocol_connection import ProtocolConnection
 from ..adapters.protocols import ProtocolHandler
 from ..connections.octets import octets
 from ..exceptions import Refused
+from ..listening.listener import Listener
 from ..net.addresses import format_address, host_group, task_name
-from ..net.listener import Listener
 from ..net.poller import Poller
 from ..net.probes import probes_come_in_time
 from ..net.tasks import name_task
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from .._types import ErrorHandler, StreamHandler
+    from ..listening.binding import BoundSocket
     from ..net.addresses import Address
-    from ..net.binding import BoundSocket
     from ..proxy.proxy_protocol import ProxyHeader, TrustedProxies
     from ..reports.stats import Run
 

@@ -14,7 +14,7 @@ from ..datagrams.datagram import kernel_drops
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..net.binding import BoundSocket
+    from ..listening.binding import BoundSocket
     from .slot import Slot
 
 

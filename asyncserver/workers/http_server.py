@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Sequence
 
-    from ..net.binding import BoundSocket
+    from ..listening.binding import BoundSocket
 
 # Seconds without accepting after it has failed, most likely for lack of descriptors.
 _PAUSE = 1.0

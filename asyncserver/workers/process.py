@@ -35,7 +35,7 @@ from ..program.lifespan import Life
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ..net.binding import BoundSocket
+    from ..listening.binding import BoundSocket
     from ..program.lifespan import Loaded
     from ..servers.server import Server
     from ..serving import Serving

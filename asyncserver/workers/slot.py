@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
 
-    from ..net.binding import BoundSocket
+    from ..listening.binding import BoundSocket
     from ..reports.stats import Reading
     from ..serving import Serving
 

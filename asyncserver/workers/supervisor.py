@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from ..listening.binding import BoundSocket
     from ..monitoring.notify import NotifySocket
-    from ..net.binding import BoundSocket
     from ..program.lifespan import Loaded
     from ..serving import Serving
 

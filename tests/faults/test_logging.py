@@ -16,8 +16,8 @@ import pytest
 
 import asyncserver.servers.server
 from asyncserver import Datagram, Stream
-from asyncserver.net.binding import BoundSocket
-from asyncserver.net.listener import Listener
+from asyncserver.listening.binding import BoundSocket
+from asyncserver.listening.listener import Listener
 from tests.kit.checks import is_balanced, is_idle
 from tests.kit.clients import Client
 from tests.kit.faults import figure

@@ -15,8 +15,8 @@ import pytest
 import asyncserver
 from asyncserver.datagrams import datagram
 from asyncserver.kernel import features, groups, packet_info
+from asyncserver.listening.binding import Binding
 from asyncserver.net import socket_info
-from asyncserver.net.binding import Binding
 from tests.kit.datagrams import Place
 from tests.kit.handlers import Hung, upper_datagram
 from tests.kit.waiting import PATIENCE, until

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import asyncserver
-from asyncserver.net.binding import Binding, BoundSocket
+from asyncserver.listening.binding import Binding, BoundSocket
 from tests.kit.binding import ask, refused, serve, warm_resolver
 from tests.kit.clients import Client
 from tests.kit.handlers import upper

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 import asyncserver
-from asyncserver.net.binding import BoundSocket
-from asyncserver.net.listener import _BACKOFF, Listener
+from asyncserver.listening.binding import BoundSocket
+from asyncserver.listening.listener import _BACKOFF, Listener
 from tests.kit.checks import is_balanced, is_idle
 from tests.kit.clients import Client
 from tests.kit.handlers import upper
@@ -27,10 +27,10 @@ from tests.kit.waiting import until
 
 EXHAUSTION = """
 import asyncio, json, logging, os, resource, socket, sys
-import asyncserver.net.listener
+import asyncserver.listening.listener
 
 CLIENTS = 30
-asyncserver.net.listener._BACKOFF = 1000.0  # whoever had to wait for the timer would not be answered in time
+asyncserver.listening.listener._BACKOFF = 1000.0  # whoever had to wait for the timer would not be answered in time
 warnings = []
 
 class Collect(logging.Handler):
@@ -231,7 +231,7 @@ async def test_retry_tries_at_once(
 ) -> None:
     """A connection that closes ends the pause; without a pause retry() means nothing."""
     caplog.set_level(logging.CRITICAL, "asyncserver")
-    monkeypatch.setattr("asyncserver.net.listener._BACKOFF", 1000)  # nobody would wait for the timer
+    monkeypatch.setattr("asyncserver.listening.listener._BACKOFF", 1000)  # nobody would wait for the timer
     failed: list[int] = []
     failing.errors = [OSError(errno.EMFILE, "for the test")]
     listener = listener_on(failing, failed)
@@ -253,7 +253,7 @@ async def test_resume_does_not_end_the_pause_of_exhaustion(
 ) -> None:
     """Somebody who lifts another limit must not turn the back-off into a busy loop; pause() ends it for good."""
     caplog.set_level(logging.CRITICAL, "asyncserver")
-    monkeypatch.setattr("asyncserver.net.listener._BACKOFF", 1000)
+    monkeypatch.setattr("asyncserver.listening.listener._BACKOFF", 1000)
     failed: list[int] = []
     failing.errors = [OSError(errno.EMFILE, "for the test")] * 3
     listener = listener_on(failing, failed)

@@ -19,8 +19,8 @@ import pytest
 import asyncserver
 import compat
 from asyncserver.datagrams import datagram
-from asyncserver.net import unix_path as _socket_file
-from asyncserver.net.binding import Binding
+from asyncserver.listening import unix_path as _socket_file
+from asyncserver.listening.binding import Binding
 from compat import hosting
 from tests.kit.checks import errors_in, is_idle
 from tests.kit.compat import UpperDatagram

@@ -20,8 +20,9 @@ import pytest
 
 import asyncserver
 from asyncserver.cli import values
-from asyncserver.net import addresses, vsock
-from asyncserver.net.binding import Binding
+from asyncserver.listening import vsock
+from asyncserver.listening.binding import Binding
+from asyncserver.net import addresses
 from asyncserver.proxy.proxy_protocol import TrustedProxies
 from tests.kit.binding import refused
 from tests.kit.certificates import client_context, server_context

@@ -18,8 +18,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from asyncserver.cli.options import make_parser
+from asyncserver.listening.systemd import listen_names, own_pidfd_id
 from asyncserver.monitoring.notify import NotifySocket, notify_address, watchdog_seconds
-from asyncserver.net.systemd import listen_names, own_pidfd_id
 from asyncserver.reports.stats import ServerStats
 from tests.kit.programs import ROOT
 from tests.kit.systemd import Systemd, ask, either_address
@@ -79,7 +79,7 @@ def test_own_pidfd_has_a_number_of_its_own() -> None:
         assert tuple(int(part) for part in os.uname().release.split(".")[:2]) < (6, 9)
         return
     assert own_pidfd_id() == own_pidfd_id()
-    command = [sys.executable, "-c", "from asyncserver.net.systemd import own_pidfd_id; print(own_pidfd_id())"]
+    command = [sys.executable, "-c", "from asyncserver.listening.systemd import own_pidfd_id; print(own_pidfd_id())"]
     assert int(subprocess.check_output(command, cwd=ROOT)) != own_pidfd_id()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from asyncserver.net.systemd import own_pidfd_id
+from asyncserver.listening.systemd import own_pidfd_id
 from tests.kit.programs import LOOPS, Program
 from tests.kit.systemd import LineClient, ask
 from tests.kit.waiting import PATIENCE

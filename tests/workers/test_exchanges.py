@@ -12,9 +12,9 @@ from http import HTTPStatus
 
 import pytest
 
+from asyncserver.listening.binding import Binding
 from asyncserver.monitoring import http as _http
 from asyncserver.monitoring import monitor as _monitor
-from asyncserver.net.binding import Binding
 from asyncserver.workers.http_server import HTTPServer
 from tests.kit.waiting import PATIENCE
 

@@ -18,7 +18,7 @@ import pytest
 
 import asyncserver
 from asyncserver import ServerStats
-from asyncserver.net.binding import Binding
+from asyncserver.listening.binding import Binding
 from asyncserver.workers import process as _worker
 from tests.kit.traffic import Load
 from tests.kit.waiting import PATIENCE

@@ -9,8 +9,8 @@ import socket
 
 import pytest
 
-from asyncserver.net.binding import Binding
-from asyncserver.net.listener import Listener
+from asyncserver.listening.binding import Binding
+from asyncserver.listening.listener import Listener
 from tests.kit.waiting import PATIENCE, until
 from tests.kit.workers import Start, WorkerClient
 

@@ -23,14 +23,14 @@ from ..kernel.groups import hear_own_groups
 from ..kernel.memberships import Group, Membership, join_groups
 from ..kernel.packet_info import ask_for_destination
 from ..kernel.twins import may_have_twins
+from ..net.addresses import format_address
+from ..net.probes import ask_often
 from . import unix_path, vsock
-from .addresses import format_address
 from .advice import ADVICE, CONNECTED, explained, resolving
-from .probes import ask_often
 from .systemd import is_kept
 
 if TYPE_CHECKING:
-    from .addresses import Address
+    from ..net.addresses import Address
 
 _KINDS = {socket.SOCK_STREAM: "stream", socket.SOCK_DGRAM: "datagram"}
 _TCP = {0, socket.IPPROTO_TCP, socket.IPPROTO_MPTCP}

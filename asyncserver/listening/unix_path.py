@@ -16,7 +16,7 @@ import socket
 import stat
 
 from ..exceptions import BindError
-from .addresses import format_address
+from ..net.addresses import format_address
 
 # In bytes: sun_path in unix(7) has 108. A zero ends a path, and is the first of an abstract name.
 _LONGEST_PATH = 107

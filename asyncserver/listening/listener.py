@@ -15,14 +15,14 @@ import struct
 from typing import TYPE_CHECKING
 
 from .._logger import logger as _logger
-from .addresses import url_of
-from .readers import add_reader
+from ..net.addresses import url_of
+from ..net.readers import add_reader
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    from .addresses import Address
+    from ..net.addresses import Address
     from .binding import BoundSocket
 
 # Connections accepted in one wake-up. Each starts a handler at once, so this bounds how long

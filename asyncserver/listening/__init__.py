@@ -1,0 +1,1 @@
+"""Listening: sockets that wait for connections and datagrams, and what to do when they cannot."""
