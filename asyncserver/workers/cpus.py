@@ -18,8 +18,8 @@ def usable_cpus() -> int:
     """As many CPUs as this process may run on, within its cgroup's quota. Logs how many."""
     allowed, quota = allowed_cpus(), cpu_quota()
     usable = allowed if quota is None else min(allowed, max(1, math.ceil(quota)))
-    limit = "" if quota is None else f", and its cgroup {quota:g} CPUs' worth of time"
-    _logger.info("workers=auto: %d; this process may use %d CPUs%s", usable, allowed, limit)
+    limit = "" if quota is None else f", quota of its cgroup: {quota:g}"
+    _logger.info("workers=auto: %d (CPUs that this process may use: %d%s)", usable, allowed, limit)
     return usable
 
 

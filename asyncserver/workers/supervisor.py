@@ -260,7 +260,8 @@ class Supervisor:
         if all(each.settled for each in self._slots):
             self._stopping.start()
             if not self._stopping.draining:
-                _logger.info("%d workers serve on %s", len(self._slots), ", ".join(self._counters.places))
+                serving = f"{count} workers serve" if (count := len(self._slots)) > 1 else "1 worker serves"
+                _logger.info("%s on %s", serving, ", ".join(self._counters.places))
         self._watchdog.report_if_ready()
 
     def _on_death(self, worker: Worker, status: int) -> None:

@@ -49,11 +49,16 @@ def test_without_proc_there_is_no_quota(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("allowed", "quota", "usable"), [(8, None, 8), (8, 2.5, 3), (2, 8.0, 2), (4, 0.1, 1)])
-def test_quota_is_rounded_up(allowed: int, quota: float | None, usable: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a CPU is one worker."""
+def test_quota_is_rounded_up(
+    allowed: int, quota: float | None, usable: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Half a CPU is one worker. The log says what was found."""
+    caplog.set_level("INFO", "asyncserver")
     monkeypatch.setattr(cpus, "allowed_cpus", lambda: allowed)
     monkeypatch.setattr(cpus, "cpu_quota", lambda: quota)
     assert cpus.usable_cpus() == usable
+    told = "" if quota is None else f", quota of its cgroup: {quota:g}"
+    assert caplog.messages == [f"workers=auto: {usable} (CPUs that this process may use: {allowed}{told})"]
 
 
 SCRIPT = """
@@ -67,13 +72,13 @@ asyncserver.run(asyncserver.serve(app.handler, "127.0.0.1", 0), workers="auto", 
 def test_one_cpu_is_one_worker_with_a_supervisor(start: Start) -> None:
     """So that it is recycled there too, and serves on the same port before the old one drains."""
     program = start(script=SCRIPT)
-    program.expect("workers=auto: 1; this process may use 1 CPUs")
-    tcp = int(program.expect(r"1 workers serve on tcp://127\.0\.0\.1:(\d+)")[1])
+    program.expect(r"workers=auto: 1 \(CPUs that this process may use: 1[,)]")
+    tcp = int(program.expect(r"1 worker serves on tcp://127\.0\.0\.1:(\d+)")[1])
     first = {ask(tcp)[1] for _ in range(4)}
     assert len(first) == 1
     assert program.process.pid not in first
     program.expect(rf"worker {first.pop()} is \d+ s old, has handled 4 connections")
-    program.expect("1 workers serve on")
+    program.expect("1 worker serves on")
     assert ask(tcp)
     assert program.end() == 0
 
@@ -81,8 +86,8 @@ def test_one_cpu_is_one_worker_with_a_supervisor(start: Start) -> None:
 def test_auto_is_as_many_as_cpus(start: Start) -> None:
     """On the command line too."""
     program = start("--tcp", "127.0.0.1:0", "--workers", "auto")
-    found = program.expect(r"workers=auto: (\d+); this process may use (\d+) CPUs")
+    found = program.expect(r"workers=auto: (\d+) \(CPUs that this process may use: (\d+)[,)]")
     assert int(found[2]) == len(os.sched_getaffinity(0))
     assert 1 <= int(found[1]) <= int(found[2])
-    program.expect(rf"{found[1]} workers serve on")
+    program.expect(rf"{found[1]} workers? serves? on")
     assert program.end() == 0

@@ -52,7 +52,7 @@ def children(program: WorkerProgram) -> list[str]:
 def test_recycling_under_load_loses_nothing(start: Start, count: int) -> None:
     """Every connection and datagram is answered and counted; there is never more than one process too many."""
     program = start(script=SCRIPT.replace("COUNT", str(count)))
-    found = program.expect(rf"{count} workers serve on tcp://127\.0\.0\.1:(\d+), udp://127\.0\.0\.1:(\d+)")
+    found = program.expect(rf"{count} workers? serves? on tcp://127\.0\.0\.1:(\d+), udp://127\.0\.0\.1:(\d+)")
     tcp, udp = map(int, found.groups())
     most = 0
 
