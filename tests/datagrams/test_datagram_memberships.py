@@ -169,15 +169,15 @@ async def _fails(host: Any, groups: Sequence[str]) -> asyncserver.BindError:
     ("host", "group", "number", "text"),
     [
         ("0.0.0.0", "ff02::114%lo", errno.EAFNOSUPPORT, r"no socket of the server is for IPv6.*, or on ::, too"),
-        ("::", f"{GROUP}%lo", errno.EAFNOSUPPORT, r"no socket of the server is for IPv4.*, or on 0\.0\.0\.0, too"),
-        ("127.0.0.1", f"{GROUP}%lo", errno.EADDRNOTAVAIL, r"a socket on 127\.0\.0\.1 does not hear it"),
+        ("::", "239.1.2.3%lo", errno.EAFNOSUPPORT, r"no socket of the server is for IPv4.*, or on 0\.0\.0\.0, too"),
+        ("127.0.0.1", "239.1.2.3%lo", errno.EADDRNOTAVAIL, r"a socket on 127\.0\.0\.1 does not hear it"),
         (
             "0.0.0.0",
-            f"{GROUP}%nothing0",
+            "239.1.2.3%nothing0",
             errno.ENODEV,
             "there is no interface 'nothing0' that speaks IPv4; there are.*lo",
         ),
-        ("0.0.0.0", f"{GROUP}%99999", errno.ENODEV, "there is no interface '99999'"),
+        ("0.0.0.0", "239.1.2.3%99999", errno.ENODEV, "there is no interface '99999'"),
         ("::", "ff02::114%99999", errno.ENODEV, "there is no interface '99999' that speaks IPv6"),
     ],
 )
