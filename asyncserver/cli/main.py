@@ -127,7 +127,7 @@ def _complete(options: argparse.Namespace) -> Callable[[], object]:
         return lambda: None
     if options.handler is not None:
         raise ValueError(f"say where to serve {options.handler}: --tcp HOST:PORT, --udp HOST:PORT or --unix PATH")
-    options.tcp = options.udp = [address(_DEFAULT_ADDRESS)]
+    options.tcp, options.udp = [address(_DEFAULT_ADDRESS)], [address(_DEFAULT_ADDRESS)]
     return _greet
 
 
