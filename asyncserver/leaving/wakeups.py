@@ -7,6 +7,7 @@ turns.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -29,7 +30,8 @@ def watched(loop: asyncio.AbstractEventLoop, calls: Mapping[signal.Signals, Call
         pythons.setblocking(False)  # as set_wakeup_fd() demands
         theirs = signal.set_wakeup_fd(pythons.fileno(), warn_on_full_buffer=False)
         stack.callback(signal.set_wakeup_fd, theirs)
-        loop.add_reader(ours, _read, ours, calls, theirs)
+        # A number, and nothing behind the function: veloxloop 0.2 takes no more.
+        loop.add_reader(ours.fileno(), functools.partial(_read, ours, calls, theirs))
         stack.callback(_unwatch, loop, ours)
         for number in calls:
             before = signal.signal(number, _nothing)
@@ -51,7 +53,7 @@ def _read(sock: socket.socket, calls: Mapping[signal.Signals, Callable[[], objec
 
 def _unwatch(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
     if not loop.is_closed():
-        loop.remove_reader(sock)
+        loop.remove_reader(sock.fileno())
 
 
 def _nothing(*_: object) -> None:

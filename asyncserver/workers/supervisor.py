@@ -255,7 +255,7 @@ class Supervisor:
         slot = worker.slot
         if worker is slot.successor:
             old, slot.worker, slot.successor = slot.worker, worker, None
-            if old is not None:
+            if old in self._workers:  # it may have ended, when the end came while this one started
                 self._retire(old)
         if all(each.settled for each in self._slots):
             self._stopping.start()

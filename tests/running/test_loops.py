@@ -193,7 +193,7 @@ def test_signals_and_names_without_the_loops_help(folder: Path, loop: str, worke
             program.wait_for("SIGHUP")
             if workers == "1":
                 assert ask(port) == b"HELLO"
-        assert program.end() == 0
+        assert program.end() == 0, program.errors
         assert "Traceback" not in program.errors
 
 
@@ -210,7 +210,7 @@ def test_an_idle_loop_hears_of_a_signal(folder: Path) -> None:
     )
     with Program(["main.py"], folder) as program:
         program.wait_for("a.sock")
-        assert program.end() == 0
+        assert program.end() == 0, program.errors
         assert "put back" in program.output
 
 
@@ -234,5 +234,5 @@ def test_loops_of_others(folder: Path, loop: str, workers: str) -> None:
             assert client.recv(99) == b"HELLO"
         program.tell(signal.SIGHUP)
         program.wait_for("SIGHUP")
-        assert program.end() == 0
+        assert program.end() == 0, program.errors
         assert "Traceback" not in program.errors

@@ -6,10 +6,13 @@ import contextlib
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
+from tests.kit.programs import Program
 from tests.kit.traffic import Traffic
+from tests.kit.waiting import wait_until
 from tests.kit.workers import Start, WorkerClient, both_workers, ended
 
 
@@ -105,3 +108,35 @@ def test_third_signal_ends_even_a_blocked_worker(start: Start) -> None:
             program.expect(word)
         assert program.end() == 0
         program.expect("has not ended in time: killed")
+
+
+SLOW = """
+import pathlib, time
+
+while pathlib.Path("slow").exists():
+    time.sleep(0.01)
+
+async def handler(stream):
+    async for data in stream:
+        await stream.send(data.upper())
+"""
+
+
+def test_stop_while_new_workers_start(tmp_path: Path) -> None:
+    """The old ones have ended when the new ones are ready, and are not told to leave."""
+    (tmp_path / "slow_module.py").write_text(SLOW)
+    arguments = ["-m", "asyncserver", "slow_module:handler", "--tcp", "127.0.0.1:0", "--workers", "2"]
+    with Program(arguments, tmp_path) as program:
+        program.wait_for("workers serve on")
+        children = Path(f"/proc/{program.process.pid}/task/{program.process.pid}/children")
+        old = set(children.read_text().split())
+        assert len(old) == 2
+        (tmp_path / "slow").touch()
+        program.tell(signal.SIGHUP)
+        program.wait_for("starting new workers")
+        wait_until(lambda: len(children.read_text().split()) == 4)
+        program.tell(signal.SIGTERM)
+        wait_until(lambda: not old & set(children.read_text().split()))
+        (tmp_path / "slow").unlink()
+        assert program.wait() == 0, program.errors
+        assert "Bad file descriptor" not in program.errors
