@@ -64,7 +64,7 @@ FRIENDS = {
             "_close_if_quiet",
             "_expire",
             "_let_go",
-            "_unanswered",
+            "_silence",
             "_undelivered",
             "_vanish",
         ),
