@@ -10,11 +10,7 @@ from __future__ import annotations
 
 import errno
 import math
-import os
-import socket
 from typing import TYPE_CHECKING
-
-from ..net.probes import HOST_GONE
 
 if TYPE_CHECKING:
     import asyncio
@@ -37,12 +33,10 @@ class KeepAlive:
     """Looks at the connections of one server for as long as it runs.
 
     Args:
-        loop: the server's.
         seconds: in which a peer's end has to be found.
         probes: see `socket_info.silence()`.
         live: returns handlers' tasks with their connections.
         vanished: called for each that has lost its peer.
-        closed: whether the server has closed.
     """
 
     def __init__(
@@ -72,12 +66,9 @@ class KeepAlive:
             self._loop.call_later(pause, self._look, self._loop.time() + 2 * pause)
 
     def _look(self, late: float) -> None:
-        if self._loop.time() > late:
-            # Perhaps the whole machine has stood still, as for a snapshot, and the kernel is just
-            # about to ask those that have been silent for as long.
-            self._look_later()
-            return
-        self._left = list(self._live())
+        # If it comes late, perhaps the whole machine has stood still, as for a snapshot, and the
+        # kernel is just about to ask those that have been silent for as long.
+        self._left = list(self._live()) if self._loop.time() <= late else []
         self._look_at_some()
 
     def _look_at_some(self) -> None:
@@ -97,28 +88,17 @@ class KeepAlive:
         left = self._seconds * _SILENCE - silent
         if left > 0:
             self._due[connection] = now + left
-        elif asked and (silent < math.inf or self._timed_out(connection)):
+        elif asked and (silent < math.inf or connection._has_timed_out()):
             self._due[connection] = math.inf
-            self._end(task, connection)
+            self._vanished(connection)
+            said = f"its host has answered nothing: the keepalive is {self._seconds:g} s"
+            knows = connection._vanish(TimeoutError(errno.ETIMEDOUT, said))
+            if not knows():
+                self._loop.call_later(_GRACE, self._end_unaware, task, knows)
 
     def forget(self, connection: Stream | ProtocolConnection) -> None:
         """Its handler has ended."""
         self._due.pop(connection, None)
-
-    @staticmethod
-    def _timed_out(connection: Stream | ProtocolConnection) -> bool:
-        """Whether the kernel has ended it for its host's silence; another error is passed on."""
-        code = connection._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code and code not in HOST_GONE:
-            connection._break_off(OSError(code, os.strerror(code)))
-        return code in HOST_GONE
-
-    def _end(self, task: asyncio.Task[object], connection: Stream | ProtocolConnection) -> None:
-        self._vanished(connection)
-        error = TimeoutError(errno.ETIMEDOUT, f"its host has answered nothing: the keepalive is {self._seconds:g} s")
-        knows = connection._vanish(error)
-        if not knows():
-            self._loop.call_later(_GRACE, self._end_unaware, task, knows)
 
     @staticmethod
     def _end_unaware(task: asyncio.Task[object], knows: Callable[[], bool]) -> None:
