@@ -88,7 +88,7 @@ def check_keepalive(seconds: object, path: object, sock: object) -> None:
     check_seconds("keepalive", seconds, none=True)
     if isinstance(seconds, int | float) and seconds < SHORTEST:
         raise ValueError(
-            f"keepalive must be at least {SHORTEST:g} seconds, got {seconds!r}: the kernel asks after whole ones"
+            f"keepalive must be at least {SHORTEST:g} seconds, got {seconds!r}: the kernel counts it in whole seconds"
         )
     if seconds is not None and (path is not None or getattr(sock, "family", None) == socket.AF_UNIX):
         raise ValueError(f"keepalive={seconds!r} has no effect on a Unix socket: its peer cannot vanish; leave it out")

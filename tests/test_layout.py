@@ -60,11 +60,11 @@ FRIENDS = {
     **dict.fromkeys(
         (
             "_begin_drain",
-            "_break_off",
+            "_has_timed_out",
             "_close_if_quiet",
             "_expire",
             "_let_go",
-            "_unanswered",
+            "_silence",
             "_undelivered",
             "_vanish",
         ),

@@ -13,7 +13,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from ..net.probes import end_unanswered
-from ..net.socket_info import first_words_due, unanswered, unread, unsent
+from ..net.socket_info import first_words_due, silence, unread, unsent
 
 if TYPE_CHECKING:
     import asyncio
@@ -88,10 +88,10 @@ class Loan:
                 self._loop.call_later(due, self.begin_drain, waited + due)
             self._look()
 
-    def unanswered(self, probes: int) -> float:
-        """For how long the peer's host has answered nothing, see `socket_info.unanswered()`."""
-        seconds = unanswered(self._sock, probes)
-        return 0.0 if seconds == math.inf else seconds  # the thread gets the kernel's error
+    def silence(self, probes: int) -> tuple[float, bool]:
+        """For how long nothing has come from the peer's host, see `socket_info.silence()`."""
+        seconds, asked = silence(self._sock, probes)
+        return seconds, asked and seconds < math.inf  # the thread gets the kernel's error
 
     def vanish(self) -> Callable[[], bool]:
         """Break, since the peer's host is gone: the thread gets ETIMEDOUT."""

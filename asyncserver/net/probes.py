@@ -6,7 +6,7 @@
 
 The kernel sends one kind at a time: no keepalive probes while bytes wait. The second and third come
 at intervals that double up to two minutes, unless Linux 6.15 or newer is told less. These are only
-questions; how long an answer may take is for `socket_info.unanswered()` and who calls it.
+questions; how long an answer may take is for `socket_info.silence()` and who calls it.
 """
 
 from __future__ import annotations

@@ -46,12 +46,12 @@ def _seconds_since(sock: socket.socket, field: slice) -> float | None:
     return int.from_bytes(info[field], sys.byteorder) / 1000 if len(info) == field.stop else None
 
 
-def unanswered(sock: socket.socket, probes: int) -> float:
-    """Seconds for which the peer's host has left something without an answer; else 0.
+def silence(sock: socket.socket, probes: int) -> tuple[float, bool]:
+    """Seconds for which nothing has come from the peer's host, and whether it has left us waiting.
 
     Bytes in flight want an answer, and so do probes. A host answers for a program that reads
     nothing too: to the probes of its closed window (RFC 9293, 3.8.6.1), each of which starts the
-    time again. Infinite if the kernel has ended the connection; 0 for what is no TCP.
+    time again. Infinite if the kernel has ended the connection; none for what is no TCP.
 
     Args:
         sock: a connection.
@@ -61,13 +61,13 @@ def unanswered(sock: socket.socket, probes: int) -> float:
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _NEVER_SENT.stop)
     except OSError:  # a Unix socket, or closed
-        return 0.0
+        return 0.0, False
     if len(info) < _NEVER_SENT.stop:  # qemu's user mode
-        return 0.0
+        return 0.0, False
     if info[_STATE] == _TCP_CLOSE:
-        return math.inf
+        return math.inf, True
     asked = any(info[_IN_FLIGHT]) or info[_PROBES] >= (probes if any(info[_NEVER_SENT]) else 1)
-    return int.from_bytes(info[_LAST_ACKNOWLEDGED], sys.byteorder) / 1000 if asked else 0.0
+    return int.from_bytes(info[_LAST_ACKNOWLEDGED], sys.byteorder) / 1000, asked
 
 
 def has_hung_up(fd: int) -> bool:

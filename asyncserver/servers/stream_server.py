@@ -96,10 +96,13 @@ class StreamServer(HandlerServer[Connected]):
         self._idle_seen: dict[Connected, tuple[int, float]] = {}
         if idle_timeout is not None:
             self._look_for_idle()
+        self._keepalive: KeepAlive | None = None
         if keepalive is not None:
             probes = 1 if all(probes_come_in_time(one.sock) for one in bound) else 2
             found, closed = self._blame_host, self._closed.is_set
-            KeepAlive(loop, keepalive, probes=probes, live=self._admitted, vanished=found, closed=closed)
+            self._keepalive = KeepAlive(
+                loop, keepalive, probes=probes, live=self._admitted, vanished=found, closed=closed
+            )
 
     def _layers(self) -> Run[Connected]:
         """See HandlerServer. A connection passes through them from the last one to the first."""
@@ -313,6 +316,8 @@ class StreamServer(HandlerServer[Connected]):
         self._count["bytes_sent"] += source.bytes_sent
         self._count["undelivered"] += source._undelivered
         self._idle_seen.pop(source, None)
+        if self._keepalive is not None:
+            self._keepalive.forget(source)
         self._entering.discard(source)
         if source in self._unnamed:
             self._unnamed.discard(source)

@@ -39,7 +39,7 @@ def missing() -> str:
 def silence() -> Iterator[None]:
     """Let the kernel say that no peer's host answers; a substitute for cutting the cable."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("asyncserver.connections.kept_connection.unanswered", lambda *_: 3600.0)
+        patch.setattr("asyncserver.connections.kept_connection.silence", lambda *_: (3600.0, True))
         yield
 
 
