@@ -8,6 +8,8 @@ from collections.abc import Coroutine
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+import anyio
+
 from ._logger import logger as _logger
 from .reports.logs import about
 
@@ -137,6 +139,8 @@ class Serving(Coroutine[Any, Any, None]):
                 f"{self._name}() needs a running loop of asyncio's or uvloop's: trio has none; with anyio.run() "
                 'give backend="asyncio"'
             )
+        # anyio imports the rest of itself at its first use. In close() no descriptor may be left.
+        anyio.current_effective_deadline()
         bound = self._bound if self._bound is not None else await self._binding.open(self._kind)
         try:
             server = self._start(bound)

@@ -173,7 +173,8 @@ class Sending(TLSConnection):
 
         Returns:
             whether it is on its way. False if the connection broke or was aborted for its
-            slowness: its own handler learns that, whoever posts need not care.
+            slowness: its own handler learns that, whoever posts need not care. Also during
+            `start_tls()`, where it would go out unprotected.
 
         Raises:
             anyio.ClosedResourceError: the stream has been closed, or `send_eof()` called.
@@ -198,7 +199,7 @@ class Sending(TLSConnection):
             return False
         self.bytes_sent += sent
         self._answered = self.bytes_received
-        return sent == len(data) or self._keep(memoryview(data)[sent:])
+        return sent == len(data) or self._keep(memoryview(data)[sent:] if sent else data)  # views need 320 bytes
 
     def _keep(self, rest: bytes | memoryview) -> bool:
         outbox = self._outbox

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -115,3 +117,38 @@ def idle_and_busy(loop: str, *, idle: int, busy: int, rounds: int) -> None:
     assert after["descriptors"] == before["descriptors"]
     assert after["tasks"] == before["tasks"]
     assert not after["log"]
+
+
+CLOSES = """
+import asyncio, resource, socket, sys
+import asyncserver
+
+async def echo(stream):
+    await stream.send(await stream.receive())
+
+async def main():
+    async with asyncserver.serve(echo, "127.0.0.1", 0, drain_timeout=10) as server:
+        client = socket.create_connection(server.addresses[0])
+        while not server.connections:
+            await asyncio.sleep(0)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (client.fileno(), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        client.sendall(b"asked")
+        await server.close()
+        client.settimeout(10)
+        print(client.recv(9).decode())
+
+if sys.argv[1] == "uvloop":
+    import uvloop as asyncio_or_uvloop
+else:
+    asyncio_or_uvloop = asyncio
+asyncio_or_uvloop.run(main())
+"""
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_close_needs_no_descriptor(loop: str) -> None:
+    """Nor does it import anything, which needs one: this program has used anyio for nothing before."""
+    ended = subprocess.run(
+        [sys.executable, "-c", CLOSES, loop], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ended.stdout, ended.returncode) == ("asked\n", 0), ended.stderr
