@@ -27,14 +27,7 @@ _LOOK_AGAIN = 0.05
 
 
 class Loan:
-    """What a thread and the loop know of a blocking socket that both use.
-
-    Attributes:
-        waiting: whether the thread waits for bytes; to be set before `at_end()` is asked.
-        buffered: bytes received that wait in a file object's buffer.
-        draining: whether the drain has begun.
-        ended: whether the drain has ended the receiving side.
-    """
+    """What a thread and the loop know of a blocking socket that both use."""
 
     __slots__ = ("_dialogue", "_loop", "_said", "_sock", "buffered", "draining", "ended", "waiting")
 
@@ -43,10 +36,10 @@ class Loan:
         self._sock = sock
         self._loop = loop
         self._said = dialogue.bytes_moved
-        self.waiting: bool = False
-        self.buffered: int = 0
-        self.draining: bool = False
-        self.ended: bool = False
+        self.waiting: bool = False  # the thread waits for bytes; to be set before `at_end()` is asked
+        self.buffered: int = 0  # bytes received that wait in a file object's buffer
+        self.draining: bool = False  # the drain has begun
+        self.ended: bool = False  # the drain has ended the receiving side
 
     # -- for the thread
 

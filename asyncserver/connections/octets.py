@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import reprlib
 
-_BYTES = (bytes, bytearray, memoryview)
-
 
 def octets(given: object, call: str) -> memoryview | bytes:
     """View a bytes-like object as bytes, whatever the format of its items is; else TypeError."""
@@ -32,7 +30,7 @@ def check_number(given: object, call: str) -> None:
 
 def check_delimiter(delimiter: object) -> None:
     """Raise TypeError or ValueError, unless it is at least one byte."""
-    if not isinstance(delimiter, _BYTES):
+    if not isinstance(delimiter, (bytes, bytearray, memoryview)):
         raise TypeError(f"receive_until() looks for bytes, such as b'\\n'; got {delimiter!r}")
     if not delimiter:
         raise ValueError("receive_until() needs a delimiter of at least one byte")

@@ -37,12 +37,7 @@ _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantWriteError)
 
 
 class Outbox:
-    """The parts that wait to be written to one connection.
-
-    Attributes:
-        size: the bytes that wait.
-        flushing: whether it writes as soon as the peer has room.
-    """
+    """The parts that wait to be written to one connection."""
 
     __slots__ = ("_connection", "_head", "_parts", "_write", "flushing", "size")
 
@@ -51,8 +46,8 @@ class Outbox:
         self._write: Callable[[memoryview], int] = connection._send
         self._parts: deque[bytes | memoryview] = deque()
         self._head = memoryview(b"")  # what is being written: OpenSSL wants the same bytes again
-        self.size: int = 0
-        self.flushing: bool = False
+        self.size: int = 0  # the bytes that wait
+        self.flushing: bool = False  # it writes as soon as the peer has room
 
     def __bool__(self) -> bool:
         """Whether anything waits, or a send has its turn."""
@@ -98,11 +93,7 @@ class Outbox:
             connection._broken(exc)
 
     async def deliver(self) -> None:
-        """Write all of it, when nobody else uses the connection any more.
-
-        Raises:
-            OSError: the connection broke.
-        """
+        """Write all of it, when nobody else uses the connection. Raises OSError if that broke."""
         connection = self._connection
         self.flushing = False
         if _TURN in self._parts:  # whose send has been told that the stream is closed
@@ -130,15 +121,12 @@ class Outbox:
                     connection._send(b"")  # closed or broken meanwhile: it raises
             connection._send = self._write
         except BaseException:
-            self._leave_turn()
+            if _TURN in self._parts:
+                self._parts.remove(_TURN)
+            if connection._send is refuse_busy:
+                connection._send = self._write
+                self.resume()
             raise
-
-    def _leave_turn(self) -> None:
-        if _TURN in self._parts:
-            self._parts.remove(_TURN)
-        if self._connection._send is refuse_busy:
-            self._connection._send = self._write
-            self.resume()
 
     def _begin_part(self) -> bool:
         """Have something to write in `_head`; false if there is nothing, or a send comes first."""

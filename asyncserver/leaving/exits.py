@@ -16,13 +16,10 @@ if TYPE_CHECKING:
 class Exits:
     """Runs a program's main coroutine to its end, also when a handler or task raises SystemExit.
 
-    asyncio lets SystemExit out of the loop wherever it is raised, and cancels what is
-    left. Here `leave` is called, and the loop runs on until the main coroutine has ended;
-    then the first SystemExit is raised.
-
-    Attributes:
-        leave: set by the main coroutine, called with the SystemExit; while it is None, SystemExit
-            ends the program at once.
+    asyncio lets SystemExit out of the loop wherever it is raised, and cancels what is left. Here
+    `leave`, set by the main coroutine, is called with it, and the loop runs on until that coroutine
+    has ended; then the first SystemExit is raised. While `leave` is None, it ends the program at
+    once.
     """
 
     def __init__(self) -> None:

@@ -15,11 +15,8 @@ def watch_end(status: int | None = None) -> None:
     """At a program's end: log which threads still run after GRACE seconds; with a status, exit.
 
     Python first joins threads that are not daemonic, then runs `atexit` functions; to exit with a
-    status skips both, but flushes logs and the standard streams.
-
-    Args:
-        status: the status to end with, if we end the program; None if it may go on before it ends,
-            and then wait for its threads.
+    status skips both, but flushes logs and the standard streams. With None the program may go on
+    before it ends, and then wait for its threads.
     """
     if threading.current_thread() is threading.main_thread() and _others():
         joined = threading.Event()

@@ -37,9 +37,7 @@ class Life:
             await life.enter(servers)
             life.begin(servers)
 
-    Attributes:
-        failure: what it has raised, which is in the log.
-        entered: whether it has been entered.
+    `failure` is what it has raised, which is in the log.
     """
 
     def __init__(self, lifespan: Lifespan | None = None) -> None:

@@ -100,12 +100,7 @@ def _telling(notify: NotifySocket, servers: Sequence[Server]) -> Iterator[None]:
 
 
 class _Signals(StopSignals):
-    """What signals do to the servers of this process, from before the first of them is bound.
-
-    Attributes:
-        calls: the loop's default executor.
-        given_up: whether one has cancelled the start, or the lifespan's end.
-    """
+    """What signals do to the servers of this process, from before the first of them is bound."""
 
     def __init__(
         self,
@@ -117,7 +112,7 @@ class _Signals(StopSignals):
         drain_timeout: float,
     ) -> None:
         super().__init__(drain_delay=drain_delay)
-        self.given_up = False
+        self.given_up = False  # a signal has cancelled the start, or the lifespan's end
         self._drain_timeout = drain_timeout
         self.calls = CallExecutor(self._loop)
         self._life = life

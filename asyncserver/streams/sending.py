@@ -36,15 +36,10 @@ _NO_ROOM = (BlockingIOError, ssl.SSLWantWriteError, anyio.BusyResourceError)
 
 @dataclass(frozen=True, slots=True)
 class PostLimit:
-    """How much may wait for a slow peer.
+    """How much may wait for a slow peer."""
 
-    Attributes:
-        max_unsent: bytes for each connection.
-        exceeded: called with the connection that is given up for it.
-    """
-
-    max_unsent: int
-    exceeded: Callable[[Any], object]
+    max_unsent: int  # bytes for each connection
+    exceeded: Callable[[Any], object]  # called with the connection that is given up for it
 
 
 class Sending(TLSConnection):

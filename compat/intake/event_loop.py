@@ -52,17 +52,13 @@ def _is_not_about_us(record: logging.LogRecord) -> bool:
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """The stock loop, over a selector in user space, without a log line.
-
-    Raises:
-        OSError: no descriptors are left.
-    """
+    """The stock loop, over a selector in user space, without a log line."""
 
     def __init__(self) -> None:
         logging.getLogger("asyncio").addFilter(_is_not_about_us)  # once, however often
         try:
             super().__init__(_selector())
-        except OSError:
+        except OSError:  # no descriptors are left
             self._closed = True  # it is half made, and its __del__ would fail
             raise
 

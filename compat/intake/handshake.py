@@ -40,11 +40,7 @@ def without_handshake(server: HookedServer) -> tuple[ssl.SSLSocket, Any]:
 
 
 def with_limited_handshake(server: HookedServer) -> tuple[ssl.SSLSocket, Any]:
-    """Call `get_request()` of a TLS listener where no loop runs, as in `handle_request()`.
-
-    Raises:
-        OSError: the handshake failed, or took too long.
-    """
+    """Get a request and do its handshake, where no loop runs. Raises OSError if that fails."""
     request, client_address = without_handshake(server)
     timeout: float | None = request.gettimeout()
     try:
@@ -231,13 +227,10 @@ class Acceptors:
         for call in self.pool.calls():
             if call.age() >= limit - PATIENCE_SECONDS:
                 (sockets,) = call.args
-                self._shut_down(list(sockets))
-
-    def _shut_down(self, sockets: list[ssl.SSLSocket]) -> None:
-        for waiting in sockets:
-            if waiting is not getattr(self.server, "socket", None):
-                with contextlib.suppress(OSError):
-                    socket.socket.shutdown(waiting, socket.SHUT_RDWR)
+                for waiting in list(sockets):
+                    if waiting is not getattr(self.server, "socket", None):
+                        with contextlib.suppress(OSError):
+                            socket.socket.shutdown(waiting, socket.SHUT_RDWR)
 
 
 # Only the frame of the blocked `do_handshake` knows its socket, and the variables of a frame that

@@ -50,13 +50,9 @@ beginning: list[Callable[[], object]] = []  # called as a loop begins in the mai
 class ServingLoop:
     """Serves until the server's shutdown is requested.
 
-    Args:
-        server: whose `fileno()` is watched and whose hooks are called.
-        poll_interval: seconds between two calls of `service_actions()` if that is overridden; None:
-            it is called only when the loop wakes up anyway.
-
-    Raises:
-        OSError: too few descriptors are left: it needs two, and two more in the main thread.
+    `poll_interval` are seconds between two calls of `service_actions()` if that is overridden;
+    None: it is called only when the loop wakes up anyway. Raises OSError if too few descriptors are
+    left: it needs two, and two more in the main thread.
     """
 
     def __init__(self, server: "HookedServer", poll_interval: float | None) -> None:
@@ -255,22 +251,18 @@ class ServingLoop:
     def _wait(self) -> None:
         interval = self.poll_interval if self.server._compat_ticks() else None
         timer = self.loop.call_later(interval, self.loop.stop) if interval is not None else None
-        if self._signals:
-            self._program_wakeup = self._divert_signals(self._signals[1].fileno())
+        if self._signals:  # they write a byte there only while we wait: hooks may have loops of their own
+            self._program_wakeup = signal.set_wakeup_fd(self._signals[1].fileno(), warn_on_full_buffer=False)
         try:
             self.loop.run_forever()
         finally:
             if self._signals:
-                self._divert_signals(self._program_wakeup)
+                signal.set_wakeup_fd(self._program_wakeup, warn_on_full_buffer=False)
             if timer is not None:
                 timer.cancel()
         if self._raised is not None:
             error, self._raised = self._raised, None
             raise error
-
-    def _divert_signals(self, descriptor: int) -> int:
-        """Let signals write a byte there, only while waiting: hooks may have loops of their own."""
-        return signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
 
     def _keep_exception(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Keep what a signal handler raised while one of our callbacks ran: it has to come out."""

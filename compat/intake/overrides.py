@@ -21,10 +21,7 @@ import socket
 import socketserver
 import ssl
 import threading
-from typing import TYPE_CHECKING, Any, Protocol
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from typing import Any, Protocol
 
 _trusted = {socketserver.__name__}
 
@@ -39,10 +36,6 @@ class HookedServer(Protocol):
     _compat_wraps: bool  # a get_request() override has returned a TLS socket
     _compat_unwarned: bool
     _compat_batching: int  # the thread that takes a batch
-
-    @property
-    def _compat_loops(self) -> Sequence[object]:
-        """The loops that serve it now."""
 
     def fileno(self) -> int:
         """Return the listener's descriptor."""

@@ -196,10 +196,8 @@ class Crew:
     def _bury(self, worker: Worker, itself: bool = False) -> None:
         """Remove a worker that ends, or has ended, and let others do what it has not begun.
 
-        Args:
-            worker: one that was removed already has no effect.
-            itself: its own thread calls this. A thread that this one starts could inherit what its
-                last call has left, so others are asked to start one, if there are any.
+        A second time has no effect. `itself`: its own thread calls this. A thread that this one
+        starts could inherit what its last call has left, so others are asked to, if there are any.
         """
         self._woken.pop(worker, None)
         self._idle.pop(worker, None)
@@ -248,9 +246,8 @@ class Worker:
 
     Not as attributes of the thread: programs set any name on `threading.current_thread()`.
 
-    Attributes:
-        calls: the call that it has taken, if any. Only its thread adds to it.
-        thread: not started yet.
+    `calls` holds the one that it has taken, if any; only its thread adds to it. `thread` is not
+    started yet.
     """
 
     def __init__(self, pool: Crew) -> None:
