@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.kit.datagrams import DatagramClient, Place
 from tests.kit.dns import answer, number_of, question, text_of
 from tests.kit.programs import ROOT
 from tests.kit.proxies import dnsdist_command, find, nginx_command, own_address, running
+from tests.kit.sockets import free_port
 from tests.kit.waiting import PATIENCE, until
 
 DNSDIST_TEXT = """\
@@ -196,6 +198,55 @@ async def test_recipe_of_dnsdist(tmp_path: Path) -> None:
         (client,) = stack.enter_context(clients((front, 5300), 1))
         while not all(handler.clients for handler in handlers):
             assert await ask(client, 1) == shown(client)
+
+
+def addresses(name: str, *, number: int = 7) -> bytes:
+    """A query for A."""
+    query = question(number, name)
+    return query[:-3] + b"\x01" + query[-2:]
+
+
+async def test_dns_server_of_the_docs(tmp_path: Path) -> None:
+    """docs/deploy.md's `dns.py`, unchanged, answers by UDP and TCP; its log stays empty for bad questions."""
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/deploy.md").read_text(), re.DOTALL)
+    assert program.count("\n") < 40
+    names: dict[str, Any] = {}
+    exec(program, names)
+    trusted: dict[str, Any] = {"proxy_protocol": True, "trusted_proxies": ["127.0.0.1"]}
+    async with contextlib.AsyncExitStack() as stack:
+        handler = names["handler"]
+        here = "127.0.0.1", free_port()
+        server = await stack.enter_async_context(asyncserver.serve_datagrams(handler, *here, **trusted))
+        streams = await stack.enter_async_context(asyncserver.serve(handler, *here, **trusted))
+        front = stack.enter_context(dnsdist(server, tmp_path))
+        (client,) = stack.enter_context(clients(front, 1))
+        replies = []
+        for query in (addresses("WWW.example.com"), addresses("no.example.com"), question(7, "mail.example.com")):
+            client.send(query)
+            async with asyncio.timeout(PATIENCE):
+                replies.append(await client.receive())
+        assert [(reply[3] & 15, reply[7], reply[-4:]) for reply in replies] == [
+            (0, 1, b"\xc0\x00\x02\x50"),
+            (3, 0, b"\x00\x01\x00\x01"),
+            (0, 0, b"\x00\x10\x00\x01"),
+        ]
+        reader, writer = await asyncio.open_connection(*front)
+        query = addresses("mail.example.com")
+        writer.write(len(query).to_bytes(2, "big") + query)
+        async with asyncio.timeout(PATIENCE):
+            reply = await reader.readexactly(2 + 12 + len(query) - 12 + 16)
+        assert reply[-4:] == b"\xc0\x00\x02\x19"
+        writer.close()
+        await writer.wait_closed()
+        assert await handler(Datagramlike(b"\0" * 12 + b"\x40")) is None
+    assert (server.stats().failed, streams.stats().failed) == (0, 0)
+
+
+class Datagramlike:
+    """What the handler looks at."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
 
 
 @pytest.mark.parametrize("client", ["kdig", "dig"])
