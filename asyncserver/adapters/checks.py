@@ -130,6 +130,17 @@ def check_lifespan(function: object) -> None:
         )
 
 
+def check_loop(function: object, shown: str) -> None:
+    """Raise TypeError for what cannot be called for an event loop; `shown` is how it was given."""
+    expected = f"loop={shown} must be a function without arguments that returns a loop"
+    if not callable(function):
+        raise TypeError(f"{expected}; got {function!r}")
+    if not _takes(function, 0):
+        raise TypeError(f"{expected}; it takes {_signature(function)}: give them by functools.partial")
+    if inspect.iscoroutinefunction(function):
+        raise TypeError(f"{expected}; it is `async def`, and returns a coroutine")
+
+
 def takes_one(function: object) -> bool:
     """Whether a lifespan is called with the Servers; not, if it cannot be known what it takes."""
     return _signature(function, unwrap=True) is not None and _takes(function, 1, unwrap=True)

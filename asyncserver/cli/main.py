@@ -74,8 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # With workers, only they import the handler, so that after SIGHUP new ones have new code.
         places_only = options.workers != 1 and not options.check
         life = Life() if places_only else _life(options)
-        servings = _servings(options, places_only=places_only)
         loop = _loop(options, later=places_only)
+        servings = _servings(options, places_only=places_only)
     except (TypeError, ValueError, OSError) as exc:
         parser.error(str(exc))
     try:
@@ -116,7 +116,13 @@ def _loop(options: argparse.Namespace, *, later: bool) -> str | LoopFactory:
     def make() -> asyncio.AbstractEventLoop:
         return loop_factory(load(options.loop))()
 
-    return make if later else loop_factory(load(options.loop))
+    if later:
+        return make
+    try:
+        make().close()  # before anything is bound, and for --check
+    except RuntimeError as exc:
+        raise ValueError(str(exc)) from exc
+    return make
 
 
 def _complete(options: argparse.Namespace) -> Callable[[], object]:

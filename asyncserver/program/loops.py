@@ -10,6 +10,8 @@ import functools
 import pkgutil
 from typing import TYPE_CHECKING, TypeAlias
 
+from ..adapters.checks import check_loop, name_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -50,7 +52,8 @@ def loop_factory(loop: str | LoopFactory) -> LoopFactory:
         ModuleNotFoundError: there is no such module; uvloop was asked for and is not installed.
     """
     if callable(loop):
-        return functools.partial(_made, loop, repr(loop))
+        check_loop(loop, name_of(loop))
+        return functools.partial(_made, loop, name_of(loop))
     if loop in NAMES:
         return _by_name(loop)
     if not all(str(loop).partition(":")):
@@ -61,8 +64,7 @@ def loop_factory(loop: str | LoopFactory) -> LoopFactory:
     except AttributeError as exc:
         module, _, name = loop.partition(":")
         raise ValueError(f"loop={loop!r}: module {module!r} has no {name!r}") from exc
-    if not callable(function):
-        raise TypeError(f"loop={loop!r} must be a function without arguments that returns a loop; got {function!r}")
+    check_loop(function, repr(loop))
     return functools.partial(_made, function, repr(loop))
 
 
@@ -82,7 +84,7 @@ def _made(function: LoopFactory, shown: str) -> asyncio.AbstractEventLoop:
     """Make a loop, and see whether a server can do with it."""
     loop = function()
     missing = [name for name in _NEEDED if not _has(loop, name)]
-    if len(missing) == len(_NEEDED):
+    if "run_until_complete" in missing:
         raise TypeError(f"loop={shown} must be a function without arguments that returns a loop; it returned {loop!r}")
     if missing:
         loop.close()

@@ -44,6 +44,12 @@ class Forgetful(asyncio.SelectorEventLoop):
 def nothing():
     return None
 
+def needs(kind):
+    return asyncio.SelectorEventLoop()
+
+async def later():
+    return asyncio.SelectorEventLoop()
+
 number = 7
 """
 
@@ -112,7 +118,9 @@ def ask(port: int, question: bytes = b"hello") -> bytes:
         ),
         ("bare:nothing", TypeError, "that returns a loop; it returned None"),
         ("bare:", ValueError, "\"module:function\" or a function that returns a loop; got 'bare:'"),
-        (lambda: 7, TypeError, "that returns a loop; it returned 7"),
+        (lambda: 7, TypeError, "<lambda> must be a function without arguments that returns a loop; it returned 7"),
+        ("bare:needs", TypeError, "that returns a loop; it takes (kind): give them by functools.partial"),
+        ("bare:later", TypeError, "that returns a loop; it is `async def`, and returns a coroutine"),
         (
             "bare:WithoutReaders",
             RuntimeError,
@@ -167,13 +175,19 @@ def _ending(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
         ("nowhere:loop", "there is no module 'nowhere'"),
         ("bare:missing", "module 'bare' has no 'missing'"),
         ("bare:WithoutReaders", "WithoutReaders has no add_reader(), remove_reader(), which servers need"),
+        ("bare:nothing", "loop=nothing must be a function without arguments that returns a loop; it returned None"),
     ],
 )
 def test_the_command_line_says_so(folder: Path, loop: str, message: str, workers: str) -> None:
     """Workers load it themselves, so that after SIGHUP new ones have new code."""
-    arguments = ["-m", "asyncserver", "app:handler", "--tcp", "127.0.0.1:0", "--loop", loop, "--workers", workers]
-    with Program(arguments, folder) as program:
+    arguments = ["-m", "asyncserver", "app:handler", "--tcp", "127.0.0.1:0", "--loop", loop]
+    with Program([*arguments, "--workers", workers], folder) as program:
         assert program.wait() in {1, 2}
+        assert message in program.errors
+        assert "never awaited" not in program.errors
+        assert workers == "2" or "Traceback" not in program.errors
+    with Program([*arguments, "--check"], folder) as program:
+        assert program.wait() == 2
         assert message in program.errors
 
 
@@ -221,7 +235,7 @@ def test_an_idle_loop_hears_of_a_signal(folder: Path) -> None:
 @pytest.mark.parametrize("loop", INSTALLED)
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_loops_of_others(folder: Path, loop: str, workers: str) -> None:
-    """TLS, datagrams, a Unix socket, a name; a drain by SIGTERM."""
+    """TLS, a name, SIGHUP; a drain by SIGTERM. Sockets for datagrams and of Unix are bound, and not used."""
     write_files(folder)
     options = ["--certfile", "both.pem", "--udp", "localhost:0", "--unix", "a.sock", "--workers", workers]
     with served(folder, loop, *options) as (program, port):
