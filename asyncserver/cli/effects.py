@@ -49,7 +49,7 @@ def lacking(name: str, values: Mapping[str, Any]) -> str:
     if form and places and not any(form in place for place in places):
         return f"{flags} {shown}"
     if name in _OF_SUPERVISORS and values["workers"] == 1 and values[name]:
-        return "--workers"
+        return "--workers 2 or more, or auto"
     other = _OTHERS.get(name)
     return _flag(other) if other is not None and not values[other] else ""
 

@@ -278,7 +278,9 @@ def read(
     values = {option.name: [] if option.several else option.default for option in OPTIONS} | given
     for option in OPTIONS:
         if given.get(option.name, False) is not False and (more := lacking(option.name, values)):
-            parser.error(f"{option.flag} ({option.variable}) has no effect without {more}: leave it out")
+            parser.error(
+                f"{option.flag} ({option.variable}) has no effect without {more}: give that too, or leave it out"
+            )
     return argparse.Namespace(**values)
 
 
