@@ -150,8 +150,8 @@ class Server(Account, ABC):
             to how many it is on its way.
 
         Raises:
-            TypeError: it is not bytes-like; or the server has no streams: it serves a
-                protocol, or datagrams.
+            TypeError: it is not bytes-like, or `but` no Stream; or the server has no streams: it
+                serves a protocol, or datagrams.
         """
         raise TypeError(f"broadcast() posts to streams; {self!r} serves datagrams")
 

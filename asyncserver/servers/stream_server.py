@@ -249,6 +249,8 @@ class StreamServer(HandlerServer[Connected]):
         """See Server."""
         if isinstance(self._handler, ProtocolHandler):
             raise TypeError(f"broadcast() posts to streams; {self!r} serves a protocol, which writes by its transports")
+        if not isinstance(but, Stream | None):
+            raise TypeError(f"broadcast(): but is one Stream, which does not get it; got {but!r}")
         data = bytes(octets(data, "broadcast"))
         posted = 0
         for stream in self.connections:

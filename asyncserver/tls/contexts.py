@@ -12,7 +12,7 @@ from anyio import TypedAttributeSet, typed_attribute
 from . import pem
 from .certificate import Certificate, read_certificate, sent_certificate
 from .offers import Offer, offers
-from .settings import check_ciphers, checked_groups, checked_protocols
+from .settings import check_ciphers, check_password, checked_groups, checked_protocols
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -115,6 +115,7 @@ def tls_context(
         raise ValueError(f'client_cert must be "required" or "optional", got {client_cert!r}')
     if client_cert == "optional" and client_ca is None:
         raise ValueError('client_cert="optional" has no effect without client_ca: no client is asked for a certificate')
+    check_password(password)
     common: dict[str, Any] = {
         "password": password,
         "client_ca": client_ca,

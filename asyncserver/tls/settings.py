@@ -25,7 +25,8 @@ def checked_groups(groups: Sequence[str]) -> tuple[str, ...]:
     set_groups: Any = getattr(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), "set_groups", None)
     if set_groups is None:
         raise ValueError(
-            f"groups needs Python 3.15 or newer, whose ssl can set them; this is {sys.version.split()[0]}: leave it out"
+            "groups (--tls-groups) needs Python 3.15 or newer, whose ssl can set them; "
+            f"this is {sys.version.split()[0]}: leave it out"
         )
     for one in groups:
         try:
@@ -36,6 +37,12 @@ def checked_groups(groups: Sequence[str]) -> tuple[str, ...]:
                 "ssl.SSLContext.get_groups() tells those it knows"
             ) from exc
     return tuple(groups)
+
+
+def check_password(password: object) -> None:
+    """Raise TypeError for what is no password and gives none; the error does not show it."""
+    if password is not None and not isinstance(password, str | bytes | bytearray) and not callable(password):
+        raise TypeError(f"password expects text, bytes or a function that returns them; got {type(password).__name__}")
 
 
 def checked_protocols(alpn: Sequence[str]) -> tuple[str, ...]:

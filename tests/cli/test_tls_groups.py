@@ -109,7 +109,7 @@ def test_what_is_no_list_of_names(folder: Path, groups: Any) -> None:
 async def test_older_python_says_what_it_needs(folder: Path) -> None:
     """And the stream has no such attribute there."""
     write_files(folder)
-    with pytest.raises(ValueError, match=r"groups needs Python 3\.15 or newer"):
+    with pytest.raises(ValueError, match=r"groups \(--tls-groups\) needs Python 3\.15 or newer"):
         asyncserver.tls_context(folder / "both.pem", groups=["X25519"])
 
     async def look(stream: asyncserver.Stream) -> None:
@@ -143,4 +143,4 @@ def test_command_line_of_an_older_python(folder: Path) -> None:
     words = ["app:handler", "--tcp", "127.0.0.1:0", "--certfile", "both.pem", "--tls-groups", "X25519", "--check"]
     with command(folder, *words) as program:
         assert program.wait() == 2
-        assert "groups needs Python 3.15 or newer" in program.errors
+        assert "(--tls-groups) needs Python 3.15 or newer" in program.errors

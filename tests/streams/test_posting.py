@@ -352,6 +352,8 @@ async def test_broadcast_needs_streams(tcp: Transport) -> None:
     async with tcp.serve(listen) as server:
         with pytest.raises(TypeError, match=r"broadcast\(\) takes bytes"):
             server.broadcast("abc")  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"broadcast\(\): but is one Stream, which does not get it; got \[\]"):
+            server.broadcast(b"abc", but=[])
 
 
 async def answer(datagram: asyncserver.Datagram) -> None:

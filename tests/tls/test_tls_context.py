@@ -108,6 +108,8 @@ def test_encrypted_key(tmp_path: Path, authority: trustme.CA) -> None:
         asyncserver.tls_context(certfile, keyfile)
     with pytest.raises(ssl.SSLError, match="no usable certificate and key"):
         asyncserver.tls_context(certfile, keyfile, password="wrong")
+    with pytest.raises(TypeError, match="password expects text, bytes or a function that returns them; got int"):
+        asyncserver.tls_context(certfile, keyfile, password=1234)  # type: ignore[arg-type]
 
 
 def test_password_of_a_function_is_asked_for_again(tmp_path: Path, authority: trustme.CA) -> None:
