@@ -8,7 +8,7 @@ A server of bytes does not know what a message is. It decides by what it can see
     Owed       bytes that had reached this host when the drain began are not answered yet
 
 There is no socket in here. The connection reports its bytes; where every instruction counts, it
-adds to the counters itself (stream.py).
+adds to the counters itself (streams/).
 """
 
 from __future__ import annotations

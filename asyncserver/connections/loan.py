@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    from ..connections.dialogue import Dialogue
+    from .dialogue import Dialogue
 
 # Seconds until a thread that waits is looked at again. It may have bytes already, and wait for the
 # interpreter only, or its last answer may still be on its way.

@@ -246,7 +246,7 @@ class Endpoint:
             raise anyio.BrokenResourceError("the sender has no address: it cannot be answered") from nowhere
         except OSError as exc:
             if self.sock.fileno() < 0:
-                raise anyio.ClosedResourceError("no answer can be sent: the server has been closed") from exc
+                raise anyio.ClosedResourceError("nothing can be sent: the server has been closed") from exc
             if isinstance(address, tuple) and not address[1]:
                 # Any client can forge port 0: no error of the handler's.
                 raise anyio.BrokenResourceError(f"the sender {address!r} has no port: it cannot be answered") from exc

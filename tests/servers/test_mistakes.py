@@ -62,7 +62,7 @@ async def test_replies_that_are_too_late_or_no_bytes() -> None:
         transport.sendto(b"hello")
         datagram = await datagrams.get()
         transport.close()
-    with pytest.raises(anyio.ClosedResourceError, match="no answer can be sent: the server has been closed"):
+    with pytest.raises(anyio.ClosedResourceError, match="nothing can be sent: the server has been closed"):
         await datagram.reply(b"late")
 
 
