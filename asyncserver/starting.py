@@ -70,7 +70,10 @@ class Serving(Coroutine[Any, Any, None]):
             RuntimeError: it has been started already, or otherwise used.
         """
         self._use()  # now: a task that is cancelled before its first step never comes that far
-        return self._open()
+        started = self._open()
+        # Python tells it if its await is forgotten.
+        started.__qualname__ = f"{self._name}(...).start"  # type: ignore[attr-defined]  # a CoroutineType has it
+        return started
 
     async def __aenter__(self) -> Server:
         """Start; see `start()`."""

@@ -205,6 +205,13 @@ def test_never_awaited_warns(serve: Callable[..., asyncserver.Serving], name: st
         gc.collect()
 
 
+async def test_start_that_is_never_awaited_warns(serve: Callable[..., asyncserver.Serving], name: str) -> None:
+    """The warning says what was written, not what does it."""
+    with pytest.warns(RuntimeWarning, match=rf"coroutine '{name}\(\.\.\.\)\.start' was never awaited"):
+        serve().start()  # type: ignore[unused-coroutine]
+        gc.collect()
+
+
 def test_closed_without_use_does_not_warn(serve: Callable[..., asyncserver.Serving]) -> None:
     """close() says that it was meant."""
     with warnings.catch_warnings():
