@@ -120,8 +120,8 @@ def _loop(options: argparse.Namespace, *, later: bool) -> str | LoopFactory:
         return make
     try:
         make().close()  # before anything is bound, and for --check
-    except RuntimeError as exc:
-        raise ValueError(str(exc)) from exc
+    except (RuntimeError, OSError) as exc:
+        raise ValueError(f"--loop {options.loop}: {exc}") from exc
     return make
 
 

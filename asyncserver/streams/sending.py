@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..net.addresses import Address
     from ..net.poller import Poller
 
+# What a post waits for: room, or the end of another task's send.
 _NO_ROOM = (BlockingIOError, ssl.SSLWantWriteError, anyio.BusyResourceError)
 
 

@@ -47,6 +47,9 @@ def nothing():
 def needs(kind):
     return asyncio.SelectorEventLoop()
 
+def fails():
+    raise OSError("no ring")
+
 async def later():
     return asyncio.SelectorEventLoop()
 
@@ -175,6 +178,7 @@ def _ending(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
         ("nowhere:loop", "there is no module 'nowhere'"),
         ("bare:missing", "module 'bare' has no 'missing'"),
         ("bare:WithoutReaders", "WithoutReaders has no add_reader(), remove_reader(), which servers need"),
+        ("bare:fails", "no ring"),
         ("bare:nothing", "loop=nothing must be a function without arguments that returns a loop; it returned None"),
     ],
 )
