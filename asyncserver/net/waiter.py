@@ -34,7 +34,8 @@ _no_result: Callable[[], object] = bool  # a builtin that returns at once, witho
 def busy(action: str) -> anyio.BusyResourceError:
     """Make the error of a second task that is "sending to" or "receiving from" a stream."""
     error = anyio.BusyResourceError(action)
-    error.args = (f"{error}: leave that to one task, or take turns with an asyncio.Lock",)
+    others = ", or post() what needs no waiting" if action == "sending to" else ""
+    error.args = (f"{error}: leave that to one task, or take turns with an asyncio.Lock{others}",)
     return error
 
 
