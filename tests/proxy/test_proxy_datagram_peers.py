@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,11 @@ def shown(client: DatagramClient) -> str:
     return "{}#{}".format(*client.sock.getsockname())
 
 
+def listens(address: tuple[str, int]) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(address) == 0
+
+
 async def call(*command: str) -> str:
     """Run a program to its end; returns what it prints."""
     process = await asyncio.create_subprocess_exec(
@@ -170,10 +176,12 @@ async def test_questions_over_https_by_dnsdist(tmp_path: Path) -> None:
     handler = Answering()
     async with serve(handler) as server:
         with dnsdist(server, tmp_path, more=DOH) as (front, _):
+            log = tmp_path / "dnsdist.log"
+            await until(lambda: listens((front, 5443)) or "DoH support" in log.read_text())
             printed = await call(
                 "kdig", f"@{front}", "-p", "5443", "-b", "127.0.2.1", "+https", "+retry=9", "who.example", "TXT"
             )
-    if "HTTPS not supported" in printed or "DoH support" in (tmp_path / "dnsdist.log").read_text():
+    if "HTTPS not supported" in printed or "DoH support" in log.read_text():
         pytest.skip("dnsdist or kdig was built without DNS over HTTPS")
     assert '"127.0.2.1#' in printed, printed
     assert server.stats().refused == 0
