@@ -14,9 +14,9 @@ from collections.abc import Callable
 
 def clear_errors() -> None:
     """Empty the queue of this thread: a handshake does that as it begins, also without a peer."""
-    nothing = ssl.MemoryBIO()
+    nothing, nowhere = ssl.MemoryBIO(), ssl.MemoryBIO()  # one for both would never be freed
     with contextlib.suppress(ssl.SSLWantReadError):
-        _context().wrap_bio(nothing, nothing, server_side=True).do_handshake()
+        _context().wrap_bio(nothing, nowhere, server_side=True).do_handshake()
 
 
 @functools.cache
