@@ -118,8 +118,9 @@ def serve(
             a host that vanishes while its window is closed is found when two of the kernel's probes
             went unanswered, which are up to two minutes apart. Under 10 seconds, a few lost packets
             look like an end. Not for Unix sockets.
-        max_unsent: bytes given to `post()` or `broadcast()` that may wait for one peer. If more
-            wait, its connection is aborted, and counted as `slow_consumers`.
+        max_unsent: bytes given to `post()` or `broadcast()` that may wait for one peer; each call
+            counts as 48 more, the memory that it takes. If more wait, its connection is aborted,
+            and counted as `slow_consumers`.
         proxy_protocol: expect the header that a proxy puts before each connection (PROXY protocol 1
             or 2, before TLS), and take the client's address from it: `stream.peer_address`,
             `stream.proxy_header`, logs, limits. A connection without a valid one is refused. A

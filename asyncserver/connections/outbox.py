@@ -31,6 +31,9 @@ _TOGETHER = 65536
 # Writes until other connections have their turn, or other tasks.
 _WRITES = 16
 
+# Bytes that a part takes besides its own: a bytes object, and its place in the queue.
+_OVERHEAD = 48
+
 _TURN = b""  # holds the place of a send; parts are never empty
 
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantWriteError)
@@ -52,6 +55,11 @@ class Outbox:
     def __bool__(self) -> bool:
         """Whether anything waits, or a send has its turn."""
         return bool(self._parts or self._head)
+
+    @property
+    def held(self) -> int:
+        """The memory that waits, in bytes: many small parts take more than they hold."""
+        return self.size + _OVERHEAD * len(self._parts)
 
     def add(self, part: bytes | memoryview) -> None:
         """Let these bytes wait behind all others."""

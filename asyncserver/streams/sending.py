@@ -205,7 +205,7 @@ class Sending(TLSConnection):
         self.answer()
         if self._send not in {refuse_busy, behind_posts}:
             outbox.resume()
-        if outbox.size <= self._limit.max_unsent:
+        if outbox.held <= self._limit.max_unsent:
             return True
         self._send = refuse_undelivered
         self.abort()

@@ -244,6 +244,16 @@ async def test_slow_consumer_is_given_up(transport: Transport, caplog: pytest.Lo
     assert len(told) == 1
 
 
+async def test_small_posts_count_as_the_memory_that_they_take(tcp: Transport) -> None:
+    """A million posts of two bytes are given up long before two million bytes wait."""
+    async with tcp.pair(max_unsent=1 << 20) as (stream, _):
+        while not stream._outbox:
+            assert stream.post(bytes(65536))
+        before = stream._outbox.size
+        posts = sum(1 for _ in iter(lambda: stream.post(b"ab"), False))
+        assert before + 2 * posts < 1 << 20 <= before + 50 * posts + 100
+
+
 async def test_max_unsent_nothing(tcp: Transport) -> None:
     """With 0 the kernel's buffer is all there is."""
     async with tcp.pair(max_unsent=0) as (stream, client):
