@@ -17,6 +17,7 @@ import asyncserver
 from tests.kit.clients import Client
 from tests.kit.handlers import upper, upper_datagram
 from tests.kit.programs import LOOPS
+from tests.kit.sockets import free_port
 from tests.kit.waiting import blocked, until, within
 
 Serve = Callable[..., asyncserver.Serving]
@@ -43,7 +44,7 @@ async def ask(server: asyncserver.Server) -> bytes:
 
 async def test_start_serves_until_close(serve: Serve) -> None:
     """It has bound and serves; when close() has returned, the port is free, and the report tells of the handlers."""
-    server = await serve("127.0.0.1", 0).start()
+    server = await serve("127.0.0.1", free_port()).start()
     assert await ask(server) == b"HELLO"
     place = server.addresses[0][:2]
     report = await server.close()
@@ -110,9 +111,7 @@ async def test_start_that_fails_raises(serve: Serve) -> None:
 
 async def test_cancelled_start_leaves_nothing(serve: Serve) -> None:
     """Cancelled in any round of the loop it has started, or has bound nothing."""
-    server = await serve("127.0.0.1", 0).start()
-    place = server.addresses[0][:2]
-    await server.close()
+    place = "127.0.0.1", free_port()
     outcomes = []
     for rounds in range(20):
         task = asyncio.ensure_future(serve(*place).start())
