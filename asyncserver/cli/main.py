@@ -19,8 +19,9 @@ from ..monitoring.monitor import Monitor
 from ..net.addresses import format_address, parse_address
 from ..program.lifespan import Life
 from ..program.loops import NAMES, loop_factory
-from ..running import give_up, run_program
-from ..serving import Serving, serve, serve_datagrams
+from ..running import run_program
+from ..serving import serve, serve_datagrams
+from ..starting import Serving, give_up
 from ..tls.contexts import TLSContext, tls_context
 from .loading import adapted, load, password_in
 from .options import make_parser, read, unknown_variables
