@@ -83,7 +83,7 @@ def run(
         metrics: "HOST:PORT" where to serve over HTTP: /metrics for Prometheus, the sum of all
             workers, with `?by=worker` each of them; /ready, 200 while every server takes new work,
             else 503; /live. Every client that reaches it can read it. /metrics needs
-            prometheus-client, `pip install asyncserver[metrics]`.
+            prometheus-client: `pip install prometheus-client`, or `'.[metrics]'` in the clone.
         drain_delay: seconds between the first signal, from which on /ready says no, and the drain:
             time for a load balancer to notice, and to send no more. A second signal ends it early.
         stuck_timeout: seconds that the loop of one of several workers may not turn, because a
