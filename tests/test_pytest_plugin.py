@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-import tomllib
 from pathlib import Path
 
 import asyncserver
 from pytest_asyncserver import StartServing
 from pytest_asyncserver import serving as serving
 from tests.kit.handlers import upper
-from tests.kit.programs import ROOT
+from tests.kit.pytest_runs import run_pytest
 from tests.kit.sockets import ask_once
 
 HEAD = """
@@ -34,29 +30,9 @@ def ask(server, question=b"hello"):
 """
 
 
-def install(folder: Path) -> None:
-    """Let Python find what a wheel of this project says of itself; the environment's own may be older."""
-    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
-    lines = [line for group, points in groups.items() for line in (f"[{group}]", *map(" = ".join, points.items()))]
-    about = folder / "asyncserver-0.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: asyncserver\nVersion: 0\n")
-    (about / "RECORD").write_text("asyncserver/__init__.py,,\ncompat/__init__.py,,\npytest_asyncserver.py,,\n")
-    (about / "entry_points.txt").write_text("\n".join(lines))
-
-
-def run(folder: Path, source: str, *options: str) -> str:
-    """Run somebody's tests where this project is installed; returns what pytest says."""
-    install(folder)
+def run_source(folder: Path, source: str, *options: str) -> str:
     (folder / "test_it.py").write_text(source)
-    (folder / "pytest.ini").write_text(
-        "[pytest]\nfilterwarnings = error\nasyncio_default_fixture_loop_scope = function\n"
-    )
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
-    environment["PYTHONPATH"] = f"{folder}{os.pathsep}{ROOT}"
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
-    return done.stdout + done.stderr
+    return run_pytest(folder, *options)
 
 
 def test_serving_starts_a_server(serving: StartServing) -> None:
@@ -98,7 +74,7 @@ def anyio_backend():
     return "asyncio"
 """
     )
-    printed = run(tmp_path, source)
+    printed = run_source(tmp_path, source)
     assert "4 passed, 1 error" in printed
     assert "ERROR at teardown of test_fails" in printed
     assert re.search(r"ValueError: the handler's own mistake\n.*in the handler of 127\.0\.0\.1:\d+ on tcp://", printed)
@@ -112,10 +88,10 @@ def test_not_imported():
     assert "pytest_asyncserver" in sys.modules
     assert not {"asyncserver", "compat"} & sys.modules.keys()
 """
-    assert "1 passed in" in run(tmp_path, source)
+    assert "1 passed in" in run_source(tmp_path, source)
 
 
 def test_plugin_can_be_left_out(tmp_path: Path) -> None:
     """By the name of its entry point."""
     source = "def test_it(serving): pass"
-    assert "fixture 'serving' not found" in run(tmp_path, source, "-p", "no:asyncserver")
+    assert "fixture 'serving' not found" in run_source(tmp_path, source, "-p", "no:asyncserver")
