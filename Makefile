@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 # How many at a time: tests/conftest.py. Who has run out of tests takes some of another's.
 PARALLEL := -n auto --dist worksteal
 
-.PHONY: help serve test test-without-uvloop soak style types coverage bench bench-environment runtime dev clean
+.PHONY: help serve test test-without-uvloop soak style types coverage dist bench bench-environment runtime dev clean
 
 help:
-	@sed -n '1,4s/^# \{0,1\}//p' Makefile; echo "Further targets: bench, soak, style, types, coverage, test-without-uvloop, clean"
+	@sed -n '1,4s/^# \{0,1\}//p' Makefile; echo "Further targets: bench, soak, style, types, coverage, dist, test-without-uvloop, clean"
 
 serve: runtime
 	@$(BIN)/python -m asyncserver $(ARGS)
@@ -41,6 +41,10 @@ coverage: dev
 	@$(BIN)/coverage run -m pytest $(PARALLEL) $(ARGS)
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
+
+# The sdist and the wheel, in dist/, each tried as one gets it.
+dist: dev
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" .ci/try-dist
 
 bench: bench-environment
 	@echo "Ready. About two minutes: $(BIN)/python -m benchmarks --quick"
