@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 __all__ = ["background"]
 
 # Seconds beyond the drain's deadline: handlers that are cancelled have two, then calls in threads
-# have two, and a worker's lifespan has five. What is left is cancelled, and has so many again.
+# have two, and a worker's lifespan has five.
 _GRACE = 5.0
+# Seconds for what is left then, and has been cancelled.
+_LAST_GRACE = 5.0
 
 
 @overload
@@ -133,7 +135,7 @@ class _Background:
         self._life = life
         self._drain_timeout = drain_timeout
         longest = max(serving.drain_timeout for serving in servings) if drain_timeout is None else drain_timeout
-        self._longest = min(longest, threading.TIMEOUT_MAX - _GRACE)
+        self._longest = min(longest, threading.TIMEOUT_MAX - _GRACE - _LAST_GRACE)
         self._errors: list[BaseException] | None = [] if raise_errors else None
         self._thread: threading.Thread | None = None
         self._process = 0
@@ -156,7 +158,7 @@ class _Background:
             self._begun.wait()
         except BaseException:  # Ctrl-C; or there can be no more threads
             self._cancel()
-            self._ended.wait(_GRACE if self._thread.ident else 0)
+            self._ended.wait(_LAST_GRACE if self._thread.ident else 0)
             give_up(self._servings)
             raise
         if not self._servers:
@@ -191,13 +193,14 @@ class _Background:
                 return
         except BaseException:  # a second Ctrl-C
             self._cancel()
-            self._ended.wait(_GRACE)
+            self._ended.wait(_LAST_GRACE)
             raise
         self._cancel()
-        if not self._ended.wait(_GRACE):
+        if not self._ended.wait(_LAST_GRACE):
+            waited = self._longest + _GRACE + _LAST_GRACE
             self._failure = TimeoutError(
-                f"background(): its servers have not closed {self._longest + 2 * _GRACE:g} seconds after the block, "
-                f"and are left behind, with the thread {described(self._thread)}"
+                f"background(): its servers have not closed {waited:g} seconds after the block, and are left behind, "
+                f"with the thread {described(self._thread)}"
             )
 
     def _cancel(self) -> None:
@@ -212,14 +215,16 @@ class _Background:
 
     def _note_errors(self, exc: BaseException | None) -> None:
         """Make handlers' errors the failure, or notes of what is raised anyway."""
+        if not self._errors:
+            return
         raised = self._failure if exc is None else exc
-        if raised is None and self._errors:
-            number = len(self._errors)
-            what = "an error" if number == 1 else f"{number} errors"
+        if raised is None:
+            what = "an error" if len(self._errors) == 1 else f"{len(self._errors)} errors"
             self._failure = BaseExceptionGroup(f"{what} of handlers in background()", self._errors)
-        elif raised is not None:
-            for error in self._errors or ():
+        else:
+            for error in self._errors:
                 raised.add_note(f"background(): {error!r} {' '.join(error.__notes__)}")
+        self._errors.clear()  # their tracebacks hold much
 
     def _raise_failure(self) -> None:
         assert self._failure is not None

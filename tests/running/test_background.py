@@ -166,6 +166,7 @@ def test_handler_that_goes_on_is_cancelled(caplog: pytest.LogCaptureFixture) -> 
 def test_handler_that_blocks_the_loop_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """The program goes on, and is told where the thread is."""
     monkeypatch.setattr("asyncserver.program.thread._GRACE", 0.05)
+    monkeypatch.setattr("asyncserver.program.thread._LAST_GRACE", 0.05)
     release = threading.Event()
 
     async def block(stream: Stream) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import signal
 import sys
 import threading
 import types
@@ -152,9 +153,54 @@ def test_lifespan_that_fails(where: str) -> None:
     assert not threads()
 
 
+def test_interruption_of_the_start() -> None:
+    """Ctrl-C while the lifespan is being entered: it is cancelled, and nothing is left."""
+    cancelled = []
+
+    @contextlib.asynccontextmanager
+    async def life() -> AsyncIterator[None]:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        try:
+            await asyncio.sleep(2 * PATIENCE)
+        finally:
+            cancelled.append(True)
+        yield
+
+    with pytest.raises(KeyboardInterrupt), background(serve(upper, *HERE), lifespan=life):
+        pytest.fail("the block has begun")
+    assert cancelled
+    for thread in threads():
+        thread.join(PATIENCE)
+
+
+def test_without_a_thread_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system has no more threads: the servings do not warn that they never served."""
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="new thread"), background(serve(upper, *HERE)):
+        pytest.fail("the block has begun")
+
+
+def test_failure_of_the_end_is_a_note_where_the_block_has_failed(caplog: pytest.LogCaptureFixture) -> None:
+    """The block's own exception is kept."""
+
+    @contextlib.asynccontextmanager
+    async def life() -> AsyncIterator[None]:
+        yield
+        raise LookupError("at the end")
+
+    with pytest.raises(ZeroDivisionError) as raised, background(serve(upper, *HERE), lifespan=life):
+        raise ZeroDivisionError
+    assert raised.value.__notes__ == ["background(): LookupError('at the end')"]
+    assert "beside what has ended its block: LookupError('at the end')" in caplog.text
+
+
 def test_lifespan_that_hangs_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     """The end of the block has an end."""
-    monkeypatch.setattr("asyncserver.program.thread._GRACE", 0.5)
+    monkeypatch.setattr("asyncserver.program.thread._GRACE", 0.05)
     cancelled = []
 
     @contextlib.asynccontextmanager
