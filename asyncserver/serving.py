@@ -227,7 +227,7 @@ def serve_datagrams(
         fd: the same as a descriptor.
         reuse_port: as for `serve()`.
         groups: multicast groups to join until it closes: "239.1.2.3", "ff02::114%eth0" with an
-            interface's name or number; else the route chooses that. See docs/reliability.md.
+            interface's name or number; else the route chooses that. See docs/datagrams.md.
         max_datagram_size: bytes of a datagram that are kept; of a longer one the beginning, and it
             is marked `truncated`. UDP's can have 65,507 bytes, those of Unix sockets more.
         max_pending: when so many handlers run, reading pauses and the kernel's buffer takes the

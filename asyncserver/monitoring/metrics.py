@@ -1,7 +1,8 @@
 """Metrics: the servers' counters for Prometheus. Needs prometheus-client, the extra `metrics`.
 
-METRICS lists them all; a test compares it with the README's table. The numbers come as readings
-(reports/stats.py), one for each server and worker, so one process and many share this code.
+METRICS lists them all; a test compares it with the table in docs/metrics.md. The numbers come as
+readings (reports/stats.py), one for each server and worker, so one process and many share this
+code.
 """
 
 from __future__ import annotations

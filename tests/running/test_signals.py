@@ -38,10 +38,10 @@ def program(folder: Path, source: str, *arguments: str) -> Program:
     return Program(["-W", "error", "program.py", *arguments], folder)
 
 
-def test_readme_tells_of_each_signal() -> None:
-    """Its table has a row for each signal that is handled, by one process and by the supervisor of several."""
-    readme = (ROOT / "README.md").read_text()
-    table = re.search(r"\| signal \|.*\n\|---.*\n((?:\|.*\n)+)", readme)
+def test_docs_tell_of_each_signal() -> None:
+    """Their table has a row for each signal that is handled, by one process and by the supervisor of several."""
+    text = (ROOT / "docs/running.md").read_text()
+    table = re.search(r"\| signal \|.*\n\|---.*\n((?:\|.*\n)+)", text)
     assert table is not None
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[1].splitlines()]
     by_one = {
