@@ -79,6 +79,14 @@ def serve(
     * `async with serve(...) as server:` serves in the background, and drains on exit;
     * `server = await serve(...).start()` serves in the background until `server.close()`.
 
+    Example::
+
+        async def upper(stream):
+            async for data in stream:
+                await stream.send(data.upper())
+
+        asyncserver.run(asyncserver.serve(upper, "127.0.0.1", 8080, max_connections=1000))
+
     Args:
         handler: `async def handler(stream)`, called for each connection in a task of its
             own. When it returns or raises, what it sent is delivered and the connection
@@ -212,6 +220,13 @@ def serve_datagrams(
     on_error: ErrorHandler | None = None,
 ) -> Serving:
     """Serve datagrams: UDP and Unix datagram sockets. Used like `serve()`.
+
+    Example::
+
+        async def upper(datagram):
+            return datagram.data.upper()
+
+        asyncserver.run(asyncserver.serve_datagrams(upper, "127.0.0.1", 8080))
 
     Args:
         handler: `async def handler(datagram)`, called for each datagram in a task of its own; bytes

@@ -37,6 +37,11 @@ class Serving(Coroutine[Any, Any, None]):
       returns. A coroutine: `asyncio.run(serving)` and `asyncio.create_task(serving)` take it too.
     * `async with serving as server:` has bound on entry, serves in the background, drains on exit.
     * `server = await serving.start()`: has bound, serves in the background until `server.close()`.
+
+    Example::
+
+        async with asyncserver.serve(handler, "127.0.0.1", 0) as server:
+            print("serving on", *server.addresses)
     """
 
     def __init__(

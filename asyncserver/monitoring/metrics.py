@@ -101,9 +101,9 @@ class Row:
 class ServerCollector:
     """A Prometheus collector of servers that run in this process.
 
-    `run(..., metrics=...)` and `--metrics` need none. A program with its own endpoint registers it:
+    `run(..., metrics=...)` and `--metrics` need none. A program with an endpoint of its own::
 
-        collector = asyncserver.ServerCollector(server, other)
+        collector = asyncserver.ServerCollector(server)
         prometheus_client.REGISTRY.register(collector)
 
     It can be collected in any thread: it fetches the numbers from the server's loop, and leaves out

@@ -49,6 +49,11 @@ if TYPE_CHECKING:
 class Server(Account, ABC):
     """A running server, made by `serve()` or `serve_datagrams()`. Use it in the loop's thread only.
 
+    Example::
+
+        server = await asyncserver.serve(handler, "127.0.0.1", 0).start()
+        report = await server.close()
+
     Attributes:
         addresses: where clients reach it, an address for each socket.
         label: the same as a text, as metrics and log records have it: "tcp://127.0.0.1:8080".
@@ -60,12 +65,7 @@ class Server(Account, ABC):
     _end_level = logging.INFO  # of the line in the log when it has closed
     _cancel_grace = 1.0  # seconds between cancelling a handler and taking its connection away
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        bound: list[BoundSocket],
-        drain_timeout: float,
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, bound: list[BoundSocket], drain_timeout: float) -> None:
         super().__init__(bound[0].sock.type)
         self.loop: asyncio.AbstractEventLoop = loop
         self._loop = loop
