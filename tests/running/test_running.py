@@ -77,8 +77,8 @@ def test_several_servers_run_in_one_program_until_sigint(
     assert asking.results == [b"HELLO", b"HELLO"]
     assert listening.fileno() == udp.fileno() == -1
     assert signal.getsignal(signal.SIGINT) == handler_before
-    assert "StreamServer serving on" in caplog.text
-    assert "DatagramServer serving on" in caplog.text
+    assert "serving on tcp://" in caplog.text
+    assert "serving on udp://" in caplog.text
     assert "SIGINT: no new work" in caplog.text
 
 
