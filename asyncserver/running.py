@@ -222,7 +222,8 @@ def give_up(servings: Iterable[object]) -> None:
 def _check(servings: Sequence[Serving]) -> None:
     for serving in servings:
         if not isinstance(serving, Serving):
-            raise TypeError(f"run() expects what serve() and serve_datagrams() return; got {serving!r}")
+            advice = ": write run(serve(handler, host, port))" if callable(serving) else ""
+            raise TypeError(f"run() expects what serve() and serve_datagrams() return; got {serving!r}{advice}")
     if not servings:
         raise TypeError(
             "run() needs a server: run(serve(handler, host, port)); got none. systemd_sockets() gives none where "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import ssl
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -235,8 +236,12 @@ def _explained(what: str, *files: FilePath | None) -> Iterator[None]:
     """Name the files in an error; OpenSSL's own does not."""
     names = [str(name) for name in files if name is not None]
     for name in names:
-        with open(name, "rb"):
-            pass
+        try:
+            with open(name, "rb"):
+                pass
+        except FileNotFoundError as exc:
+            where = "" if os.path.isabs(name) else f", looked for in {os.getcwd()}"
+            raise FileNotFoundError(exc.errno, f"{exc.strerror}{where}", name) from None
     try:
         yield
     except ssl.SSLError as exc:
