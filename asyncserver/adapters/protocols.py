@@ -137,6 +137,7 @@ def from_callback(callback: Callable[..., Awaitable[object] | None], *, limit: i
             while line := await reader.readline():
                 writer.write(line.upper())
                 await writer.drain()
+            writer.close()
 
         asyncserver.run(asyncserver.serve(asyncserver.from_callback(upper), "127.0.0.1", 8080))
 
