@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,9 @@ def check(sources: dict[str, str], folder: Path) -> str:
     """Run mypy over all of them at once; returns what it says."""
     pytest.importorskip("mypy", reason="mypy is not installed")
     for name, source in sources.items():
-        (folder / f"{name}.py").write_text(source)
+        file = folder / f"{name}.py"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(source)
     cache = f"--cache-dir={ROOT / '.mypy_cache/docs'}"
     command = [sys.executable, "-m", "mypy", "--config-file=", cache, *OPTIONS, "."]
     environment = {**os.environ, "MYPYPATH": str(ROOT)}
@@ -35,7 +38,7 @@ def check(sources: dict[str, str], folder: Path) -> str:
 
 def test_all_code_of_the_documentation(tmp_path: Path) -> None:
     """Pages and docstrings together, for mypy takes its time to begin."""
-    shown = {block.module: block.text for block in blocks("python")}
+    shown = {f"{re.sub(r'[^a-z]', '_', block.page)}/{block.module}": block.text for block in blocks("python")}
     assert len(shown) == len(blocks("python")), "two blocks of one name"
     assert check(shown | examples(), tmp_path) == ""
 
