@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from tests.kit.programs import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-_FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_FENCED = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 _NAME = re.compile(r"# (\w+)\.py\n")
 
 
@@ -46,4 +47,7 @@ def blocks(language: str) -> list[Block]:
 def blocks_of(page: Path) -> list[Block]:
     """The blocks of one page."""
     text, name = page.read_text(), str(page.relative_to(ROOT))
-    return [Block(name, text.count("\n", 0, one.start()) + 1, one[1], one[2]) for one in _FENCED.finditer(text)]
+    return [
+        Block(name, text.count("\n", 0, one.start()) + 1, one[2], textwrap.dedent(one[3]))
+        for one in _FENCED.finditer(text)
+    ]

@@ -12,7 +12,7 @@ from tests.kit.programs import ROOT
 
 OTHER_PAGES = [ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]
 _LINK = re.compile(r"\[[^]]*\]\(([^)\s]+)\)")
-_FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+_FENCED = re.compile(r"^( *)```.*?^\1```$", re.DOTALL | re.MULTILINE)
 
 
 def links(page: Path) -> list[str]:
