@@ -7,10 +7,11 @@ BIN := $(VENV)/bin
 # How many at a time: tests/conftest.py. Who has run out of tests takes some of another's.
 PARALLEL := -n auto --dist worksteal
 
-.PHONY: help serve test test-without-uvloop soak style types coverage dist bench bench-environment runtime dev clean
+.PHONY: help serve test test-without-uvloop soak style types coverage dist docs picture bench bench-environment
+.PHONY: docs-environment runtime dev clean
 
 help:
-	@sed -n '1,4s/^# \{0,1\}//p' Makefile; echo "Further targets: bench, soak, style, types, coverage, dist, test-without-uvloop, clean"
+	@sed -n '1,4s/^# \{0,1\}//p' Makefile; echo "Further targets: docs, bench, soak, style, types, coverage, dist, test-without-uvloop, clean"
 
 serve: runtime
 	@$(BIN)/python -m asyncserver $(ARGS)
@@ -46,6 +47,14 @@ coverage: dev
 dist: dev
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" .ci/try-dist
 
+# The documentation as a site, in build/site; every warning is an error.
+docs: docs-environment
+	@$(BIN)/python -m sphinx -W --keep-going -n -q -c docs -d build/doctrees . build/site && echo "build/site/docs/index.html"
+
+# docs/live.svg, anew: what the README shows of the live view.
+picture: docs-environment
+	@$(BIN)/python docs/live.py
+
 bench: bench-environment
 	@echo "Ready. About two minutes: $(BIN)/python -m benchmarks --quick"
 	@echo "The whole, with results to keep: $(BIN)/python -m benchmarks --json results.json; all options: --help"
@@ -54,7 +63,8 @@ bench: bench-environment
 runtime: INSTALL = -e .
 dev: INSTALL = -e . --group dev
 bench-environment: INSTALL = -e . --group bench
-runtime dev bench-environment:
+docs-environment: INSTALL = -e '.[metrics]' --group docs
+runtime dev bench-environment docs-environment:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("asyncserver needs Python 3.11 or newer; \
 	$(PYTHON) is %d.%d. Name another: PYTHON=python3.12 make ..." % v[:2])'
 	@want="$$($(PYTHON) -c 'import sys; print(sys.version.split()[0], sys.base_prefix)') $$(cksum < pyproject.toml)"; \
@@ -67,4 +77,4 @@ runtime dev bench-environment:
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check $(INSTALL) && touch $(VENV)/.made-$@; }
 
 clean:
-	@rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* dist
+	@rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* dist build

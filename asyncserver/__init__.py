@@ -1,5 +1,7 @@
 """TCP, UDP, Unix and TLS servers for asyncio: bounded, measurable, and able to stop.
 
+Example::
+
     async def upper(stream):
         async for data in stream:
             await stream.send(data.upper())

@@ -21,11 +21,26 @@ class BindError(OSError):
     """An address could not be bound: which, why, and what to do.
 
     `errno` is the system's, `__cause__` its error.
+
+    Example::
+
+        try:
+            server = await asyncserver.serve(handler, "127.0.0.1", 80).start()
+        except asyncserver.BindError as error:
+            print(error)  # the address, the reason, and what to do
     """
 
 
 class IdleTimeout(TimeoutError):  # noqa: N818 - named like TimeoutError, whose kind it is
-    """The connection was silent in both directions for `idle_timeout` seconds."""
+    """The connection was silent in both directions for `idle_timeout` seconds.
+
+    Example::
+
+        try:
+            data = await stream.receive()
+        except asyncserver.IdleTimeout:
+            await stream.send(b"are you there?")  # the stream can still be used
+    """
 
 
 class InjectionError(RuntimeError):

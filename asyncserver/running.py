@@ -70,6 +70,15 @@ def run(
     Call it in the main thread, before the program starts threads: fork does not take them along.
     What follows `run()`, and `atexit`, is for this process only.
 
+    Example::
+
+        asyncserver.run(
+            asyncserver.serve(handler, "127.0.0.1", 8080),
+            asyncserver.serve(handler, path="app.sock"),
+            workers=2,
+            metrics="127.0.0.1:9100",
+        )
+
     Args:
         servings: what `serve()` and `serve_datagrams()` return, one or several.
         loop: "uvloop", the standard library's "asyncio", or "auto" for uvloop where it is

@@ -79,6 +79,14 @@ def serve(
     * `async with serve(...) as server:` serves in the background, and drains on exit;
     * `server = await serve(...).start()` serves in the background until `server.close()`.
 
+    Example::
+
+        async def upper(stream):
+            async for data in stream:
+                await stream.send(data.upper())
+
+        asyncserver.run(asyncserver.serve(upper, "127.0.0.1", 8080, max_connections=1000))
+
     Args:
         handler: `async def handler(stream)`, called for each connection in a task of its
             own. When it returns or raises, what it sent is delivered and the connection
@@ -213,6 +221,13 @@ def serve_datagrams(
 ) -> Serving:
     """Serve datagrams: UDP and Unix datagram sockets. Used like `serve()`.
 
+    Example::
+
+        async def upper(datagram):
+            return datagram.data.upper()
+
+        asyncserver.run(asyncserver.serve_datagrams(upper, "127.0.0.1", 8080))
+
     Args:
         handler: `async def handler(datagram)`, called for each datagram in a task of its own; bytes
             that it returns are sent back. Or what `from_protocol()` returns.
@@ -227,7 +242,7 @@ def serve_datagrams(
         fd: the same as a descriptor.
         reuse_port: as for `serve()`.
         groups: multicast groups to join until it closes: "239.1.2.3", "ff02::114%eth0" with an
-            interface's name or number; else the route chooses that. See docs/reliability.md.
+            interface's name or number; else the route chooses that. See docs/datagrams.md.
         max_datagram_size: bytes of a datagram that are kept; of a longer one the beginning, and it
             is marked `truncated`. UDP's can have 65,507 bytes, those of Unix sockets more.
         max_pending: when so many handlers run, reading pauses and the kernel's buffer takes the

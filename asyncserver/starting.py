@@ -37,6 +37,11 @@ class Serving(Coroutine[Any, Any, None]):
       returns. A coroutine: `asyncio.run(serving)` and `asyncio.create_task(serving)` take it too.
     * `async with serving as server:` has bound on entry, serves in the background, drains on exit.
     * `server = await serving.start()`: has bound, serves in the background until `server.close()`.
+
+    Example::
+
+        async with asyncserver.serve(handler, "127.0.0.1", 0) as server:
+            print("serving on", *server.addresses)
     """
 
     def __init__(
@@ -190,7 +195,8 @@ def check_servings(function: str, servings: Sequence[object]) -> None:
     """Raise TypeError unless these are what the function of that name can start."""
     for serving in servings:
         if not isinstance(serving, Serving):
-            raise TypeError(f"{function}() expects what serve() and serve_datagrams() return; got {serving!r}")
+            advice = f": write {function}(serve(handler, host, port))" if callable(serving) else ""
+            raise TypeError(f"{function}() expects what serve() and serve_datagrams() return; got {serving!r}{advice}")
     if not servings:
         raise TypeError(
             f"{function}() needs a server: {function}(serve(handler, host, port)); got none. systemd_sockets() gives "

@@ -4,6 +4,18 @@
 `ThreadPool`, the executor that threaded handlers run on, and `install`, which puts this package in
 `socketserver`'s place for everything that is imported afterwards. `python -m compat script.py` does
 that for an unchanged program.
+
+Example::
+
+    import compat as socketserver
+
+    class Upper(socketserver.StreamRequestHandler):
+        def handle(self):
+            for line in self.rfile:
+                self.wfile.write(line.upper())
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 8080), Upper) as server:
+        server.serve_forever()
 """
 
 import socketserver as _socketserver

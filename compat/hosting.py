@@ -327,6 +327,15 @@ def hosted(
     Bytes are counted as the socket's methods receive and send them: not those that go past it, by
     its descriptor or a copy.
 
+    Example::
+
+        class Upper(socketserver.StreamRequestHandler):
+            def handle(self):
+                for line in self.rfile:
+                    self.wfile.write(line.upper())
+
+        asyncserver.run(asyncserver.serve(compat.hosted(Upper), "127.0.0.1", 8080))
+
     Args:
         handler_class: called with (request, client_address, server), as socketserver calls it.
         max_threads: how many handlers may run at once, None for no bound; more wait for a thread.

@@ -10,6 +10,14 @@ def install() -> None:
 
     Such as http.server, xmlrpc.server, wsgiref, logging.config. Calling it again does nothing.
 
+    Example::
+
+        import compat
+
+        compat.install()
+
+        from http.server import ThreadingHTTPServer  # now on compat's ThreadingMixIn
+
     Raises:
         RuntimeError: modules that were imported before hold the standard library's
             classes, and would keep them.

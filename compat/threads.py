@@ -32,6 +32,13 @@ WAKE_UP_SECONDS = 1.0  # for handlers to end after their sockets are shut down, 
 class CloseReport:
     """How the requests ended that were being handled when `server_close()` was called.
 
+    Example::
+
+        with compat.ThreadingTCPServer(("127.0.0.1", 8080), Handler) as server:
+            server.graceful_timeout = 10
+            server.serve_forever()
+        print(server.close_report)
+
     Attributes:
         completed: ended by themselves within `graceful_timeout`.
         interrupted: ended when their socket was shut down; or had not begun, and were closed.
@@ -47,6 +54,12 @@ class CloseReport:
 class ThreadingMixIn(socketserver.ThreadingMixIn):
     """Handle each request in a thread of its own; threads are reused and end with the server.
 
+    Example::
+
+        class Server(compat.ThreadingMixIn, compat.TCPServer):
+            max_threads = 100
+            graceful_timeout = 10
+
     `daemon_threads` and `block_on_close` mean the same as in the stdlib. Programs may set
     these attributes at any time:
 
@@ -57,7 +70,7 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
             the system can hold, and is used too if this is no number of threads (a
             program may use the name for something else).
         reuse_threads: False for a new thread for each request, as in the stdlib. Otherwise a thread
-            is used again if the handler has left it as new; see `compat.pool.thread_state`.
+            is used again if the handler has left it as new: docs/compat.md says what is looked at.
         graceful_timeout: None waits as the stdlib does. Otherwise the seconds that
             `server_close()` gives handlers, daemonic or not; then their sockets are shut
             down, which wakes a blocked `recv`.

@@ -8,7 +8,7 @@
 # Output seen (memberships on "one", sent on "two"):
 #     IPv4: nothing
 #     IPv6: b'hello'
-# For us: `groups=["ff02::114%eth0"]` is no filter for interfaces: docs/reliability.md says so.
+# For us: `groups=["ff02::114%eth0"]` is no filter for interfaces: docs/datagrams.md says so.
 set -euo pipefail
 command -v ip >/dev/null && unshare -Urn true 2>/dev/null || exit 2
 folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT

@@ -1,4 +1,4 @@
-"""What the section Security of the README says, where no other test shows it."""
+"""What docs/security.md says, where no other test shows it."""
 
 from __future__ import annotations
 

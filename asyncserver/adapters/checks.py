@@ -33,14 +33,31 @@ def check_handler(handler: object, name: str, argument: str) -> None:
     called = getattr(type(function), "__call__", None)  # noqa: B004 - what a call calls
     if not (inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)):
         raise TypeError(
-            f"{name}() expects a coroutine function, `async def handler({argument})`; got {shown}"
-            + (": make it `async def`; for more arguments use functools.partial" if callable(function) else "")
+            f"{name}() expects a coroutine function, `async def handler({argument})`; got {_no_coroutine(function)}"
         )
     if not _takes(handler, 1):
         advice = f"it is called with one argument, the {argument}; for more use functools.partial"
-        if name == "serve" and _takes(handler, 2):
+        if _is_method(function):
+            advice = f"it is a method: give that of an object, {shown.rpartition('.')[0]}().{shown.rpartition('.')[2]}"
+        elif name == "serve" and _takes(handler, 2):
             advice = f"takes (reader, writer)? wrap it: {name}(asyncserver.from_callback({shown}), ...)"
         raise TypeError(f"{name}() got {shown}{_signature(handler)}: {advice}")
+
+
+def _no_coroutine(function: object) -> str:
+    """Show what is no coroutine function, and say what to write instead."""
+    shown = name_of(function)
+    if isinstance(function, types.CoroutineType):
+        function.close()  # or Python says that it was never awaited, too
+        return f"what {shown}() returns: leave out the parentheses, so that the server can call it"
+    if shown.endswith("<lambda>"):
+        return f"{shown}: for more arguments use functools.partial with an `async def` function"
+    return f"{shown}: make it `async def`" if callable(function) else shown
+
+
+def _is_method(function: object) -> bool:
+    """Whether it is a method as its class has it, which wants the object first."""
+    return inspect.isfunction(function) and function.__code__.co_varnames[:1] == ("self",)
 
 
 def check_kind(factory: object, name: str) -> None:

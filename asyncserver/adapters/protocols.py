@@ -26,7 +26,13 @@ __all__ = ["ProtocolHandler", "from_callback", "from_protocol"]
 
 
 class ProtocolHandler:
-    """What `from_protocol` and `from_callback` return, and a server takes as its handler."""
+    """What `from_protocol` and `from_callback` return, and a server takes as its handler.
+
+    Example::
+
+        handler = asyncserver.from_protocol(asyncio.Protocol)
+        asyncserver.run(asyncserver.serve(handler, "127.0.0.1", 8080))
+    """
 
     def __init__(self, factory: Callable[[], asyncio.BaseProtocol]) -> None:
         check_factory(factory)
@@ -95,6 +101,17 @@ def from_protocol(factory: Callable[[], asyncio.BaseProtocol]) -> ProtocolHandle
     and `connection_lost()` gets a ConnectionAbortedError. What a callback raises closes the
     connection and is logged as any handler's error.
 
+    Example::
+
+        class Upper(asyncio.Protocol):
+            def connection_made(self, transport):
+                self.transport = transport
+
+            def data_received(self, data):
+                self.transport.write(data.upper())
+
+        asyncserver.run(asyncserver.serve(asyncserver.from_protocol(Upper), "127.0.0.1", 8080))
+
     Args:
         factory: called without arguments, returns the protocol.
 
@@ -113,6 +130,16 @@ def from_callback(callback: Callable[..., Awaitable[object] | None], *, limit: i
     may write on. A peer that ends TLS without close_notify may have been cut off: the reader raises
     ConnectionAbortedError. After the end of the connection IncompleteReadError and ConnectionError,
     but not ConnectionRefusedError, are no errors of the callback, also inside exception groups.
+
+    Example::
+
+        async def upper(reader, writer):
+            while line := await reader.readline():
+                writer.write(line.upper())
+                await writer.drain()
+            writer.close()
+
+        asyncserver.run(asyncserver.serve(asyncserver.from_callback(upper), "127.0.0.1", 8080))
 
     Args:
         callback: called with a StreamReader and a StreamWriter for each connection; async or plain.

@@ -1,4 +1,4 @@
-"""The options of the command line: one table, for parser, environment and the README's table.
+"""The options of the command line: one table, for parser, environment and docs/running.md.
 
 A new option is one row in OPTIONS; `read()` returns its value under its name, and main.py uses it.
 """

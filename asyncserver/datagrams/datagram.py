@@ -57,6 +57,12 @@ class NotForUs(Exception):  # noqa: N818 - no error
 class Datagram:
     """One datagram, as its handler sees it.
 
+    Example::
+
+        async def handler(datagram):
+            await datagram.reply(b"%d bytes" % len(datagram.data))
+            print("from", datagram.address, "to", datagram.local_address)
+
     Attributes:
         data: the payload.
         address: the sender's address; of a Unix socket without a name "" or None: it

@@ -25,6 +25,8 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def closing_on_signals(*servers: Server) -> contextlib.AbstractAsyncContextManager[None]:
     """Close servers on SIGTERM and SIGINT, in a program that has a loop of its own.
 
+    Example::
+
         async with serve(handler, "127.0.0.1", 8080) as server, closing_on_signals(server):
             await server.wait_closed()
         # here they have drained, whatever has ended the block

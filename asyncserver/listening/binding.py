@@ -86,7 +86,8 @@ class Binding:
 
     def _check_port(self) -> None:
         if self.port is None:
-            raise TypeError(f"host={self.host!r} needs a port too; port=0 picks a free one")
+            advice = "give them as two arguments" if isinstance(self.host, tuple) else "port=0 picks a free one"
+            raise TypeError(f"host={self.host!r} needs a port too; {advice}")
         if isinstance(self.port, bool) or not isinstance(self.port, int):
             raise TypeError(f"port must be a whole number, got {self.port!r}")
         if not 0 <= self.port <= 65535:

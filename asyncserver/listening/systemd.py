@@ -34,6 +34,8 @@ _taken: list[tuple[str, socket.socket]] = []
 def systemd_sockets(name: str | None = None) -> list[socket.socket]:
     """Return the sockets that systemd has opened for this program, if any, in its units' order.
 
+    Example::
+
         run(*[serve(handler, sock=sock) for sock in systemd_sockets("web")])
 
     systemd keeps them open as long as their unit is active. A server on one leaves its queue, when

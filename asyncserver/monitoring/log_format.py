@@ -24,6 +24,12 @@ class JSONFormatter(logging.Formatter):
     It has time (UTC, first), level, logger, process, message, exception and stack if there are any,
     and the record's fields (`extra`). It never raises: the text of a value that cannot be written
     is the type of its error.
+
+    Example::
+
+        handler = logging.StreamHandler()
+        handler.setFormatter(asyncserver.JSONFormatter())
+        logging.basicConfig(level="INFO", handlers=[handler])
     """
 
     def format(self, record: logging.LogRecord) -> str:

@@ -1,7 +1,8 @@
 """Metrics: the servers' counters for Prometheus. Needs prometheus-client, the extra `metrics`.
 
-METRICS lists them all; a test compares it with the README's table. The numbers come as readings
-(reports/stats.py), one for each server and worker, so one process and many share this code.
+METRICS lists them all; a test compares it with the table in docs/metrics.md. The numbers come as
+readings (reports/stats.py), one for each server and worker, so one process and many share this
+code.
 """
 
 from __future__ import annotations
@@ -100,9 +101,9 @@ class Row:
 class ServerCollector:
     """A Prometheus collector of servers that run in this process.
 
-    `run(..., metrics=...)` and `--metrics` need none. A program with its own endpoint registers it:
+    `run(..., metrics=...)` and `--metrics` need none. A program with an endpoint of its own::
 
-        collector = asyncserver.ServerCollector(server, other)
+        collector = asyncserver.ServerCollector(server)
         prometheus_client.REGISTRY.register(collector)
 
     It can be collected in any thread: it fetches the numbers from the server's loop, and leaves out

@@ -68,7 +68,7 @@ async def serve_here(
                 started()
                 for server in servers:
                     server._end_level = logging.INFO
-                    _logger.info("%r", server, extra=about(server))
+                    _logger.info("serving on %s", server.label, extra=about(server))
                 with _telling(notify, servers), signals.closing_when_cancelled():
                     await asyncio.wait([asyncio.ensure_future(server.wait_closed()) for server in servers])
             await signals.calls.finish()
@@ -198,8 +198,8 @@ class _Signals(StopSignals):
             try:
                 server.reload_tls()
             except (OSError, ValueError) as exc:
-                _logger.error("SIGHUP: %r keeps its certificates: %s", server, exc, extra=about(server))
+                _logger.error("SIGHUP: %s keeps its certificates: %s", server.label, exc, extra=about(server))
                 note = ", but new certificates could not be read (see the log)"
             else:
-                _logger.info("SIGHUP: %r has read its certificates again", server, extra=about(server))
+                _logger.info("SIGHUP: %s has read its certificates again", server.label, extra=about(server))
         self._notify.ready(note)

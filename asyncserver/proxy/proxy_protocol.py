@@ -51,6 +51,12 @@ class HeaderError(ValueError):
 class ProxyHeader:
     """The header that a proxy has sent for a connection.
 
+    Example::
+
+        header = stream.proxy_header
+        if header is not None and header.tls is not None:
+            print(header.source, "came by", header.tls.version, "and asked for", header.authority)
+
     Attributes:
         version: of the PROXY protocol, 1 or 2.
         source: the client's address, in the form of a socket's peer address; None when the proxy

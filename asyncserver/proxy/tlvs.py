@@ -32,6 +32,12 @@ AZURE, _AZURE_LINKID = 0xEE, 0x01
 class ProxyTLS:
     """How the client has connected to the proxy by TLS (section 2.2.6).
 
+    Example::
+
+        tls = stream.proxy_header.tls if stream.proxy_header else None
+        if tls and tls.verified:
+            print("this is", tls.client_cn)
+
     Attributes:
         version: such as "TLSv1.3"; None if the proxy has not said.
         cipher: such as "TLS_AES_256_GCM_SHA384"; None likewise.

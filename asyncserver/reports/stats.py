@@ -50,6 +50,11 @@ _OUTCOMES = {
 class DrainReport:
     """How the handlers ended that ran, or were still delivering, when `close()` was called.
 
+    Example::
+
+        report = await server.close(drain_timeout=5)
+        print(report.completed, report.cancelled, report.aborted)
+
     Attributes:
         completed: handlers that ended by themselves, and whose peers have got what they sent.
         cancelled: handlers that ended because they were cancelled at the deadline.
@@ -70,6 +75,11 @@ class ServerStats:
     timed_out`. Datagrams: what reached the host = `datagrams_received + datagrams_dropped +
     refused` (and what the kernel still holds), and `datagrams_received = active + completed +
     failed + cancelled`, `completed = datagrams_answered + datagrams_silent`.
+
+    Example::
+
+        stats = server.stats()
+        print(stats.active, "of", stats.accepted, "connections are open")
 
     Attributes:
         accepted: connections taken from the kernel's queue.
@@ -174,6 +184,11 @@ class Durations:
     It covers what has ended: of connections the time from their acceptance, with the TLS handshake
     and the PROXY header, to the end of the handler. Refused connections are left out, and so are
     datagrams of protocols (`from_protocol`), which have no handler that could last.
+
+    Example::
+
+        if server.durations is not None:  # somebody asks for metrics
+            print(dict(zip(server.durations.bounds, server.durations.counts)))
 
     Attributes:
         bounds: the buckets' upper bounds, in seconds; one more bucket holds what took longer.

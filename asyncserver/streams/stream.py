@@ -43,6 +43,13 @@ class Stream(Sending, Receiving, ByteStream):
     either. Cancelling `send` may leave a part of its data sent, and how much is not
     known: the peer can no longer see where a message begins.
 
+    Example::
+
+        async def handler(stream):
+            size = int.from_bytes(await stream.receive_exactly(2))
+            message = await stream.receive_exactly(size)
+            await stream.send(b"%d bytes, thank you" % len(message))
+
     Attributes:
         proxy_header: what the proxy in front has said, with `proxy_protocol=True`; then
             `peer_address` is the client's.
@@ -66,7 +73,7 @@ class Stream(Sending, Receiving, ByteStream):
     async def wait_disconnected(self) -> None:
         """Wait until the peer has ended its side, or the connection is broken; takes no bytes.
 
-        For a handler that works for long, or pushes, and wants to stop when nobody is there:
+        For a handler that works for long, or pushes, and wants to stop when nobody is there::
 
             async with asyncio.TaskGroup() as group:
                 work = group.create_task(push_news(stream))

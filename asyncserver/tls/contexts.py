@@ -17,21 +17,32 @@ from .settings import check_ciphers, check_password, checked_groups, checked_pro
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from .pem import FilePath
+
 __all__ = ["KeyExchangeAttribute", "SNIAttribute", "TLSContext", "tls_context"]
 
-_Path: TypeAlias = str | os.PathLike[str]
 _Password: TypeAlias = "str | bytes | Callable[[], str | bytes]"  # noqa: S105 - a type
 
 
 class SNIAttribute(TypedAttributeSet):
-    """For `stream.extra()` under a context of `tls_context()`, besides anyio's TLSAttribute."""
+    """For `stream.extra()` under a context of `tls_context()`, besides anyio's TLSAttribute.
+
+    Example::
+
+        name = stream.extra(asyncserver.SNIAttribute.server_name, None)
+    """
 
     #: the server name that the client asked for, in lower case (RFC 6066), or None
     server_name: str | None = typed_attribute()
 
 
 class KeyExchangeAttribute(TypedAttributeSet):
-    """For `stream.extra()` under TLS from Python 3.15 on, besides anyio's TLSAttribute."""
+    """For `stream.extra()` under TLS from Python 3.15 on, besides anyio's TLSAttribute.
+
+    Example::
+
+        group = stream.extra(asyncserver.KeyExchangeAttribute.group, None)
+    """
 
     #: the key exchange group in use, by OpenSSL's name: "X25519MLKEM768"; None if there is none
     group: str | None = typed_attribute()
@@ -51,6 +62,11 @@ class TLSContext(ssl.SSLContext):
     Its sockets (`ssl.SSLSocket`, `ssl.SSLObject`) have an attribute `server_name`, the
     name that the client asked for.
 
+    Example::
+
+        context = asyncserver.tls_context("chain.pem", "key.pem")
+        print(*context.certificates)
+
     Attributes:
         certificates: what clients get, each with its file: names, key, when it expires; None for
             one that no client can have with OpenSSL's defaults (an unusual curve).
@@ -67,12 +83,12 @@ class TLSContext(ssl.SSLContext):
 
 
 def tls_context(
-    certfile: _Path,
-    keyfile: _Path | None = None,
+    certfile: FilePath,
+    keyfile: FilePath | None = None,
     *,
-    more_certificates: Sequence[tuple[_Path, _Path | None]] = (),
+    more_certificates: Sequence[tuple[FilePath, FilePath | None]] = (),
     password: str | bytes | Callable[[], str | bytes] | None = None,
-    client_ca: _Path | None = None,
+    client_ca: FilePath | None = None,
     client_cert: Literal["required", "optional"] = "required",
     alpn: Sequence[str] = (),
     minimum_version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_2,
@@ -80,6 +96,13 @@ def tls_context(
     groups: Sequence[str] | None = None,
 ) -> TLSContext:
     """Make a context for `serve(..., ssl=...)`. `Server.reload_tls()` reads its files again.
+
+    Example::
+
+        context = asyncserver.tls_context(
+            "chain.pem", "key.pem", more_certificates=[("other.pem", "other.key")], alpn=["h2"]
+        )
+        asyncserver.run(asyncserver.serve(handler, "127.0.0.1", 8443, ssl=context))
 
     Args:
         certfile: the certificate chain, PEM, the server's own first; it may hold the key as well.
@@ -133,7 +156,7 @@ def tls_context(
             raise TypeError(
                 f"more_certificates expects pairs, [(certfile, keyfile or None), ...]; got {pair!r} for one"
             )
-    pairs: list[tuple[_Path, _Path | None]] = [(certfile, keyfile), *others]
+    pairs: list[tuple[FilePath, FilePath | None]] = [(certfile, keyfile), *others]
     made = [_make([pair], **common) for pair in pairs]
     certificates = [found for one in made for found in one.certificates]
     default, by_name = offers(certificates)
@@ -148,10 +171,10 @@ def tls_context(
 
 
 def _make(
-    pairs: Sequence[tuple[_Path, _Path | None]],
+    pairs: Sequence[tuple[FilePath, FilePath | None]],
     *,
     password: _Password | None,
-    client_ca: _Path | None,
+    client_ca: FilePath | None,
     client_cert: str,
     alpn: Sequence[str],
     minimum_version: ssl.TLSVersion,
@@ -185,7 +208,7 @@ def _make(
     return context
 
 
-def _load(context: TLSContext, certfile: _Path, keyfile: _Path | None, password: _Password | None) -> None:
+def _load(context: TLSContext, certfile: FilePath, keyfile: FilePath | None, password: _Password | None) -> None:
     with _explained("certificate and key", certfile, keyfile):
         try:
             # Without a password OpenSSL would ask for it on the terminal, and hang the server.
@@ -209,12 +232,16 @@ def _sent(context: TLSContext) -> Certificate | None:
 
 
 @contextlib.contextmanager
-def _explained(what: str, *files: _Path | None) -> Iterator[None]:
+def _explained(what: str, *files: FilePath | None) -> Iterator[None]:
     """Name the files in an error; OpenSSL's own does not."""
     names = [str(name) for name in files if name is not None]
     for name in names:
-        with open(name, "rb"):
-            pass
+        try:
+            with open(name, "rb"):
+                pass
+        except FileNotFoundError as exc:
+            where = "" if os.path.isabs(name) else f", looked for in {os.getcwd()}"
+            raise FileNotFoundError(exc.errno, f"{exc.strerror}{where}", name) from None
     try:
         yield
     except ssl.SSLError as exc:

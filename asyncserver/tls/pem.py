@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import TypeAlias
 
-_Path: TypeAlias = str | os.PathLike[str]
+FilePath: TypeAlias = str | os.PathLike[str]
 
 _BEGIN = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----")
 _HIDDEN = re.compile(rb"^[^\n-]+-----BEGIN ", re.MULTILINE)
@@ -33,7 +33,7 @@ _OTHERS: dict[bytes, str] = {
 _PKCS12 = re.compile(rb"\x30[\x80-\x84]?[^\x02]{0,4}\x02\x01\x03", re.DOTALL)
 
 
-def explain(certfile: _Path, keyfile: _Path | None) -> str | None:
+def explain(certfile: FilePath, keyfile: FilePath | None) -> str | None:
     """Say why OpenSSL takes no certificate or no key from these files; None if that is not seen."""
     held: list[list[bytes]] = []
     hint = ""
@@ -54,7 +54,7 @@ def explain(certfile: _Path, keyfile: _Path | None) -> str | None:
     return None
 
 
-def explain_mismatch(certfile: _Path, keyfile: _Path | None) -> str:
+def explain_mismatch(certfile: FilePath, keyfile: FilePath | None) -> str:
     """Say what to do where OpenSSL finds that the first certificate is not the key's."""
     return (
         f"the first certificate in {certfile} is not that of the key in {keyfile or certfile}: the server's own "
@@ -62,7 +62,7 @@ def explain_mismatch(certfile: _Path, keyfile: _Path | None) -> str:
     )
 
 
-def explain_authorities(file: _Path) -> str | None:
+def explain_authorities(file: FilePath) -> str | None:
     """Say why OpenSSL takes no authorities' certificates from a file; None if that is not seen."""
     labels, mistake = _blocks(Path(file).read_bytes())
     if mistake is not None:
@@ -70,7 +70,7 @@ def explain_authorities(file: _Path) -> str | None:
     return None if _certificate_in(labels) else f"no certificate in {file}"
 
 
-def _missing(certfile: _Path, keyfile: _Path | None, certificates: list[bytes], keys: list[bytes]) -> str | None:
+def _missing(certfile: FilePath, keyfile: FilePath | None, certificates: list[bytes], keys: list[bytes]) -> str | None:
     if _certificate_in(certificates) and not _key_in(keys):
         return f"no private key in {keyfile or certfile}: " + (
             "is it another file?" if keyfile else "give keyfile (--keyfile)"

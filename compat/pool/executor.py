@@ -31,6 +31,11 @@ class ThreadPool(Crew, Executor):
     trace function, signal mask, and whatever else belongs to a thread. Otherwise it ends, and may
     have to start the next one, which inherits what the kernel keeps for each thread.
 
+    Example::
+
+        with compat.ThreadPool(10, name="worker") as pool:
+            print(pool.submit(sum, [1, 2, 3]).result())
+
     Args:
         max_threads: the most threads at a time; None is no bound. May be changed at any time.
         name: threads are called name-1, name-2, ...; numbers are never reused.

@@ -43,6 +43,13 @@ class AsyncCallable:
         """Do nothing."""
 
 
+class AsyncMethods:
+    """Whose method is taken from the class instead of an object."""
+
+    async def one(self, source: object) -> None:
+        """Do nothing."""
+
+
 def synchronous(source: object) -> None:
     """Not a coroutine function."""
 
@@ -58,6 +65,8 @@ def synchronous(source: object) -> None:
         (AsyncCallable, ["got AsyncCallable, a class"]),
         (Plain(), ["expects a coroutine function", "Plain object"]),
         (None, ["expects a coroutine function", "got None"]),
+        (lambda _: None, ["got ", "<lambda>: for more arguments use functools.partial with an `async def` function"]),
+        (AsyncMethods.one, ["one(self, source): it is a method: give that of an object, AsyncMethods().one"]),
         ("app:handler", ["expects a coroutine function", "got 'app:handler'"]),
     ],
 )
@@ -67,6 +76,13 @@ def test_wrong_handler_is_told_what_to_do(name: str, handler: Any, words: list[s
         SERVE[name][0](handler, "127.0.0.1", 0).close()
     for word in (f"{name}() ", *words):
         assert word.format(name=name) in str(caught.value)
+
+
+def test_handler_that_has_been_called_is_told_to_be_given_itself(name: str) -> None:
+    """`serve(handler(stream), ...)`: without a second message, that it was never awaited."""
+    message = r"got what .*one\(\) returns: leave out the parentheses, so that the server can call it"
+    with pytest.raises(TypeError, match=message):
+        SERVE[name][0](AsyncMethods().one(None), "127.0.0.1", 0)
 
 
 async def test_right_handlers_of_every_form_are_taken(name: str) -> None:

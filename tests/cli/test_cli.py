@@ -29,7 +29,7 @@ def test_main_job_is_an_upper_casing_echo_on_tcp_and_udp(folder: Path) -> None:
     port = free_port()
     script = f"import sys, asyncserver.cli.main as m; m._DEFAULT_ADDRESS = '127.0.0.1:{port}'; sys.exit(m.main([]))"
     with Program(["-W", "error", "-c", script], folder) as program:
-        program.wait_for("DatagramServer serving on")
+        program.wait_for("serving on udp:")
         assert ask_once(("127.0.0.1", port)) == b"HELLO"
         assert ask_once(("127.0.0.1", port), socket.SOCK_DGRAM) == b"HELLO"
         program.process.send_signal(signal.SIGINT)
@@ -78,8 +78,8 @@ def test_handler_is_loaded_from_the_current_folder(folder: Path, name: str) -> N
     path = folder / "app.sock"
     places = ["--tcp", "127.0.0.1:0", "--tcp", "localhost:0", "--udp", "127.0.0.1:0"]
     with command(folder, name, *places, "--unix", str(path), "--unix-mode", "600") as program:
-        assert ask_once(internet_address(program, "DatagramServer"), socket.SOCK_DGRAM) == b"olleh"
-        ports = re.findall(r"StreamServer serving on .*\('127.0.0.1', (\d+)\)", program.errors)
+        assert ask_once(internet_address(program, "udp"), socket.SOCK_DGRAM) == b"olleh"
+        ports = re.findall(r"serving on tcp://.*127\.0\.0\.1:(\d+)", program.errors)
         assert [ask_once(("127.0.0.1", int(port))) for port in ports] == [b"olleh"] * 2
         assert ask_once(str(path)) == b"olleh"
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -106,7 +106,7 @@ def test_empty_host_is_every_interface(folder: Path) -> None:
             assert client.recv(9) == b"xis"
         with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as client:
             client.settimeout(PATIENCE)
-            client.connect(internet_address(program, "DatagramServer"))
+            client.connect(internet_address(program, "udp"))
             client.send(b"six")
             assert client.recv(9) == b"xis"
 
@@ -188,7 +188,7 @@ def test_environment_is_heard(folder: Path) -> None:
     }
     with command(folder, "--unix-mode", "600", **variables) as program:
         assert ask_once(internet_address(program)) == b"olleh"
-        program.wait_for("serving on b c.sock")
+        program.wait_for("serving on unix:b c.sock")
         assert ask_once(str(folder / "b c.sock")) == b"olleh"
         assert stat.S_IMODE((folder / "a.sock").stat().st_mode) == 0o600
 
@@ -197,7 +197,7 @@ def test_environment_is_heard(folder: Path) -> None:
 def test_variable_of_no_option_is_told(folder: Path, workers: str) -> None:
     """Once, with what was meant, most likely; it keeps nobody from serving."""
     with command(folder, "app:handler", "--unix", "x.sock", "--workers", workers, ASYNCSERVER_WORKER="3") as program:
-        program.wait_for("serving on x.sock" if workers == "1" else "workers serve on")
+        program.wait_for("serving on unix:x.sock" if workers == "1" else "workers serve on")
         program.process.send_signal(signal.SIGTERM)
         assert program.wait() == 0
     told = "environment variable of no option: ASYNCSERVER_WORKER; did you mean ASYNCSERVER_WORKERS?"
@@ -210,7 +210,7 @@ def test_variable_of_no_option_is_told(folder: Path, workers: str) -> None:
 def test_json_logs(folder: Path) -> None:
     """--log-json: every line on standard error is an object; a failure has its peer, server and traceback in it."""
     with command(folder, "legacy:fail", "--unix", "x.sock", "--log-json", "--log-connections") as program:
-        program.wait_for("serving on x.sock")
+        program.wait_for("serving on unix:x.sock")
         with socket.socket(socket.AF_UNIX) as client:  # which the handler closes without hearing it
             client.settimeout(PATIENCE)
             client.connect(str(folder / "x.sock"))

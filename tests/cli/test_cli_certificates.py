@@ -88,7 +88,7 @@ def test_optional_client_certificates(folder: Path) -> None:
 
 def ready(program: Program) -> tuple[str, int]:
     """Wait until it serves, with or without workers; returns its address."""
-    found = program.expect(r"(?:serving on \('127\.0\.0\.1', |serve on tcp://127\.0\.0\.1:)(\d+)")
+    found = program.expect(r"(?:serving|serve) on tcp://127\.0\.0\.1:(\d+)")
     return "127.0.0.1", int(found[1])
 
 

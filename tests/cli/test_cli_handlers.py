@@ -19,7 +19,7 @@ def test_class_for_streams_is_hosted(folder: Path, name: str) -> None:
     """A handler class of socketserver's, or a protocol: as it is, by its name alone."""
     with command(folder, f"legacy:{name}", "--unix", "x.sock", "--tcp", "127.0.0.1:0") as program:
         address = internet_address(program)
-        program.wait_for("serving on x.sock")
+        program.wait_for("serving on unix:x.sock")
         assert b"olleh" in ask_once(address, question=b"hello\n")
         assert b"olleh" in ask_once(str(folder / "x.sock"), question=b"hello\n")
         program.process.send_signal(signal.SIGTERM)
@@ -31,8 +31,8 @@ def test_class_for_streams_is_hosted(folder: Path, name: str) -> None:
 def test_class_for_datagrams_is_hosted(folder: Path, name: str) -> None:
     """The same with --udp and --unix-datagram."""
     with command(folder, f"legacy:{name}", "--udp", "127.0.0.1:0", "--unix-datagram", "x.sock") as program:
-        assert ask_once(internet_address(program, "DatagramServer"), socket.SOCK_DGRAM) == b"olleh"
-        program.wait_for("serving on x.sock")
+        assert ask_once(internet_address(program, "udp"), socket.SOCK_DGRAM) == b"olleh"
+        program.wait_for("serving on unix-datagram:x.sock")
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
             client.settimeout(PATIENCE)
             client.bind(str(folder / "client.sock"))

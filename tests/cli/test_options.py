@@ -1,4 +1,4 @@
-"""The table of options: the parser, the environment, and the README agree with it and with what can be served."""
+"""The table of options: parser, environment and documentation agree with it and with what can be served."""
 
 from __future__ import annotations
 
@@ -350,11 +350,11 @@ def test_any_paths_can_be_in_the_environment(paths: list[str]) -> None:
     assert found == [{"path": path} for path in paths]
 
 
-# -- the README
+# -- the documentation
 
 
 def table() -> str:
-    """The options as the README shows them."""
+    """The options as docs/running.md shows them."""
     lines = ["| option | what it does |", "|---|---|"]
     for title, group in itertools.groupby(OPTIONS, lambda option: option.group):
         lines += [f"| **{title}** | |"] * bool(title)
@@ -364,7 +364,7 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def test_readme_tells_of_each_option() -> None:
-    """Its table is the one that is made of the options."""
-    readme = (ROOT / "README.md").read_text()
-    assert table() in readme, f"README.md needs this table:\n{table()}"
+def test_docs_tell_of_each_option() -> None:
+    """Their table is the one that is made of the options."""
+    text = (ROOT / "docs/running.md").read_text()
+    assert table() in text, f"docs/running.md needs this table:\n{table()}"

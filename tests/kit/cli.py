@@ -103,9 +103,9 @@ def command(folder: Path, *arguments: str, **environment: str) -> Program:
     return Program(["-W", "error", "-m", "asyncserver", *arguments], folder, **environment)
 
 
-def internet_address(program: Program, server: str = "StreamServer") -> tuple[str, int]:
+def internet_address(program: Program, scheme: str = "tcp") -> tuple[str, int]:
     """Where a server of the program listens, as it has logged it."""
-    program.wait_for(f"{server} serving on (")
-    found = re.search(server + r" serving on \('(.*?)', (\d+)", program.errors)
+    program.wait_for(f"serving on {scheme}://")
+    found = re.search(rf"serving on {scheme}://\[?(.*?)\]?:(\d+)\n", program.errors)
     assert found is not None
     return found[1], int(found[2])

@@ -47,9 +47,9 @@ asyncserver.run(*servings, loop=sys.argv[1], workers=int(sys.argv[2]))
 """
 
 
-def address(program: Program, server: str) -> tuple[str, int]:
-    program.wait_for("DatagramServer serving on")
-    found = re.search(rf"<{server} serving on \('127\.0\.0\.1', (\d+)", program.errors)
+def address(program: Program, scheme: str) -> tuple[str, int]:
+    program.wait_for("serving on udp:")
+    found = re.search(rf"serving on {scheme}://127\.0\.0\.1:(\d+)", program.errors)
     assert found is not None
     return "127.0.0.1", int(found[1])
 
@@ -62,7 +62,7 @@ def test_program_drains_and_ends_with_its_status(tmp_path: Path, loop: str, kind
     """Who is being served is answered; atexit functions run; there is no traceback."""
     (tmp_path / "program.py").write_text(PROGRAM)
     with Program(["-W", "error", "program.py", loop, "1"], tmp_path) as program:
-        tcp, udp = address(program, "StreamServer"), address(program, "DatagramServer")
+        tcp, udp = address(program, "tcp"), address(program, "udp")
         with socket.create_connection(tcp, PATIENCE) as slow, socket.create_connection(tcp, PATIENCE) as other:
             slow.sendall(b"slow")
             program.wait_for("received slow")

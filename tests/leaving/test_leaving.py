@@ -72,8 +72,8 @@ def folder(tmp_path: Path) -> Path:
 
 def call(program: Program, kind: str, *, workers: int) -> None:
     """Let the server call hang() in a thread."""
-    program.wait_for("workers serve on" if workers > 1 else "serving on (")
-    found = re.search(r"127\.0\.0\.1(?:', |:)(\d+)", program.errors)
+    program.wait_for("workers serve on" if workers > 1 else "serving on tcp://")
+    found = re.search(r"127\.0\.0\.1:(\d+)", program.errors)
     assert found is not None
     with socket.create_connection(("127.0.0.1", int(found[1])), PATIENCE) as client:
         client.sendall(kind.encode())

@@ -38,7 +38,7 @@ async def main():
     asked = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asked.set)
     async with serving as server:
-        logging.info("%r", server)
+        logging.info("serving on %s", server.label)
         await asked.wait()
 
 if sys.argv[2] == "run":
@@ -58,7 +58,7 @@ def test_program_ends(tmp_path: Path, loop: str, way: str, kind: str) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
     with Program(["-W", "error", "program.py", loop, way, kind], tmp_path) as program:
         program.wait_for("serving on")
-        found = re.search(r"serving on \('127\.0\.0\.1', (\d+)", program.errors)
+        found = re.search(r"serving on \w+://127\.0\.0\.1:(\d+)", program.errors)
         assert found is not None
         kinds = socket.SOCK_STREAM if kind == "stream" else socket.SOCK_DGRAM
         with socket.socket(socket.AF_INET, kinds) as client:

@@ -221,7 +221,7 @@ def test_program_of_one_process_tells_its_own_metrics_too_and_a_failing_collecto
     """One endpoint for both; the scrapes are not counted as the program's connections."""
     program = start(script=PROGRAM)
     port = monitored(program)
-    served = int(program.expect(r"serving on \('127.0.0.1', (\d+)\)")[1])
+    served = int(program.expect(r"serving on tcp://127.0.0.1:(\d+)")[1])
     for _ in range(3):
         with socket.create_connection(("127.0.0.1", served)) as client:
             client.sendall(b"x")

@@ -23,7 +23,7 @@ def serving(program: WorkerProgram, workers: str) -> int:
     """Wait until it serves; returns the first port."""
     if workers == "2":
         return program.serving()[0]
-    return int(program.expect(r"serving on \('127.0.0.1', (\d+)\)")[1])
+    return int(program.expect(r"serving on tcp://127.0.0.1:(\d+)")[1])
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

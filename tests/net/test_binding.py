@@ -218,6 +218,7 @@ def test_missing_permission_says_so(name: str, tmp_path: Path) -> None:
         ({"port": 0, "fd": 3}, TypeError, "got host and port together with fd"),
         ({"path": "x", "fd": 3}, TypeError, "got path together with fd"),
         ({"host": "127.0.0.1"}, TypeError, "host='127.0.0.1' needs a port too; port=0 picks a free one"),
+        ({"host": ("127.0.0.1", 80)}, TypeError, "('127.0.0.1', 80) needs a port too; give them as two arguments"),
         ({"host": "127.0.0.1", "port": "80"}, TypeError, "port must be a whole number, got '80'"),
         ({"host": "127.0.0.1", "port": True}, TypeError, "port must be a whole number, got True"),
         ({"host": "127.0.0.1", "port": 65536}, ValueError, "port must be from 0 to 65535, got 65536"),

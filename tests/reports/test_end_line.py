@@ -61,7 +61,7 @@ def test_program_has_one_line_for_each_server(loop: str, workers: int, tmp_path:
     """Also with workers, whose numbers are added up; none for the one that serves metrics."""
     (tmp_path / "program.py").write_text(PROGRAM)
     with Program(["-W", "error", "program.py", loop, str(workers)], tmp_path) as program:
-        program.wait_for("StreamServer serving" if workers == 1 else "workers serve on")
+        program.wait_for("serving on" if workers == 1 else "workers serve on")
         place = re.findall(r"127\.0\.0\.1(?:', |:)(\d+)", program.errors)[-1]
         with connect(("127.0.0.1", int(place))) as client:
             client.sendall(b"hello")

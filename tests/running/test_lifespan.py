@@ -234,7 +234,7 @@ def test_entered_in_spite_of_a_signal_it_is_left_at_once(loop: str, workers: int
 def test_second_signal_cancels_what_leaves(loop: str, workers: int, tmp_path: Path) -> None:
     """The first waits for it; the same one again within a tenth of a second is no second one."""
     with program(tmp_path, STUCK_AT_THE_END, loop, workers) as running:
-        running.expect("StreamServer serving on" if workers == 1 else "2 workers serve")
+        running.expect("serving on " if workers == 1 else "2 workers serve")
         running.tell(signal.SIGTERM)
         running.tell(signal.SIGTERM)
         running.wait_for("leaving", workers)
@@ -263,7 +263,7 @@ def test_error_as_it_is_entered_ends_the_start(loop: str, workers: int, tmp_path
 def test_error_as_it_is_left_comes_after_the_drain(loop: str, workers: int, tmp_path: Path) -> None:
     """The connection under way is answered; the log tells; the status is not 0."""
     with program(tmp_path, FAILS_AT_THE_END, loop, workers) as running:
-        running.expect("StreamServer serving on" if workers == 1 else "2 workers serve")
+        running.expect("serving on " if workers == 1 else "2 workers serve")
         with connect(tmp_path) as client:
             client.sendall(b"hel")
             running.wait_for("handled")
@@ -281,7 +281,7 @@ def test_error_as_it_is_left_comes_after_the_drain(loop: str, workers: int, tmp_
 def test_task_of_it_that_fails_drains_the_program(loop: str, tmp_path: Path, gate: Callable[[], None]) -> None:
     """A task group cancels the program's task: the servers drain, then the group raises."""
     with program(tmp_path, TICKER, loop, 1) as running:
-        running.expect("StreamServer serving on")
+        running.expect("serving on ")
         with connect(tmp_path) as client:
             client.sendall(b"hel")
             running.wait_for("handled")

@@ -96,7 +96,7 @@ def served(folder: Path, loop: str, *options: str) -> Iterator[tuple[Program, in
     """Serve on a loop by the command line; yields the program and a port."""
     arguments = ("-m", "asyncserver", "app:handler", "--tcp", "127.0.0.1:0", "--loop", loop, *options)
     with Program(list(arguments), folder) as program:
-        found = program.expect(r"(?:Stream\S* serving on \('127\.0\.0\.1', |serve on tcp://127\.0\.0\.1:)(\d+)")
+        found = program.expect(r"(?:serving|serve) on tcp://127\.0\.0\.1:(\d+)")
         yield program, int(found[1])
 
 

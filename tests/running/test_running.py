@@ -77,8 +77,8 @@ def test_several_servers_run_in_one_program_until_sigint(
     assert asking.results == [b"HELLO", b"HELLO"]
     assert listening.fileno() == udp.fileno() == -1
     assert signal.getsignal(signal.SIGINT) == handler_before
-    assert "StreamServer serving on" in caplog.text
-    assert "DatagramServer serving on" in caplog.text
+    assert "serving on tcp://" in caplog.text
+    assert "serving on udp://" in caplog.text
     assert "SIGINT: no new work" in caplog.text
 
 
@@ -143,7 +143,7 @@ def test_what_is_no_server_says_what_is(wrong: Any) -> None:
     """A handler instead of serve(handler), most likely."""
     with pytest.raises(TypeError, match=r"run\(\) expects what serve\(\) and serve_datagrams\(\) return; got "):
         asyncserver.run(wrong)
-    with pytest.raises(TypeError, match="expects what serve"):
+    with pytest.raises(TypeError, match=r"write run\(serve\(handler, host, port\)\)$" if callable(wrong) else "got "):
         asyncserver.run(asyncserver.serve(upper, "127.0.0.1", 0), wrong)
 
 

@@ -38,10 +38,10 @@ def program(folder: Path, source: str, *arguments: str) -> Program:
     return Program(["-W", "error", "program.py", *arguments], folder)
 
 
-def test_readme_tells_of_each_signal() -> None:
-    """Its table has a row for each signal that is handled, by one process and by the supervisor of several."""
-    readme = (ROOT / "README.md").read_text()
-    table = re.search(r"\| signal \|.*\n\|---.*\n((?:\|.*\n)+)", readme)
+def test_docs_tell_of_each_signal() -> None:
+    """Their table has a row for each signal that is handled, by one process and by the supervisor of several."""
+    text = (ROOT / "docs/running.md").read_text()
+    table = re.search(r"\| signal \|.*\n\|---.*\n((?:\|.*\n)+)", text)
     assert table is not None
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[1].splitlines()]
     by_one = {
@@ -133,8 +133,8 @@ def test_sighup_reads_the_certificates_again(tmp_path: Path, loop: str) -> None:
             certificate(tmp_path / "a.pem", "new-a.example")
             (tmp_path / "b.pem").write_text("half written")
             started.process.send_signal(signal.SIGHUP)
-            started.wait_for("INFO SIGHUP: <StreamServer serving on a.sock> has read its certificates again")
-            started.wait_for("ERROR SIGHUP: <StreamServer serving on b.sock> keeps its certificates: ")
+            started.wait_for("INFO SIGHUP: unix:a.sock has read its certificates again")
+            started.wait_for("ERROR SIGHUP: unix:b.sock keeps its certificates: ")
             with connect(tmp_path / "a.sock") as client:
                 assert "new-a.example" in names_of(client)
             with connect(tmp_path / "b.sock") as client:
@@ -202,7 +202,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
 
 
-@pytest.mark.parametrize(("workers", "ready"), [(1, "serving on x.sock"), (2, "2 workers serve on unix:x.sock")])
+@pytest.mark.parametrize(("workers", "ready"), [(1, "serving on unix:x.sock"), (2, "2 workers serve on unix:x.sock")])
 def test_a_closed_terminal_drains(tmp_path: Path, workers: int, ready: str) -> None:
     """SIGHUP then comes from the kernel: nobody could press Ctrl-C any more, so the program ends as if one had."""
     source = (

@@ -46,6 +46,22 @@ async def test_text_instead_of_bytes(transport: Transport, call: str, arguments:
     assert len(told) == 1
 
 
+async def test_forgotten_await(transport: Transport) -> None:
+    """`send(stream.receive())`: the error names the call whose `await` is missing."""
+
+    async def handler(stream: asyncserver.Stream) -> None:
+        unawaited: Any = stream.receive()
+        with pytest.raises(
+            TypeError, match=r"send\(\) takes bytes; got what receive\(\) returns: write `await` before"
+        ):
+            await stream.send(unawaited)
+        unawaited.close()
+        await stream.send(await stream.receive())
+
+    async with transport.serve(handler) as server, transport.connect(server) as client:
+        assert await client.ask(b"hello") == b"hello"
+
+
 async def test_replies_that_are_too_late_or_no_bytes() -> None:
     """reply() says so, and that the server has been closed."""
     datagrams: asyncio.Queue[asyncserver.Datagram] = asyncio.Queue()

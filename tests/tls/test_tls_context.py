@@ -44,7 +44,7 @@ def test_key_in_a_file_of_its_own(tmp_path: Path, authority: trustme.CA) -> None
 def test_missing_file_is_named(tmp_path: Path, certfile: Path, argument: str) -> None:
     """OpenSSL does not say which file it was; we do."""
     arguments: Any = {"certfile": certfile, argument: tmp_path / "missing.pem"}
-    with pytest.raises(FileNotFoundError, match=r"missing\.pem"):
+    with pytest.raises(FileNotFoundError, match=r"No such file or directory: .*missing\.pem"):
         asyncserver.tls_context(**arguments)
 
 
@@ -63,6 +63,15 @@ def test_key_that_does_not_fit(tmp_path: Path, authority: trustme.CA) -> None:
     authority.issue_cert("localhost").private_key_pem.write_to_path(tmp_path / "key.pem")
     with pytest.raises(ssl.SSLError, match="no usable certificate and key"):
         asyncserver.tls_context(tmp_path / "cert.pem", tmp_path / "key.pem")
+
+
+def test_missing_file_of_a_relative_name_is_told_with_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program was started elsewhere, most likely."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=rf"directory, looked for in {tmp_path}: 'missing\.pem'"):
+        asyncserver.tls_context("missing.pem")
 
 
 def test_part_that_is_missing_or_in_the_other_file_is_told(tmp_path: Path, authority: trustme.CA) -> None:
