@@ -127,7 +127,7 @@ def strays(run: Run) -> list[str]:
     """A warning, if best and worst of somebody differ by half: their samples did not meet the same machine."""
     places = []
     for name in run.workloads:
-        who = [title(run, result.peer) for result in run.of(name) if result.strays]
+        who = [result.peer for result in run.of(name) if result.strays]
         if who:
             places.append(f"{name} ({', '.join(who) if len(who) <= 2 else f'{len(who)} of {len(run.of(name))}'})")
     if not places:
