@@ -1,4 +1,4 @@
-"""The programs in docs/faq.md, each saved as a file and started; its links to its own headings."""
+"""Pages for newcomers: the programs in docs/faq.md, each started; the pictures and paths in docs/how-it-works.md."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
+import asyncserver
 from tests.kit.programs import ROOT, wait_until_asleep
 from tests.kit.sockets import free_port
 from tests.kit.waiting import wait_until
 
 PAGE = (ROOT / "docs" / "faq.md").read_text()
+EXPLANATIONS = (ROOT / "docs" / "how-it-works.md").read_text()
 PROGRAMS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
@@ -53,3 +56,23 @@ def test_list_of_questions_names_each_of_them() -> None:
     anchors = [re.sub(r"[^\w\- ]", "", question.lower()).replace(" ", "-") for question in questions]
     assert re.findall(r"\]\(#(.*?)\)", PAGE.partition("## Start and end")[0]) == anchors
     assert len(anchors) >= 20
+
+
+def test_pictures_are_shown_and_well_formed() -> None:
+    """Each has a text for those who do not see it, and colours for dark pages too."""
+    shown = dict(re.findall(r"!\[(.*?)\]\((.*?)\)", EXPLANATIONS))
+    folder = ROOT / "docs" / "pictures"
+    assert {folder.parent / path for path in shown.values()} >= set(folder.glob("*.svg")) != set()
+    for text, path in shown.items():
+        drawing = (folder.parent / path).read_text()
+        assert ET.fromstring(drawing).get("aria-label") == text
+        assert "prefers-color-scheme: dark" in drawing
+
+
+def test_explanations_name_modules_and_counters_that_exist() -> None:
+    """A module that moves, or a counter of another name, is found here."""
+    paths = re.findall(r"`((?:asyncserver|compat)/[\w/]+\.py)`", EXPLANATIONS)
+    assert len(paths) >= 7
+    assert [path for path in paths if not (ROOT / path).is_file()] == []
+    for counter in re.findall(r"`(datagrams_\w+|active|completed|failed|cancelled|refused)`", EXPLANATIONS + PAGE):
+        assert counter in asyncserver.ServerStats.__slots__
