@@ -65,7 +65,8 @@ class RichProgress:
     def step(self, text: str) -> None:
         """Say what is going on."""
         pace = self._pace
-        self._progress.update(self._task, description=f"{state(pace)}: {text}", completed=pace.done, total=pace.planned)
+        short = f"{pace.taken}/{pace.samples}, about {clock(pace.left())} left: {text}"
+        self._progress.update(self._task, description=short, completed=pace.done, total=pace.planned)
 
 
 def progress(pace: Pace) -> PlainProgress | RichProgress:
