@@ -89,11 +89,14 @@ def test_quick_run_that_is_late_takes_fewer_samples_and_says_so(
 
 
 def test_quick_mode_fits_into_three_minutes() -> None:
-    """By its own plan, which is that of an idle machine, there is time to spare for a busy one."""
+    """By its own plan, which is that of an idle machine, there is time to spare for a busy one; as the page says."""
     settings = plan.Settings(rounds=3, seconds=0.1, warm_up=500, quick=True)
-    planned = plan.stages(peers.select([], quick=True), workloads.select([], quick=True), settings)
+    who, work = peers.select([], quick=True), workloads.select([], quick=True)
+    planned = plan.stages(who, work, settings)
     assert 300 < sum(stage.samples for stage in planned) < 400
     assert sum(stage.seconds for stage in planned) < plan.QUICK_GOAL < plan.QUICK_LIMIT == 180
+    told = f"{len(who)} of {len(peers.PEERS)} contenders in {len(work)} of {len(workloads.WORKLOADS)} workloads"
+    assert told in (Path(plan.__file__).parent / "README.md").read_text()
 
 
 def test_plan_is_what_a_full_run_does() -> None:
