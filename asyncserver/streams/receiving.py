@@ -118,6 +118,19 @@ class Receiving(TLSConnection):
         del buffer[: len(delimiter)]
         return data
 
+    def end_message(self) -> None:
+        """Say that what was received so far is a whole message, and gets no answer.
+
+        For handlers that answer nothing, or not every message: they collect readings, or pass on
+        what one client says to others. A drain lets a connection go on until what it has received
+        is answered, so it would wait for such a handler until its deadline. Call it after each
+        message that is done with. What `receive_until()` or `receive_exactly()` has read beyond
+        its answer belongs to the next one. Never waits, and needs no open connection.
+        """
+        self.skip_answer(len(self._buffer or b""))
+        if self.draining:
+            self._reading.wake_soon()  # another task may wait for what will not come
+
     @types.coroutine
     def _chunk(
         self, max_bytes: int = CHUNK, end: type[BaseException] = StopAsyncIteration, *, more: bool = False
