@@ -22,6 +22,7 @@ async def sensor(stream: asyncserver.Stream) -> None:
         match line.decode(errors="replace").split():
             case [name, value] if value.isdecimal() and (name in readings or len(readings) < 10_000):
                 readings[name] = int(value)
+                stream.end_message()  # it gets no answer: a drain need not wait for one
             case _:
                 return await stream.send(b"expected a name and a whole number\n")
 

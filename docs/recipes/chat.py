@@ -44,6 +44,7 @@ async def chat(stream: asyncserver.Stream) -> None:
                 stream.post(" ".join(members).encode() + b"\n")
             elif words:
                 tell_all(f"{name}: {words}", but=name)
+            stream.end_message()  # it gets no answer: a drain need not wait for one
             await asyncio.sleep(0.05)  # twenty lines a second: TCP slows down whoever sends more
     finally:
         del members[name]

@@ -10,7 +10,6 @@ import logging
 import asyncserver
 
 log = logging.getLogger("devices")
-
 devices: dict[bytes, asyncserver.Stream] = {}  # by their names
 owed: dict[asyncserver.Stream, list[asyncio.Future[bytes]]] = {}  # answers, the oldest first
 
@@ -24,6 +23,7 @@ async def serve_device(stream: asyncserver.Stream) -> None:
     devices[name], answers = stream, owed.setdefault(stream, [])
     try:
         while True:
+            stream.end_message()  # it gets no answer: a drain need not wait for one
             line = (await stream.receive_until(b"\n", max_bytes=1024)).strip()
             if not line.startswith(b"="):
                 log.info("%s: %s", name, line)  # or into a database

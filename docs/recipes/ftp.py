@@ -50,7 +50,7 @@ async def main() -> None:
     old = asyncserver.serve(compat.hosted(FTPHandler), "127.0.0.1", 2121, max_connections=100, idle_timeout=300)
     beside = asyncserver.serve(tell, "127.0.0.1", 7000)
     async with old as ftp, beside as status, asyncserver.closing_on_signals(ftp, status):
-        print("serving on", *ftp.addresses, *status.addresses, flush=True)
+        print(f"serving on {ftp.label}\nserving on {status.label}", flush=True)
         await ftp.wait_closed()
 
 

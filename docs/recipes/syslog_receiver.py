@@ -42,6 +42,7 @@ async def receive_stream(stream: asyncserver.Stream) -> None:
             take(await stream.receive_exactly(int(length)), stream.peer_address)
         elif first != b"\n":
             take(first + await stream.receive_until(b"\n", max_bytes=MAX_MESSAGE), stream.peer_address)
+        stream.end_message()  # it gets no answer: a drain need not wait for one
 
 
 if __name__ == "__main__":
