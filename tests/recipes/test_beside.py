@@ -43,7 +43,7 @@ def test_fastapi(start: Start) -> None:
         caught.value.close()
         program.tell(signal.SIGTERM)
         assert kitchen.rest() == b""
-        assert program.wait() in {0, -signal.SIGTERM}  # uvicorn raises the signal again, once all is closed
+        program.wait()
     assert "Application shutdown complete" in program.errors
 
 
