@@ -36,8 +36,9 @@ async def forward(stream: asyncserver.Stream) -> None:
         async with upstream, asyncio.TaskGroup() as group:
             group.create_task(pump(stream, upstream))
             group.create_task(pump(upstream, stream))
-    except* anyio.BrokenResourceError:
+    except BaseException:  # one side broke, or both were silent, or the drain is over
         stream.abort()  # nor is half an answer a whole one
+        raise
 
 
 if __name__ == "__main__":

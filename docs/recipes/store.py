@@ -9,7 +9,7 @@ from collections import OrderedDict
 import asyncserver
 
 MAX_VALUE = 16 * 1024  # bytes
-MAX_VALUES = 10_000  # so 160 MiB at most; for more, those go that were not used for longest
+MAX_VALUES = 10_000  # so about 160 MiB at most; for more, those go that were not used for longest
 
 cache: OrderedDict[bytes, tuple[bytes, bytes]] = OrderedDict()  # flags and values by their keys
 
@@ -24,13 +24,18 @@ async def get(stream: asyncserver.Stream, keys: list[bytes]) -> None:
     await stream.send(b"END\r\n")
 
 
+def fits(key: bytes, flags: bytes, size: bytes) -> bool:
+    """Whether there is room for such a value."""
+    return len(key) <= 250 and len(flags) <= 10 and size.isdigit() and int(size) <= MAX_VALUE
+
+
 async def serve_client(stream: asyncserver.Stream) -> None:
     """Answer commands: https://github.com/memcached/memcached/blob/master/doc/protocol.txt."""
     while True:
         match (await stream.receive_until(b"\n", max_bytes=2048)).split():
             case [b"get", *keys] if keys:
                 await get(stream, keys)
-            case [b"set", key, flags, b"0", size] if size.isdigit() and int(size) <= MAX_VALUE:
+            case [b"set", key, flags, b"0", size] if fits(key, flags, size):
                 value = await stream.receive_exactly(int(size) + 2)
                 if not value.endswith(b"\r\n"):
                     return await stream.send(b"CLIENT_ERROR bad data chunk\r\n")

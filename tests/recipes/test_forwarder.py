@@ -33,12 +33,14 @@ class Behind:
 
 
 @contextlib.asynccontextmanager
-async def forwarding(start: Start, folder: Path) -> AsyncIterator[tuple[Client, asyncserver.Stream, Recipe]]:
+async def forwarding(
+    start: Start, folder: Path, **replaced: str
+) -> AsyncIterator[tuple[Client, asyncserver.Stream, Recipe]]:
     """A client, what its bytes come to, and the forwarder between them."""
     certificates.write_files(folder)
     behind = Behind()
     async with asyncserver.serve(behind, "127.0.0.1", 0, drain_timeout=1) as server:
-        forwarder = start("forwarder.py", {"7001": str(server.addresses[0][1])})
+        forwarder = start("forwarder.py", {"7001": str(server.addresses[0][1]), **replaced})
         (port,) = forwarder.ports()
         async with Client.connect(("127.0.0.1", port), certificates.client_context()) as client:
             try:
@@ -108,6 +110,14 @@ async def test_half_an_answer_is_no_answer(start: Start, tmp_path: Path) -> None
         stream.abort()
         with pytest.raises((ConnectionError, ssl.SSLEOFError)):
             await client.receive()
+
+
+async def test_silence_is_no_end_of_an_answer(start: Start, tmp_path: Path) -> None:
+    """Neither is the idle timeout: nobody knows whether more was to come."""
+    async with forwarding(start, tmp_path, **{"idle_timeout=600": "idle_timeout=0.2"}) as (client, stream, _):
+        with pytest.raises((ConnectionError, ssl.SSLEOFError)):
+            await client.receive()
+        await within(stream.wait_disconnected())
 
 
 async def test_client_that_breaks_off(start: Start, tmp_path: Path) -> None:

@@ -86,6 +86,10 @@ def test_rude_clients_of_the_store(start: Start) -> None:
         (b"set a 0 0 16385\r\nquit\r", b"SERVER_ERROR too large, or an option that is not served here"),
         (b"set a 0 0 1\r\nquit\r", b"CLIENT_ERROR bad data chunk"),
         (b"x" * 2049, b""),
+        (
+            b"set %b 0 0 1\r\na\r\nquit\r" % (b"k" * 251),
+            b"SERVER_ERROR too large, or an option that is not served here",
+        ),
         (b"set a 0 0 " + b"9" * 1000, b"SERVER_ERROR too large, or an option that is not served here"),
     ):
         with Person(port) as client:
