@@ -44,8 +44,11 @@ class Dialogue:
         if self._message_start[0] != self.bytes_sent:
             self._message_start = self.bytes_sent, self.bytes_received - unconsumed
 
-    def skip_answer(self, unconsumed: int) -> None:
-        """A message has ended that gets no answer; the next begins with the bytes not taken yet."""
+    def settle(self, unconsumed: int) -> None:
+        """A message is over, whose answer waits to be sent, or that gets none.
+
+        The next one begins with the bytes that are not taken yet.
+        """
         self.answer()
         self._message_start = self.bytes_sent, self.bytes_received - unconsumed
 

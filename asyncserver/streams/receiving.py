@@ -127,7 +127,7 @@ class Receiving(TLSConnection):
         message that is done with. What `receive_until()` or `receive_exactly()` has read beyond
         its answer belongs to the next one. Never waits, and needs no open connection.
         """
-        self.skip_answer(len(self._buffer or b""))
+        self.settle(len(self._buffer or b""))
         if self.draining:
             self._reading.wake_soon()  # another task may wait for what will not come
 

@@ -110,10 +110,10 @@ def test_a_message_in_the_buffer_that_came_before_the_drain_is_owed() -> None:
 def test_message_without_an_answer() -> None:
     """What is said to get none is over, but for what has been read beyond it."""
     dialogue = heard(10)
-    dialogue.skip_answer(unconsumed=4)
+    dialogue.settle(unconsumed=4)
     dialogue.begin_drain(unread=0, due=0.0)
     assert not dialogue.may_end()
-    dialogue.skip_answer(unconsumed=0)
+    dialogue.settle(unconsumed=0)
     assert dialogue.may_end()
     dialogue.bytes_received += 1
     dialogue.begin_message(0)
@@ -127,8 +127,8 @@ def test_message_without_an_answer_behind_one_with() -> None:
     dialogue.bytes_received += 10
     dialogue.begin_message(0)
     dialogue.begin_drain(unread=3, due=0.0)
-    dialogue.skip_answer(unconsumed=0)
+    dialogue.settle(unconsumed=0)
     assert not dialogue.may_end()
     dialogue.bytes_received += 3
-    dialogue.skip_answer(unconsumed=0)
+    dialogue.settle(unconsumed=0)
     assert dialogue.may_end()
