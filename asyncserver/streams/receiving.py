@@ -121,11 +121,16 @@ class Receiving(TLSConnection):
     def end_message(self) -> None:
         """Say that what was received so far is a whole message, and gets no answer.
 
-        For handlers that answer nothing, or not every message: they collect readings, or pass on
-        what one client says to others. A drain lets a connection go on until what it has received
-        is answered, so it would wait for such a handler until its deadline. Call it after each
-        message that is done with. What `receive_until()` or `receive_exactly()` has read beyond
-        its answer belongs to the next one. Never waits, and needs no open connection.
+        A drain lets a connection go on until what it has received is answered. For a handler that
+        answers nothing, as it collects what comes or passes it on to others, it would wait until
+        its deadline. So call this after each message that is done with::
+
+            async for reading in stream:
+                logging.info("%r", reading)
+                stream.end_message()
+
+        What `receive_until()` or `receive_exactly()` has read beyond that message belongs to the
+        next one. Never waits, and needs no open connection.
         """
         self.settle(len(self._buffer or b""))
         if self.draining:
