@@ -69,6 +69,8 @@ def background(
 ) -> contextlib.AbstractContextManager[Any, None]:
     """Serve in a thread with a loop of its own, as long as a `with` block runs.
 
+    Example::
+
         with asyncserver.background(serve(handler, "127.0.0.1", 0)) as server:
             sock = socket.create_connection(server.addresses[0])
 
