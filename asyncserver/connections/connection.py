@@ -83,7 +83,7 @@ class Connection(Dialogue):
         self._reading = Waiter(poller.loop, "receiving from")
         self._writing: Waiter | None = None
         self._events = 0  # what the poller watches for
-        self._watching = False  # whether that includes READ
+        self._watching: bool | None = None  # whether that includes READ; None before the first time
         self._closing = closing
         # Taken from the kernel, but not yet by the handler.
         self._buffer: bytearray | None = None
@@ -122,8 +122,8 @@ class Connection(Dialogue):
 
     def _unwatch(self) -> None:
         if self._watching:
-            self._watching = False
             self._set_events(self._events & ~READ)
+        self._watching = False
 
     def _set_events(self, events: int) -> None:
         if events != self._events:

@@ -126,10 +126,11 @@ class Receiving(TLSConnection):
 
         The hot path, so it yields the waiter itself: a function in between would be a frame more.
         """
-        if self._buffer and not more and self._spun():
-            yield None
         if self._buffer and not more:
-            return self._cut(self._buffered(), max_bytes)
+            if self._spun():
+                yield None
+            if self._buffer:  # not taken by another task meanwhile
+                return self._cut(self._buffered(), max_bytes)
         waiter = self._reading
         while True:
             if waiter.busy:
@@ -143,6 +144,11 @@ class Receiving(TLSConnection):
                     waiter.busy = False
                     raise
                 waiter.busy = False
+            elif self._watching is None and 0 < self.bytes_received < max_bytes:
+                # The first receive has taken all there was: a second one would mostly be in vain.
+                self._check_idle_read()
+                self._watch()
+                continue
             elif self._spun():
                 waiter.busy = True  # others may run, but not receive: the buffer has been looked at
                 try:
