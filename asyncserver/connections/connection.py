@@ -373,7 +373,8 @@ class Connection(Dialogue):
     def _release(self) -> None:
         """Stop using the descriptor, and wake the tasks that wait for it."""
         self._watching = False
-        self._set_events(0)
+        if self._events:
+            self._set_events(0)
         self._fd = -1
         self._recv = self._read = refuse_closed
         if self._send is not refuse_undelivered:

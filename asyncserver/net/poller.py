@@ -8,7 +8,6 @@ and one `epoll_wait` returns a batch of ready connections. CONTRIBUTING has the 
 
 from __future__ import annotations
 
-import contextlib
 import select
 from typing import TYPE_CHECKING, Protocol
 
@@ -61,9 +60,10 @@ class Poller:
         # epoll would report it. If the handler closed it, the number may be another connection's.
         elif self._connections.get(fd) is connection:
             del self._connections[fd]
-            # ValueError: the poller is closed already, when the program's end cancelled the drain.
-            with contextlib.suppress(OSError, ValueError):
+            try:
                 self._epoll.unregister(fd)
+            except (OSError, ValueError):  # ValueError: the program's end has cancelled the drain
+                return  # either is closed already
 
     def close(self) -> None:
         """Stop watching. To be called when every connection has been closed."""

@@ -79,6 +79,7 @@ class StreamServer(HandlerServer[Connected]):
         self._per_host: Counter[str] = Counter()
         self._proxies = proxies
         self._proxy_timeout = proxy_timeout
+        self._bars = proxies is not None or ssl is not None  # until connections are let in
         # Those whose PROXY header or TLS handshake is not complete: not in `connections`.
         self._entering: set[Connected] = set()
         # Those without their proxy's header: not counted for any host.
@@ -124,9 +125,7 @@ class StreamServer(HandlerServer[Connected]):
     def connections(self) -> frozenset[Any]:
         """See Server. Without those that have not been let in."""
         running = super().connections
-        if self._proxies is None and self._ssl is None:
-            return running
-        return frozenset(one for one in running if one not in self._entering)
+        return frozenset(one for one in running if one not in self._entering) if self._bars else running
 
     # -- what comes in
 
@@ -150,9 +149,9 @@ class StreamServer(HandlerServer[Connected]):
         connection = self._connect(self._poller, sock, address, self._closing)
         if self._closing.is_set():
             connection._begin_drain()
-        if self._proxies is not None:
-            self._unnamed.add(connection)
-        if self._proxies is not None or self._ssl is not None:
+        if self._bars:
+            if self._proxies is not None:
+                self._unnamed.add(connection)
             self._entering.add(connection)
             connection._bar()
         self._start(self._run, connection, task_name(address))
@@ -299,7 +298,7 @@ class StreamServer(HandlerServer[Connected]):
         while self._waiting:
             sock, address = self._waiting.popleft()
             sock.close()
-            if self._proxies is None:
+            if self._max_per_host is not None and self._proxies is None:
                 self._leave_host(address)
             self._count["accepted"] += 1
             self._count["refused"] += 1
@@ -314,20 +313,24 @@ class StreamServer(HandlerServer[Connected]):
         return source._undelivered
 
     def _release(self, source: Connected) -> None:
-        self._count["bytes_received"] += source.bytes_received
-        self._count["bytes_sent"] += source.bytes_sent
-        self._count["undelivered"] += source._undelivered
-        self._idle_seen.pop(source, None)
+        count = self._count
+        count["bytes_received"] += source.bytes_received
+        count["bytes_sent"] += source.bytes_sent
+        count["undelivered"] += source._undelivered
+        if self.idle_timeout is not None:
+            self._idle_seen.pop(source, None)
         if self._keepalive is not None:
             self._keepalive.forget(source)
-        self._entering.discard(source)
-        if source in self._unnamed:
-            self._unnamed.discard(source)
-        else:
+        if self._max_per_host is not None and source not in self._unnamed:
             self._leave_host(source.peer_address)
-        for listener in self._listeners:
-            listener.retry()
-        self._take_waiting()
+        if self._bars:
+            self._entering.discard(source)
+            self._unnamed.discard(source)
+        if count["accept_errors"]:
+            for listener in self._listeners:
+                listener.retry()
+        if self._full:
+            self._take_waiting()
         self._tell_change()
 
     def _take_waiting(self) -> None:
@@ -338,11 +341,10 @@ class StreamServer(HandlerServer[Connected]):
             self._apply_pause()
 
     def _leave_host(self, address: Address) -> None:
-        if self._max_per_host is not None:
-            host = host_group(address)
-            self._per_host[host] -= 1
-            if not self._per_host[host]:
-                del self._per_host[host]
+        host = host_group(address)
+        self._per_host[host] -= 1
+        if not self._per_host[host]:
+            del self._per_host[host]
 
     def _measured(self) -> dict[str, int]:
         connections = self.connections

@@ -144,8 +144,8 @@ class Receiving(TLSConnection):
                     waiter.busy = False
                     raise
                 waiter.busy = False
-            elif self._watching is None and 0 < self.bytes_received < max_bytes:
-                # The first receive has taken all there was: a second one would mostly be in vain.
+            elif self.bytes_received and self._watching is None:
+                # The first receive took what was here; mostly a second one would be in vain.
                 self._check_idle_read()
                 self._watch()
                 continue
@@ -158,7 +158,8 @@ class Receiving(TLSConnection):
             try:
                 data = self._recv(max_bytes)
             except _WOULD_BLOCK:
-                self._check_idle_read()
+                if self._idle_read >= 0:
+                    self._check_idle_read()
                 self._watch()
                 continue
             except ssl.SSLWantWriteError:
