@@ -138,7 +138,6 @@ class Connection(Dialogue):
             if self._departure is not None:
                 self._departure.look()
         else:  # Waiter.wake(), inlined, with a future whose result a task takes without a call
-            waiter.wakeup = None
             waiter.context.run(wakeup, self._poller.awake)
             # A cycle: it holds the task, the task its error, the error's traceback this frame.
             del wakeup

@@ -14,7 +14,7 @@ from ..connections.connection import CHUNK
 from ..connections.octets import check_delimiter, check_number
 from ..connections.states import at_end, refuse_closed
 from ..connections.tls_connection import TLSConnection
-from ..net.waiter import busy
+from ..net.waiter import busy, woken
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -133,28 +133,25 @@ class Receiving(TLSConnection):
                 return self._cut(self._buffered(), max_bytes)
         waiter = self._reading
         while True:
-            if waiter.busy:
+            if waiter.wakeup is not None:
                 raise busy("receiving from")
             if self._watching:
-                waiter.busy = waiter._asyncio_future_blocking = True
+                waiter._asyncio_future_blocking = True
                 try:
                     yield waiter
-                except BaseException:
+                finally:
                     waiter.wakeup = None  # a dead task must not be woken
-                    waiter.busy = False
-                    raise
-                waiter.busy = False
             elif self.bytes_received and self._watching is None:
                 # The first receive took what was here; mostly a second one would be in vain.
                 self._check_idle_read()
                 self._watch()
                 continue
             elif self._spun():
-                waiter.busy = True  # others may run, but not receive: the buffer has been looked at
+                waiter.wakeup = woken  # others may run, but not receive: the buffer has been looked at
                 try:
                     yield None
                 finally:
-                    waiter.busy = False
+                    waiter.wakeup = None
             try:
                 data = self._recv(max_bytes)
             except _WOULD_BLOCK:
