@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import types
 from operator import index
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError)
+
+# Bytes that an iteration asks for, as it takes any number: one more than CHUNK, to be told from
+# `receive()`, and from what a peer sends in pieces of 64 KiB. When one was full, the next ask for
+# four times as much, until there are only a few.
+_ANY, _FEW = CHUNK + 1, CHUNK // 4
 
 
 class Receiving(TLSConnection):
@@ -120,7 +126,7 @@ class Receiving(TLSConnection):
 
     @types.coroutine
     def _chunk(
-        self, max_bytes: int = CHUNK, end: type[BaseException] = StopAsyncIteration, *, more: bool = False
+        self, max_bytes: int = _ANY, end: type[BaseException] = StopAsyncIteration, *, more: bool = False
     ) -> Generator[Any, None, bytes]:
         """Take from the buffer, unless `more` is asked for, or from the kernel; raises `end`.
 
@@ -166,14 +172,42 @@ class Receiving(TLSConnection):
             except OSError as exc:
                 raise self._broken(exc) from exc
             if data:
-                self.bytes_received += len(data)
-                return data
+                size = len(data)
+                self.bytes_received += size
+                return data if size < max_bytes else self._full(data, max_bytes, end)
             self._unwatch()  # at its end a descriptor stays readable
             self._recv = at_end
             raise end
 
     # Receive the next chunk; the iteration stops at the end of the stream.
     __anext__: Any = _chunk  # anyio says coroutine; the language asks for an awaitable
+
+    def _full(self, data: bytes, max_bytes: int, end: type[BaseException]) -> bytes:
+        """Return what was asked for of a receive that took as much; an iteration asks for more."""
+        if end is StopAsyncIteration:
+            if self._recv is self._read and type(self._sock) is socket.socket:
+                self._recv = self._read = self._read_bulk
+        elif len(data) > max_bytes:  # `receive(_ANY)` after full ones of an iteration
+            buffer = self._buffered()
+            buffer.extend(data)
+            return self._cut(buffer, max_bytes)
+        return data
+
+    def _read_bulk(self, max_bytes: int) -> bytes:
+        """State of `_read`: an iteration has filled its receives.
+
+        By way of a buffer: for each receive of so many bytes malloc would map memory anew.
+        """
+        if max_bytes == _ANY:
+            scratch = self._poller.scratch
+            data = scratch[: self._sock.recv_into(scratch)].tobytes()
+        else:
+            data = self._sock.recv(max_bytes)
+        if len(data) < _FEW:
+            bulk, self._read = self._read, self._sock.recv
+            if self._recv is bulk:
+                self._recv = self._read
+        return data
 
     def _buffered(self) -> bytearray:
         if self._reading.busy:
