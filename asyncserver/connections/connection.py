@@ -19,7 +19,6 @@ from ..exceptions import IdleTimeout
 from ..net.poller import READ, WRITE
 from ..net.socket_info import first_words_due, unacknowledged, unread
 from ..net.waiter import Waiter, busy
-from ..proxy.proxy_protocol import HeaderParser
 from .dialogue import Dialogue
 from .states import refuse_before_first_byte, refuse_closed, refuse_unadmitted, refuse_undelivered
 
@@ -264,6 +263,8 @@ class Connection(Dialogue):
 
         Raises as `_await_first_byte()`; HeaderError if something else came, EndOfStream if no more.
         """
+        from ..proxy.proxy_protocol import HeaderParser  # noqa: PLC0415 - a tenth of the import's time
+
         await self._await_first_byte()
         parser, sock = HeaderParser(), self._sock
         while parser.header is None:

@@ -15,18 +15,16 @@ from .._logger import logger as _logger
 from ..adapters.protocol_connection import ProtocolConnection
 from ..adapters.protocols import ProtocolHandler
 from ..connections.octets import octets
-from ..exceptions import Refused
+from ..exceptions import HeaderError, Refused
 from ..listening.listener import Listener
 from ..net.addresses import format_address, host_group, task_name
 from ..net.poller import Poller
 from ..net.probes import probes_come_in_time
 from ..net.tasks import name_task
-from ..proxy.proxy_protocol import HeaderError
 from ..reports.logs import about, raised_at, with_lines
 from ..reports.stats import outcome_of, timed
 from ..streams.sending import PostLimit
 from ..streams.stream import Stream
-from ..tls.contexts import TLSContext
 from .handlers import HandlerServer
 from .keepalive import KeepAlive
 
@@ -40,6 +38,7 @@ if TYPE_CHECKING:
     from ..net.addresses import Address
     from ..proxy.proxy_protocol import ProxyHeader, TrustedProxies
     from ..reports.stats import Run
+    from ..tls.contexts import TLSContext
 
 # Looks at all connections per idle_timeout: one is closed at most an eighth of it late.
 _IDLE_LOOKS = 16
@@ -381,7 +380,7 @@ class StreamServer(HandlerServer[Connected]):
     @property
     def can_reload_tls(self) -> bool:
         """See Server."""
-        return isinstance(self._ssl, TLSContext)
+        return hasattr(self._ssl, "reload")  # a TLSContext, of a module that others need not import
 
     def reload_tls(self, context: ssl.SSLContext | None = None) -> None:
         """See Server."""
@@ -389,12 +388,12 @@ class StreamServer(HandlerServer[Connected]):
         if self._ssl is None:
             super().reload_tls()  # raises
         if context is None:
-            if not isinstance(self._ssl, TLSContext):
+            if not self.can_reload_tls:
                 raise RuntimeError(
                     "reload_tls() can read files again only for a context made by asyncserver.tls_context(); "
                     "give the new context: reload_tls(context)"
                 )
-            context = self._ssl.reload()
+            context = cast("TLSContext", self._ssl).reload()
         elif getattr(context, "protocol", None) in {None, ssl_.PROTOCOL_TLS_CLIENT}:
             raise TypeError(f"reload_tls() needs an ssl.SSLContext for the server side, got {context!r}")
         self._ssl = context
