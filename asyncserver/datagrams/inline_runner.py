@@ -125,11 +125,18 @@ class InlineRunner(BatchReader):
 
     def _send_answers(self) -> None:
         answers, self._answers = self._answers, []
-        sent = 0
+        sock, sent, quick = self.sock, 0, False
         for datagram, answer in answers:
             try:
-                quick = type(answer) is bytes and self.try_send(answer, datagram.address, datagram.control)
-            except Exception:  # `_settle` gets it again, and logs it
+                if type(answer) is not bytes:
+                    quick = False
+                elif datagram.control is None:  # `try_send()`, inlined
+                    sock.sendto(answer, datagram.address)
+                    self.sent += 1
+                    quick = True
+                else:
+                    quick = self.try_send(answer, datagram.address, datagram.control)
+            except Exception:  # `_settle` gets it again, and waits for room, or logs it
                 quick = False
             if quick:
                 sent += 1
