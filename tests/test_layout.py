@@ -56,7 +56,9 @@ FRIENDS = {
     "_waiter": "asyncio.StreamReader's: nothing else says whether a task waits for it",
     "_end": "serve() ends the server that it has made; users call close()",
     **dict.fromkeys(("_FlowControlMixin", "_SendfileMode"), "asyncio's own, which `loop.sendfile()` asks for"),
-    **dict.fromkeys(("_clear_errors", "_read", "_send", "_sock", "_unwatch"), "a transport's, of its connection"),
+    **dict.fromkeys(
+        ("_clear_errors", "_read", "_read_much", "_send", "_sock", "_unwatch"), "a transport's, of its connection"
+    ),
     **dict.fromkeys(
         (
             "_begin_drain",

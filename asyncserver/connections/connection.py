@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 # Bytes that one receive takes at most by default: anyio's default, and a pipe's capacity.
 CHUNK = 65536
 
+# After a receive of CHUNK the next may take much more, until fewer than FEW come.
+FEW = CHUNK // 4
+
 # Operations in a row that need not wait, until the stream lets others run. At about 5 us each,
 # another connection waits a third of a millisecond for them.
 _SPIN_LIMIT = 64
@@ -186,6 +189,16 @@ class Connection(Dialogue):
     def _unread(self) -> int:
         """Count the bytes that have arrived and were not received."""
         return unread(self._fd)
+
+    def _read_much(self, last: int) -> bytes:
+        """Receive up to 256 KiB, without TLS; the last receive has taken `last`.
+
+        By way of a buffer: malloc maps so much memory anew, until it has seen as much freed.
+        """
+        scratch = self._poller.scratch
+        if last == len(scratch):
+            return self._sock.recv(last)
+        return scratch[: self._sock.recv_into(scratch)].tobytes()
 
     def _untaken(self) -> int:
         """Count the bytes that were sent, and that the peer's host has not acknowledged."""

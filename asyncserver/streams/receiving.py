@@ -6,12 +6,13 @@ import asyncio
 import socket
 import ssl
 import types
+from functools import partial
 from operator import index
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from ..connections.connection import CHUNK
+from ..connections.connection import CHUNK, FEW
 from ..connections.octets import check_delimiter, check_number
 from ..connections.states import at_end, refuse_closed
 from ..connections.tls_connection import TLSConnection
@@ -23,9 +24,8 @@ if TYPE_CHECKING:
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError)
 
 # Bytes that an iteration asks for, as it takes any number: one more than CHUNK, to be told from
-# `receive()`, and from what a peer sends in pieces of 64 KiB. When one was full, the next ask for
-# four times as much, until there are only a few.
-_ANY, _FEW = CHUNK + 1, CHUNK // 4
+# `receive()`, and from what a peer sends in pieces of 64 KiB.
+_ANY = CHUNK + 1
 
 
 class Receiving(TLSConnection):
@@ -185,28 +185,22 @@ class Receiving(TLSConnection):
     def _full(self, data: bytes, max_bytes: int, end: type[BaseException]) -> bytes:
         """Return what was asked for of a receive that took as much; an iteration asks for more."""
         if end is StopAsyncIteration:
-            if self._recv is self._read and type(self._sock) is socket.socket:
-                self._recv = self._read = self._read_bulk
+            if len(data) == _ANY and self._recv is self._read and type(self._sock) is socket.socket:
+                self._recv = self._read = partial(self._read_bulk, 0)
         elif len(data) > max_bytes:  # `receive(_ANY)` after full ones of an iteration
             buffer = self._buffered()
             buffer.extend(data)
             return self._cut(buffer, max_bytes)
         return data
 
-    def _read_bulk(self, max_bytes: int) -> bytes:
-        """State of `_read`: an iteration has filled its receives.
-
-        By way of a buffer: for each receive of so many bytes malloc would map memory anew.
-        """
-        if max_bytes == _ANY:
-            scratch = self._poller.scratch
-            data = scratch[: self._sock.recv_into(scratch)].tobytes()
-        else:
-            data = self._sock.recv(max_bytes)
-        if len(data) < _FEW:
-            bulk, self._read = self._read, self._sock.recv
-            if self._recv is bulk:
-                self._recv = self._read
+    def _read_bulk(self, last: int, max_bytes: int) -> bytes:
+        """State of `_read`: an iteration has filled a receive. Until one takes only a few bytes."""
+        data = self._read_much(last) if max_bytes == _ANY else self._sock.recv(max_bytes)
+        if len(data) != last:
+            read = self._sock.recv if len(data) < FEW else partial(self._read_bulk, len(data))
+            if self._recv is self._read:
+                self._recv = read
+            self._read = read
         return data
 
     def _buffered(self) -> bytearray:
