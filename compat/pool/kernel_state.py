@@ -89,17 +89,23 @@ def _identity() -> object:
 
 
 def _namespaces_reader() -> Look:
-    """namespaces(7); kinds that this kernel was built without have no link."""
+    """namespaces(7); kinds that this kernel was built without have no link.
+
+    The folder is opened for each look: the way to it takes as long as a few links.
+    """
     buffer = ctypes.create_string_buffer(32 * len(_NAMESPACES))
-    readlink = _library().readlink  # os.readlink lets other threads run meanwhile
-    reads = [
-        functools.partial(readlink, b"/proc/thread-self/ns/" + name, ctypes.byref(buffer, 32 * number), 32)
-        for number, name in enumerate(_NAMESPACES)
-    ]
+    library = _library()  # os.readlink lets other threads run meanwhile
+    readlink, close = library.readlinkat, library.close
+    enter = functools.partial(library.open, b"/proc/thread-self/ns", os.O_PATH | os.O_CLOEXEC)
+    links = [(name, ctypes.byref(buffer, 32 * number)) for number, name in enumerate(_NAMESPACES)]
 
     def namespaces() -> object:
-        for read in reads:
-            read()
+        folder = enter()
+        if folder < 0:  # no descriptor is left, and so nothing is known: equal to nothing
+            return object()
+        for name, link in links:
+            readlink(folder, name, link, 32)
+        close(folder)
         return buffer.raw
 
     return namespaces
