@@ -7,6 +7,7 @@ capabilities(7); so those of others are not looked at.
 # `signal` makes enums of the results, and takes twice as long.
 import _signal  # type: ignore[import-not-found]
 import functools
+import itertools
 import os
 import sys
 from collections.abc import Callable
@@ -97,14 +98,14 @@ def _namespaces_reader() -> Look:
     library = _library()  # os.readlink lets other threads run meanwhile
     readlink, close = library.readlinkat, library.close
     enter = functools.partial(library.open, b"/proc/thread-self/ns", os.O_PATH | os.O_CLOEXEC)
-    links = [(name, ctypes.byref(buffer, 32 * number)) for number, name in enumerate(_NAMESPACES)]
+    places = [ctypes.byref(buffer, 32 * number) for number in range(len(_NAMESPACES))]
+    sizes = [32] * len(_NAMESPACES)
 
     def namespaces() -> object:
         folder = enter()
         if folder < 0:  # no descriptor is left, and so nothing is known: equal to nothing
             return object()
-        for name, link in links:
-            readlink(folder, name, link, 32)
+        list(map(readlink, itertools.repeat(folder), _NAMESPACES, places, sizes))
         close(folder)
         return buffer.raw
 
