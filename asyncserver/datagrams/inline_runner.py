@@ -56,6 +56,8 @@ class InlineRunner(BatchReader):
         current: the datagram whose handler runs in the runner's task.
     """
 
+    sent: int  # again, for pyright
+
     def __init__(self, server: Handling, bound: BoundSocket, max_datagram_size: int) -> None:
         super().__init__(server, bound, max_datagram_size)
         self._next_batch = Waiter(server._loop, "receiving datagrams on")
