@@ -13,25 +13,55 @@ Whatever is public is exported here; CONTRIBUTING shows the folders, and what ca
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING
+
 from . import _linux as _linux
 from ._types import DatagramHandler, ErrorHandler, StreamHandler
 from .adapters.protocols import ProtocolHandler, from_callback, from_protocol
 from .datagrams.datagram import Datagram
 from .exceptions import BindError, IdleTimeout
-from .leaving.signals import closing_on_signals
 from .listening.systemd import systemd_sockets
-from .monitoring.log_format import JSONFormatter
-from .monitoring.metrics import ServerCollector
 from .net.addresses import Address
-from .program.thread import background
-from .proxy.proxy_protocol import ProxyHeader
-from .proxy.tlvs import ProxyTLS
 from .reports.stats import DrainReport, Durations, ServerStats
-from .running import run
 from .servers.server import Server
 from .serving import Serving, serve, serve_datagrams
 from .streams.stream import Stream
-from .tls.contexts import KeyExchangeAttribute, SNIAttribute, TLSContext, tls_context
+
+if TYPE_CHECKING:
+    from .leaving.signals import closing_on_signals
+    from .monitoring.log_format import JSONFormatter
+    from .monitoring.metrics import ServerCollector
+    from .program.thread import background
+    from .proxy.proxy_protocol import ProxyHeader
+    from .proxy.tlvs import ProxyTLS
+    from .running import run
+    from .tls.contexts import KeyExchangeAttribute, SNIAttribute, TLSContext, tls_context
+else:
+    # Imported when first asked for: a quarter of the import's time, and many programs need none.
+    _LATER = {
+        "JSONFormatter": ".monitoring.log_format",
+        "KeyExchangeAttribute": ".tls.contexts",
+        "ProxyHeader": ".proxy.proxy_protocol",
+        "ProxyTLS": ".proxy.tlvs",
+        "SNIAttribute": ".tls.contexts",
+        "ServerCollector": ".monitoring.metrics",
+        "TLSContext": ".tls.contexts",
+        "background": ".program.thread",
+        "closing_on_signals": ".leaving.signals",
+        "run": ".running",
+        "tls_context": ".tls.contexts",
+    }
+
+    def __getattr__(name: str) -> object:
+        if name not in _LATER:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(importlib.import_module(_LATER[name], __name__), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_LATER})
+
 
 __all__ = [
     "Address",

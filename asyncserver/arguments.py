@@ -11,13 +11,13 @@ from .adapters.checks import check_kind, check_on_error
 from .adapters.protocols import ProtocolHandler
 from .kernel.memberships import parse_groups
 from .net.probes import SHORTEST
-from .proxy.proxy_protocol import TrustedProxies
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ._types import ErrorHandler
     from .kernel.memberships import Group
+    from .proxy.proxy_protocol import TrustedProxies
 
 # Seconds for a TLS handshake; the 60 of asyncio and uvloop let silent clients gather.
 HANDSHAKE_TIMEOUT = 30.0
@@ -62,7 +62,11 @@ def checked_proxies(names: Sequence[str], proxy_protocol: object, timeout: float
         raise ValueError(f"trusted_proxies={names!r} are for the PROXY protocol: add proxy_protocol=True")
     if not proxy_protocol and timeout != PROXY_TIMEOUT:
         raise ValueError(f"proxy_timeout={timeout!r} is for the PROXY protocol: add proxy_protocol=True")
-    return TrustedProxies(names) if proxy_protocol else None
+    if not proxy_protocol:
+        return None
+    from .proxy.proxy_protocol import TrustedProxies  # noqa: PLC0415 - a tenth of the import's time
+
+    return TrustedProxies(names)
 
 
 def checked_groups(groups: Sequence[str], path: object) -> tuple[Group, ...]:

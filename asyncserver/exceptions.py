@@ -47,5 +47,9 @@ class InjectionError(RuntimeError):
     """A peer sent plain bytes behind its request to start TLS. For users a RuntimeError."""
 
 
+class HeaderError(ValueError):
+    """The bytes are not a valid header. The connection cannot be used."""
+
+
 class Refused(Exception):  # noqa: N818 - not an error, but how a connection ended
     """A connection was closed before its handler saw it. Never leaves the package."""

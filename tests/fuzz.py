@@ -13,7 +13,8 @@ from typing import Any
 
 from asyncserver.cli import values
 from asyncserver.datagrams.proxied import read_header
-from asyncserver.proxy.proxy_protocol import HeaderError, HeaderParser
+from asyncserver.exceptions import HeaderError
+from asyncserver.proxy.proxy_protocol import HeaderParser
 
 
 def parse(pieces: list[bytes]) -> tuple[object, int]:

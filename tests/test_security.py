@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 import asyncserver
-from asyncserver.proxy.proxy_protocol import HeaderError, HeaderParser, crc32c
+from asyncserver.exceptions import HeaderError
+from asyncserver.proxy.proxy_protocol import HeaderParser, crc32c
 from tests.kit.checks import errors_in, is_idle
 from tests.kit.handlers import upper
 from tests.kit.programs import ROOT, Program

@@ -14,7 +14,7 @@ import ssl
 from typing import TYPE_CHECKING, Any
 
 from .._logger import logger as _logger
-from ..connections.connection import CHUNK
+from ..connections.connection import CHUNK, FEW
 from ..connections.octets import no_octets
 from .protocol_connection import RAISED
 from .write_limits import HIGH_WATER_TLS, WriteLimits, water_marks
@@ -29,8 +29,6 @@ _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _LOST_WRITES = 5
 # Bytes that asyncio's TLS transports read ahead by default. Ours only return what was set.
 _READ_AHEAD = 256 * 1024
-# Bytes to ask for after a full read, as asyncio always does: less than half the CPU per byte.
-_BULK = 256 * 1024
 
 
 def _tls_facts(sock: socket.socket) -> dict[str, Any] | None:
@@ -54,7 +52,7 @@ class ProtocolTransport(WriteLimits):
     _eof = False  # by write_eof()
     _read_waits_for_room = False  # OpenSSL must answer (a key update) before it can read on
     _lost: int = 0  # once nothing more goes either way: 1, and one more for each write since
-    _chunk = CHUNK  # bytes to ask for next
+    _much = 0  # bytes of the last read, if there are many to come
     _read_limits = (_READ_AHEAD, _READ_AHEAD // 4)
     _take: Callable[[ProtocolTransport], None]
 
@@ -245,9 +243,10 @@ class ProtocolTransport(WriteLimits):
 
     def _take_data(self) -> None:
         connection = self._connection
-        data = connection._read(self._chunk)
+        data = connection._read_much(self._much) if self._much else connection._read(CHUNK)
         if data:
-            self._chunk = CHUNK if len(data) < CHUNK else _BULK
+            size = len(data)  # under TLS a record
+            self._much = size if size >= (FEW if self._much else CHUNK) else 0
             connection.has_received(len(data))
             try:
                 connection.protocol.data_received(data)

@@ -19,7 +19,6 @@ from ..exceptions import IdleTimeout
 from ..net.poller import READ, WRITE
 from ..net.socket_info import first_words_due, unacknowledged, unread
 from ..net.waiter import Waiter, busy
-from ..proxy.proxy_protocol import HeaderParser
 from .dialogue import Dialogue
 from .states import refuse_before_first_byte, refuse_closed, refuse_unadmitted, refuse_undelivered
 
@@ -35,6 +34,9 @@ if TYPE_CHECKING:
 
 # Bytes that one receive takes at most by default: anyio's default, and a pipe's capacity.
 CHUNK = 65536
+
+# After a receive of CHUNK the next may take much more, until fewer than FEW come.
+FEW = CHUNK // 4
 
 # Operations in a row that need not wait, until the stream lets others run. At about 5 us each,
 # another connection waits a third of a millisecond for them.
@@ -83,7 +85,7 @@ class Connection(Dialogue):
         self._reading = Waiter(poller.loop, "receiving from")
         self._writing: Waiter | None = None
         self._events = 0  # what the poller watches for
-        self._watching = False  # whether that includes READ
+        self._watching: bool | None = None  # whether that includes READ; None before the first time
         self._closing = closing
         # Taken from the kernel, but not yet by the handler.
         self._buffer: bytearray | None = None
@@ -122,8 +124,8 @@ class Connection(Dialogue):
 
     def _unwatch(self) -> None:
         if self._watching:
-            self._watching = False
             self._set_events(self._events & ~READ)
+        self._watching = False
 
     def _set_events(self, events: int) -> None:
         if events != self._events:
@@ -138,7 +140,6 @@ class Connection(Dialogue):
             if self._departure is not None:
                 self._departure.look()
         else:  # Waiter.wake(), inlined, with a future whose result a task takes without a call
-            waiter.wakeup = None
             waiter.context.run(wakeup, self._poller.awake)
             # A cycle: it holds the task, the task its error, the error's traceback this frame.
             del wakeup
@@ -188,6 +189,16 @@ class Connection(Dialogue):
     def _unread(self) -> int:
         """Count the bytes that have arrived and were not received."""
         return unread(self._fd)
+
+    def _read_much(self, last: int) -> bytes:
+        """Receive up to 256 KiB, without TLS; the last receive has taken `last`.
+
+        By way of a buffer: malloc maps so much memory anew, until it has seen as much freed.
+        """
+        scratch = self._poller.scratch
+        if last == len(scratch):
+            return self._sock.recv(last)
+        return scratch[: self._sock.recv_into(scratch)].tobytes()
 
     def _untaken(self) -> int:
         """Count the bytes that were sent, and that the peer's host has not acknowledged."""
@@ -265,6 +276,8 @@ class Connection(Dialogue):
 
         Raises as `_await_first_byte()`; HeaderError if something else came, EndOfStream if no more.
         """
+        from ..proxy.proxy_protocol import HeaderParser  # noqa: PLC0415 - a tenth of the import's time
+
         await self._await_first_byte()
         parser, sock = HeaderParser(), self._sock
         while parser.header is None:
@@ -373,7 +386,8 @@ class Connection(Dialogue):
     def _release(self) -> None:
         """Stop using the descriptor, and wake the tasks that wait for it."""
         self._watching = False
-        self._set_events(0)
+        if self._events:
+            self._set_events(0)
         self._fd = -1
         self._recv = self._read = refuse_closed
         if self._send is not refuse_undelivered:

@@ -76,7 +76,7 @@ class TLSConnection(KeptConnection):
         if self._fd >= 0:
             # Once the peer has ended, nothing is unread, and nothing can arrive and cause a reset.
             # But in a drain the end may be the server's.
-            quiet = self._recv is at_end and not self._closing.is_set()
+            quiet = self._recv is at_end and self._owed_until is None
             if isinstance(self._sock, ssl.SSLSocket) or self._send is behind_posts:
                 return False
             if not quiet and (self._unread() or self._unsent()):

@@ -66,7 +66,7 @@ class BatchReader(Endpoint, ABC):
         super().__init__(server._loop, bound, max_datagram_size)
         self._server = server
         self._watching = False
-        self._left = 0  # to take in this batch
+        self._left = 0  # to take in this batch; none while it pauses
         self._remaining: int | None = None  # while draining: how many datagrams to read at most
 
     def resume(self) -> None:
@@ -82,10 +82,13 @@ class BatchReader(Endpoint, ABC):
         if self._watching:
             self._loop.remove_reader(self._fd)
             self._watching = False
+        self._left = 0
 
     def _on_readable(self) -> None:
         if self._watching:
             self._left = min(_BATCH, self._server._places_left())
+            if self._remaining is not None:
+                self._left = min(self._left, self._remaining)
             self._serve_batch()
             if self._remaining == 0:
                 self.pause()
@@ -99,7 +102,7 @@ class BatchReader(Endpoint, ABC):
 
     def _take(self) -> Datagram | None:
         """Receive a datagram; None if there is none, or the batch is over, or reading pauses."""
-        while self._left and self._watching and self._remaining != 0:
+        while self._left:
             self._left -= 1
             try:
                 datagram = self._receive()
@@ -115,6 +118,7 @@ class BatchReader(Endpoint, ABC):
                 self.received += 1
                 if self._remaining is not None:
                     self._remaining -= 1
+                    self._left = min(self._left, self._remaining)
                 return datagram
         return None
 

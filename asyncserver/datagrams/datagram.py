@@ -47,6 +47,9 @@ _LEAST_QUEUED = 512
 # Datagrams a Unix socket may hold, which has no such numbers: far above net.unix.max_dgram_qlen.
 _UNIX_QUEUE = 4096
 
+# A plain number: socket's own is looked up twice, and is an enum's member.
+_TRUNCATED = int(socket.MSG_TRUNC)
+
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 
 
@@ -183,7 +186,7 @@ class Endpoint:
     def _receive_one(self) -> Datagram:
         # With MSG_TRUNC the size is the datagram's own, recv(2). `recvfrom` would then return
         # memory that was never written; so use our buffer.
-        size, address = self.sock.recvfrom_into(self._buffer, 0, socket.MSG_TRUNC)
+        size, address = self.sock.recvfrom_into(self._buffer, 0, _TRUNCATED)
         return Datagram(self, self._buffer[:size].tobytes(), address, None, size > self._size)
 
     def _receive_any(self) -> Datagram:

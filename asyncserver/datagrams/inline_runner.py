@@ -56,6 +56,8 @@ class InlineRunner(BatchReader):
         current: the datagram whose handler runs in the runner's task.
     """
 
+    sent: int  # again, for pyright
+
     def __init__(self, server: Handling, bound: BoundSocket, max_datagram_size: int) -> None:
         super().__init__(server, bound, max_datagram_size)
         self._next_batch = Waiter(server._loop, "receiving datagrams on")
@@ -125,11 +127,18 @@ class InlineRunner(BatchReader):
 
     def _send_answers(self) -> None:
         answers, self._answers = self._answers, []
-        sent = 0
+        sock, sent, quick = self.sock, 0, False
         for datagram, answer in answers:
             try:
-                quick = type(answer) is bytes and self.try_send(answer, datagram.address, datagram.control)
-            except Exception:  # `_settle` gets it again, and logs it
+                if type(answer) is not bytes:
+                    quick = False
+                elif datagram.control is None:  # `try_send()`, inlined
+                    sock.sendto(answer, datagram.address)
+                    self.sent += 1
+                    quick = True
+                else:
+                    quick = self.try_send(answer, datagram.address, datagram.control)
+            except Exception:  # `_settle` gets it again, and waits for room, or logs it
                 quick = False
             if quick:
                 sent += 1

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import anyio
 
-from ..proxy.proxy_protocol import HeaderError, HeaderParser
+from ..exceptions import HeaderError
 from .batch_reader import BatchReader, Handling
 from .datagram import Datagram, NotForUs
 
@@ -126,6 +126,8 @@ def read_header(data: bytes) -> tuple[ProxyHeader, int]:
     Raises:
         HeaderError: there is none, or not all of it.
     """
+    from ..proxy.proxy_protocol import HeaderParser  # noqa: PLC0415 - see connection.py
+
     parser, size = HeaderParser(), 0
     while parser.header is None:
         ahead = data[size : size + parser.wanted]

@@ -153,12 +153,11 @@ class Listener:
         return True
 
     def _on_readable(self) -> None:
-        for _ in range(self._batch):
-            if not self._accept(1) or not self._watching:
-                return
+        self._accept(self._batch)
 
     def _accept(self, most: int) -> int:
-        """Accept up to `most` connections; returns how many there were."""
+        """Accept up to `most` connections, or until paused; returns how many there were."""
+        family, kind, proto = self._kind
         for done in range(most):
             try:
                 fd, address = self.sock._accept()  # type: ignore[attr-defined] # typeshed lacks it
@@ -170,9 +169,11 @@ class Listener:
                     continue
                 self._back_off(exc)
                 return done
-            sock = socket.socket(*self._kind, fileno=fd)
+            sock = socket.socket(family, kind, proto, fd)
             sock.setblocking(False)
             self._accepted(sock, address)
+            if not (self._watching or self._closing):
+                return done + 1
         return most
 
     def _back_off(self, exc: OSError) -> None:

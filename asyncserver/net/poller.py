@@ -8,7 +8,7 @@ and one `epoll_wait` returns a batch of ready connections. CONTRIBUTING has the 
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import select
 from typing import TYPE_CHECKING, Protocol
 
@@ -24,6 +24,10 @@ HANGUP = select.EPOLLRDHUP  # the peer has ended its side; unread bytes do not m
 # Events that wake a reader or a writer. epoll always reports EPOLLHUP and EPOLLERR: epoll_ctl(2).
 _READABLE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _WRITABLE = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
+
+# Bytes that one receive takes at most, of a peer that sends much: as many as asyncio's, after which
+# more gain little.
+_SCRATCH = 256 * 1024
 
 # Connections woken before the loop runs anything else: a millisecond at most with quick handlers.
 # epoll goes round: the rest is reported next, before any of these is reported again.
@@ -50,6 +54,11 @@ class Poller:
         self._connections: dict[int, Watched] = {}
         add_reader(loop, self._epoll.fileno(), self._on_ready)
 
+    @functools.cached_property
+    def scratch(self) -> memoryview:
+        """Where large receives go before they are copied: memory for one connection at a time."""
+        return memoryview(bytearray(_SCRATCH))
+
     def watch(self, connection: Watched, fd: int, before: int, events: int) -> None:
         """Change what a descriptor is watched for: any of READ, WRITE, HANGUP, or (0) nothing."""
         if not before:
@@ -61,9 +70,10 @@ class Poller:
         # epoll would report it. If the handler closed it, the number may be another connection's.
         elif self._connections.get(fd) is connection:
             del self._connections[fd]
-            # ValueError: the poller is closed already, when the program's end cancelled the drain.
-            with contextlib.suppress(OSError, ValueError):
+            try:
                 self._epoll.unregister(fd)
+            except (OSError, ValueError):  # ValueError: the program's end has cancelled the drain
+                return  # either is closed already
 
     def close(self) -> None:
         """Stop watching. To be called when every connection has been closed."""

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 _no_result: Callable[[], object] = bool  # a builtin that returns at once, without arguments
 
 
+def woken(_: object) -> None:
+    """State of a waiter's `wakeup`: its task is about to run, and nothing else can wake it."""
+
+
 def busy(action: str) -> anyio.BusyResourceError:
     """Make the error of a second task that is "sending to" or "receiving from" a stream."""
     error = anyio.BusyResourceError(action)
@@ -49,7 +53,6 @@ class Waiter:
         "_action",
         "_asyncio_future_blocking",
         "_loop",
-        "busy",
         "context",
         "get_loop",
         "result",
@@ -60,40 +63,43 @@ class Waiter:
         self._loop = loop
         self._action = action
         self._asyncio_future_blocking = False
-        self.wakeup: Callable[[Any], object] | None = None  # takes what is done: us, or a future
+        # The waiting task's, until that runs. It takes what is done: us, or a future.
+        self.wakeup: Callable[[Any], object] | None = None
         # The task calls these two at every wait and wake-up. They are builtins, since a Python
         # function costs twice as much.
         self.get_loop: Callable[[], asyncio.AbstractEventLoop | None] = weakref.ref(loop)
         self.result: Callable[[], object] = _no_result
-        self.busy: bool = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether a task waits here, or has been woken and is about to run."""
+        return self.wakeup is not None
 
     def __await__(self) -> Generator[Waiter, None, None]:
         """Wait until woken; raises BusyResourceError if another task waits here already."""
-        if self.busy:
+        if self.wakeup is not None:
             raise busy(self._action)
-        self.busy = self._asyncio_future_blocking = True
+        self._asyncio_future_blocking = True
         try:
             yield self
         finally:
             # Also when the coroutine was closed or got an exception: a dead task must not be woken.
             self.wakeup = None
-            self.busy = False
 
     def wake(self) -> bool:
         """Resume the waiting task now; false if none waits. For the loop's I/O callbacks only."""
         wakeup = self.wakeup
-        if wakeup is None:
+        if wakeup is None or wakeup is woken:
             return False
-        self.wakeup = None
         self.context.run(wakeup, self)
         del wakeup  # it refers to the task, whose error may refer to this frame: a cycle
         return True
 
     def wake_soon(self) -> None:
         """Resume the waiting task, if any, in the loop's next round; from the loop's thread."""
-        if self.wakeup is not None:
+        if self.wakeup is not None and self.wakeup is not woken:
             self._loop.call_soon(self.wakeup, self, context=self.context)
-            self.wakeup = None
+            self.wakeup = woken
 
     # What asyncio.Task calls of a future
 
@@ -104,7 +110,7 @@ class Waiter:
 
     def cancel(self, msg: object = None) -> bool:
         """Called by `task.cancel()`; false if the task is being woken already, and remembers it."""
-        if self.wakeup is None:
+        if self.wakeup is None or self.wakeup is woken:
             return False
         self.result = functools.partial(self._raise_cancelled, msg)
         self.wake_soon()

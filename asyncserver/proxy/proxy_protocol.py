@@ -15,6 +15,7 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..exceptions import HeaderError
 from ..net.addresses import unmapped
 from . import tlvs
 
@@ -41,10 +42,6 @@ _LAST_PROTOCOL = 2
 
 _CRC32C = 0x03  # section 2.2.3
 _CRC_POLYNOMIAL = 0x82F63B78  # RFC 4960, appendix B, bits reflected
-
-
-class HeaderError(ValueError):
-    """The bytes are not a valid header. The connection cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,18 +15,16 @@ from .._logger import logger as _logger
 from ..adapters.protocol_connection import ProtocolConnection
 from ..adapters.protocols import ProtocolHandler
 from ..connections.octets import octets
-from ..exceptions import Refused
+from ..exceptions import HeaderError, Refused
 from ..listening.listener import Listener
 from ..net.addresses import format_address, host_group, task_name
 from ..net.poller import Poller
 from ..net.probes import probes_come_in_time
 from ..net.tasks import name_task, require_loop
-from ..proxy.proxy_protocol import HeaderError
 from ..reports.logs import about, raised_at, with_lines
 from ..reports.stats import outcome_of, timed
 from ..streams.sending import PostLimit
 from ..streams.stream import Stream
-from ..tls.contexts import TLSContext
 from .handlers import HandlerServer
 from .keepalive import KeepAlive
 
@@ -40,6 +38,7 @@ if TYPE_CHECKING:
     from ..net.addresses import Address
     from ..proxy.proxy_protocol import ProxyHeader, TrustedProxies
     from ..reports.stats import Run
+    from ..tls.contexts import TLSContext
 
 # Looks at all connections per idle_timeout: one is closed at most an eighth of it late.
 _IDLE_LOOKS = 16
@@ -79,6 +78,7 @@ class StreamServer(HandlerServer[Connected]):
         self._per_host: Counter[str] = Counter()
         self._proxies = proxies
         self._proxy_timeout = proxy_timeout
+        self._bars = proxies is not None or ssl is not None  # until connections are let in
         # Those whose PROXY header or TLS handshake is not complete: not in `connections`.
         self._entering: set[Connected] = set()
         # Those without their proxy's header: not counted for any host.
@@ -124,9 +124,7 @@ class StreamServer(HandlerServer[Connected]):
     def connections(self) -> frozenset[Any]:
         """See Server. Without those that have not been let in."""
         running = super().connections
-        if self._proxies is None and self._ssl is None:
-            return running
-        return frozenset(one for one in running if one not in self._entering)
+        return frozenset(one for one in running if one not in self._entering) if self._bars else running
 
     # -- what comes in
 
@@ -150,9 +148,9 @@ class StreamServer(HandlerServer[Connected]):
         connection = self._connect(self._poller, sock, address, self._closing)
         if self._closing.is_set():
             connection._begin_drain()
-        if self._proxies is not None:
-            self._unnamed.add(connection)
-        if self._proxies is not None or self._ssl is not None:
+        if self._bars:
+            if self._proxies is not None:
+                self._unnamed.add(connection)
             self._entering.add(connection)
             connection._bar()
         self._start(self._run, connection, task_name(address))
@@ -300,7 +298,7 @@ class StreamServer(HandlerServer[Connected]):
         while self._waiting:
             sock, address = self._waiting.popleft()
             sock.close()
-            if self._proxies is None:
+            if self._max_per_host is not None and self._proxies is None:
                 self._leave_host(address)
             self._count["accepted"] += 1
             self._count["refused"] += 1
@@ -315,20 +313,24 @@ class StreamServer(HandlerServer[Connected]):
         return source._undelivered
 
     def _release(self, source: Connected) -> None:
-        self._count["bytes_received"] += source.bytes_received
-        self._count["bytes_sent"] += source.bytes_sent
-        self._count["undelivered"] += source._undelivered
-        self._idle_seen.pop(source, None)
+        count = self._count
+        count["bytes_received"] += source.bytes_received
+        count["bytes_sent"] += source.bytes_sent
+        count["undelivered"] += source._undelivered
+        if self.idle_timeout is not None:
+            self._idle_seen.pop(source, None)
         if self._keepalive is not None:
             self._keepalive.forget(source)
-        self._entering.discard(source)
-        if source in self._unnamed:
-            self._unnamed.discard(source)
-        else:
+        if self._max_per_host is not None and source not in self._unnamed:
             self._leave_host(source.peer_address)
-        for listener in self._listeners:
-            listener.retry()
-        self._take_waiting()
+        if self._bars:
+            self._entering.discard(source)
+            self._unnamed.discard(source)
+        if count["accept_errors"]:
+            for listener in self._listeners:
+                listener.retry()
+        if self._full:
+            self._take_waiting()
         self._tell_change()
 
     def _take_waiting(self) -> None:
@@ -339,11 +341,10 @@ class StreamServer(HandlerServer[Connected]):
             self._apply_pause()
 
     def _leave_host(self, address: Address) -> None:
-        if self._max_per_host is not None:
-            host = host_group(address)
-            self._per_host[host] -= 1
-            if not self._per_host[host]:
-                del self._per_host[host]
+        host = host_group(address)
+        self._per_host[host] -= 1
+        if not self._per_host[host]:
+            del self._per_host[host]
 
     def _measured(self) -> dict[str, int]:
         connections = self.connections
@@ -380,7 +381,7 @@ class StreamServer(HandlerServer[Connected]):
     @property
     def can_reload_tls(self) -> bool:
         """See Server."""
-        return isinstance(self._ssl, TLSContext)
+        return hasattr(self._ssl, "reload")  # a TLSContext, of a module that others need not import
 
     def reload_tls(self, context: ssl.SSLContext | None = None) -> None:
         """See Server."""
@@ -388,12 +389,12 @@ class StreamServer(HandlerServer[Connected]):
         if self._ssl is None:
             super().reload_tls()  # raises
         if context is None:
-            if not isinstance(self._ssl, TLSContext):
+            if not self.can_reload_tls:
                 raise RuntimeError(
                     "reload_tls() can read files again only for a context made by asyncserver.tls_context(); "
                     "give the new context: reload_tls(context)"
                 )
-            context = self._ssl.reload()
+            context = cast("TLSContext", self._ssl).reload()
         elif getattr(context, "protocol", None) in {None, ssl_.PROTOCOL_TLS_CLIENT}:
             raise TypeError(f"reload_tls() needs an ssl.SSLContext for the server side, got {context!r}")
         self._ssl = context

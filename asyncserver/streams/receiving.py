@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import types
+from functools import partial
 from operator import index
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from ..connections.connection import CHUNK
+from ..connections.connection import CHUNK, FEW
 from ..connections.octets import check_delimiter, check_number
 from ..connections.states import at_end, refuse_closed
 from ..connections.tls_connection import TLSConnection
-from ..net.waiter import busy
+from ..net.waiter import busy, woken
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError)
+
+# Bytes that an iteration asks for, as it takes any number: one more than CHUNK, to be told from
+# `receive()`, and from what a peer sends in pieces of 64 KiB.
+_ANY = CHUNK + 1
 
 
 class Receiving(TLSConnection):
@@ -138,39 +144,43 @@ class Receiving(TLSConnection):
 
     @types.coroutine
     def _chunk(
-        self, max_bytes: int = CHUNK, end: type[BaseException] = StopAsyncIteration, *, more: bool = False
+        self, max_bytes: int = _ANY, end: type[BaseException] = StopAsyncIteration, *, more: bool = False
     ) -> Generator[Any, None, bytes]:
         """Take from the buffer, unless `more` is asked for, or from the kernel; raises `end`.
 
         The hot path, so it yields the waiter itself: a function in between would be a frame more.
         """
-        if self._buffer and not more and self._spun():
-            yield None
         if self._buffer and not more:
-            return self._cut(self._buffered(), max_bytes)
+            if self._spun():
+                yield None
+            if self._buffer:  # not taken by another task meanwhile
+                return self._cut(self._buffered(), max_bytes)
         waiter = self._reading
         while True:
-            if waiter.busy:
+            if waiter.wakeup is not None:
                 raise busy("receiving from")
             if self._watching:
-                waiter.busy = waiter._asyncio_future_blocking = True
+                waiter._asyncio_future_blocking = True
                 try:
                     yield waiter
-                except BaseException:
+                finally:
                     waiter.wakeup = None  # a dead task must not be woken
-                    waiter.busy = False
-                    raise
-                waiter.busy = False
+            elif self.bytes_received and self._watching is None:
+                # The first receive took what was here; mostly a second one would be in vain.
+                self._check_idle_read()
+                self._watch()
+                continue
             elif self._spun():
-                waiter.busy = True  # others may run, but not receive: the buffer has been looked at
+                waiter.wakeup = woken  # others may run, but not receive: the buffer has been looked at
                 try:
                     yield None
                 finally:
-                    waiter.busy = False
+                    waiter.wakeup = None
             try:
                 data = self._recv(max_bytes)
             except _WOULD_BLOCK:
-                self._check_idle_read()
+                if self._idle_read >= 0:
+                    self._check_idle_read()
                 self._watch()
                 continue
             except ssl.SSLWantWriteError:
@@ -180,14 +190,36 @@ class Receiving(TLSConnection):
             except OSError as exc:
                 raise self._broken(exc) from exc
             if data:
-                self.bytes_received += len(data)
-                return data
+                size = len(data)
+                self.bytes_received += size
+                return data if size < max_bytes else self._full(data, max_bytes, end)
             self._unwatch()  # at its end a descriptor stays readable
             self._recv = at_end
             raise end
 
     # Receive the next chunk; the iteration stops at the end of the stream.
     __anext__: Any = _chunk  # anyio says coroutine; the language asks for an awaitable
+
+    def _full(self, data: bytes, max_bytes: int, end: type[BaseException]) -> bytes:
+        """Return what was asked for of a receive that took as much; an iteration asks for more."""
+        if end is StopAsyncIteration:
+            if len(data) == _ANY and self._recv is self._read and type(self._sock) is socket.socket:
+                self._recv = self._read = partial(self._read_bulk, 0)
+        elif len(data) > max_bytes:  # `receive(_ANY)` after full ones of an iteration
+            buffer = self._buffered()
+            buffer.extend(data)
+            return self._cut(buffer, max_bytes)
+        return data
+
+    def _read_bulk(self, last: int, max_bytes: int) -> bytes:
+        """State of `_read`: an iteration has filled a receive. Until one takes only a few bytes."""
+        data = self._read_much(last) if max_bytes == _ANY else self._sock.recv(max_bytes)
+        if len(data) != last:
+            read = self._sock.recv if len(data) < FEW else partial(self._read_bulk, len(data))
+            if self._recv is self._read:
+                self._recv = read
+            self._read = read
+        return data
 
     def _buffered(self) -> bytearray:
         if self._reading.busy:

@@ -6,7 +6,6 @@ import asyncio
 import errno
 import socket
 import ssl
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -35,12 +34,14 @@ if TYPE_CHECKING:
 _NO_ROOM = (BlockingIOError, ssl.SSLWantWriteError, anyio.BusyResourceError)
 
 
-@dataclass(frozen=True, slots=True)
 class PostLimit:
-    """How much may wait for a slow peer."""
+    """How much may wait for a slow peer: bytes, and what is called with one that is given up."""
 
-    max_unsent: int  # bytes for each connection
-    exceeded: Callable[[Any], object]  # called with the connection that is given up for it
+    __slots__ = ("exceeded", "max_unsent")
+
+    def __init__(self, max_unsent: int, exceeded: Callable[[Any], object]) -> None:
+        self.max_unsent: int = max_unsent
+        self.exceeded: Callable[[Any], object] = exceeded
 
 
 class Sending(TLSConnection):

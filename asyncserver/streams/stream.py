@@ -7,7 +7,8 @@ Theory of operation:
   returns when the kernel has every byte. While a handler does not read, the kernel's buffer fills,
   and TCP slows the peer down: flow control needs no code here. Only `receive_exactly` and
   `receive_until` keep what they have read beyond their answer, in one buffer.
-* The descriptor is watched from the first wait on. When it turns readable and no task waits, the
+* The descriptor is watched from the first wait on, or the second receive: what a client sends as
+  it connects is mostly here, and what follows is not. When it turns readable and no task waits, the
   watch ends; an unwatched stream tries `recv` first, and watches again when that would block.
 * What is posted and finds no room waits in an outbox, up to a limit (connections/outbox.py).
 """

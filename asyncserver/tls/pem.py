@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 from typing import TypeAlias
 
 FilePath: TypeAlias = str | os.PathLike[str]
@@ -38,7 +37,7 @@ def explain(certfile: FilePath, keyfile: FilePath | None) -> str | None:
     held: list[list[bytes]] = []
     hint = ""
     for file in (certfile, keyfile or certfile):
-        labels, mistake = _blocks(content := Path(file).read_bytes())
+        labels, mistake = _blocks(content := _content(file))
         if mistake is not None:
             return f"{file} {mistake}"
         held.append(labels)
@@ -49,7 +48,7 @@ def explain(certfile: FilePath, keyfile: FilePath | None) -> str | None:
     if (missing := _missing(certfile, keyfile, certificates, keys)) is not None:
         return missing + hint
     # The second is how RFC 1421 (4.6.1.1) writes it, for keys called RSA, EC and DSA.
-    if b"ENCRYPTED PRIVATE KEY" in keys or b"\nProc-Type: 4,ENCRYPTED" in Path(keyfile or certfile).read_bytes():
+    if b"ENCRYPTED PRIVATE KEY" in keys or b"\nProc-Type: 4,ENCRYPTED" in _content(keyfile or certfile):
         return f"the key in {keyfile or certfile} is encrypted: is the password wrong?"
     return None
 
@@ -64,10 +63,15 @@ def explain_mismatch(certfile: FilePath, keyfile: FilePath | None) -> str:
 
 def explain_authorities(file: FilePath) -> str | None:
     """Say why OpenSSL takes no authorities' certificates from a file; None if that is not seen."""
-    labels, mistake = _blocks(Path(file).read_bytes())
+    labels, mistake = _blocks(_content(file))
     if mistake is not None:
         return f"{file} {mistake}"
     return None if _certificate_in(labels) else f"no certificate in {file}"
+
+
+def _content(file: FilePath) -> bytes:
+    with open(file, "rb") as opened:
+        return opened.read()
 
 
 def _missing(certfile: FilePath, keyfile: FilePath | None, certificates: list[bytes], keys: list[bytes]) -> str | None:

@@ -7,6 +7,7 @@ capabilities(7); so those of others are not looked at.
 # `signal` makes enums of the results, and takes twice as long.
 import _signal  # type: ignore[import-not-found]
 import functools
+import itertools
 import os
 import sys
 from collections.abc import Callable
@@ -89,17 +90,23 @@ def _identity() -> object:
 
 
 def _namespaces_reader() -> Look:
-    """namespaces(7); kinds that this kernel was built without have no link."""
+    """namespaces(7); kinds that this kernel was built without have no link.
+
+    The folder is opened for each look: the way to it takes as long as a few links.
+    """
     buffer = ctypes.create_string_buffer(32 * len(_NAMESPACES))
-    readlink = _library().readlink  # os.readlink lets other threads run meanwhile
-    reads = [
-        functools.partial(readlink, b"/proc/thread-self/ns/" + name, ctypes.byref(buffer, 32 * number), 32)
-        for number, name in enumerate(_NAMESPACES)
-    ]
+    library = _library()  # os.readlink lets other threads run meanwhile
+    readlink, close = library.readlinkat, library.close
+    enter = functools.partial(library.open, b"/proc/thread-self/ns", os.O_PATH | os.O_CLOEXEC)
+    places = [ctypes.byref(buffer, 32 * number) for number in range(len(_NAMESPACES))]
+    sizes = [32] * len(_NAMESPACES)
 
     def namespaces() -> object:
-        for read in reads:
-            read()
+        folder = enter()
+        if folder < 0:  # no descriptor is left, and so nothing is known: equal to nothing
+            return object()
+        list(map(readlink, itertools.repeat(folder), _NAMESPACES, places, sizes))
+        close(folder)
         return buffer.raw
 
     return namespaces

@@ -15,7 +15,8 @@ import pytest
 import asyncserver
 from asyncserver import Datagram
 from asyncserver.datagrams.proxied import read_header
-from asyncserver.proxy.proxy_protocol import HeaderError, HeaderParser
+from asyncserver.exceptions import HeaderError
+from asyncserver.proxy.proxy_protocol import HeaderParser
 from tests.kit.datagrams import Place
 from tests.kit.proxy_headers import BINARY, INET, LINE, LOCAL, SIGNATURE, binary, inet
 from tests.kit.waiting import within

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncserver.proxy.proxy_protocol import HeaderError, HeaderParser, ProxyHeader, TrustedProxies, crc32c
+from asyncserver.exceptions import HeaderError
+from asyncserver.proxy.proxy_protocol import HeaderParser, ProxyHeader, TrustedProxies, crc32c
 
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 LINE = b"PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\r\n"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
-from anyio.abc import ByteStream
+from anyio.abc import ByteStream, SocketAttribute
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -54,6 +56,30 @@ async def test_receive_takes_at_most_max_bytes(transport: Transport) -> None:
         while len(rest) < 77:
             rest += await stream.receive(10)
         assert rest == (b"0123456789" * 10)[23:]
+
+
+async def test_iteration_takes_more_of_a_peer_that_sends_much(transport: Transport) -> None:
+    """After a full receive an iteration takes what is there; `receive()` still takes at most what it is asked for."""
+    data = bytes(range(256)) * 4096
+    async with transport.pair() as (stream, client):
+        stream.extra(SocketAttribute.raw_socket).setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        sending = asyncio.create_task(client.send(data))
+
+        async def take(receive: Callable[[], Awaitable[bytes]]) -> bytes:
+            await until(lambda: stream._unread() >= 80_000)
+            return await within(receive())
+
+        chunks = [await take(stream.__anext__) for _ in range(2)]
+        asked = [1 << 16, (1 << 16) + 1, 100]
+        chunks += [await take(partial(stream.receive, most)) for most in asked]
+        chunks.append(await within(stream.receive_exactly(len(data) - len(b"".join(chunks)))))
+        await within(sending)
+        assert b"".join(chunks) == data == data[: stream.bytes_received]
+        assert all(len(chunk) <= most for chunk, most in zip(chunks[2:], asked, strict=False))
+        if not transport.tls:
+            assert len(chunks[1]) >= 80_000
+        await client.send(b"few")
+        assert await within(stream.__anext__()) == b"few"
 
 
 async def test_max_bytes_below_one_is_refused(transport: Transport) -> None:
