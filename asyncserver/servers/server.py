@@ -207,9 +207,7 @@ class Server(Account, ABC):
         """Measure from now on how long handlers take, which costs 0.6 us per handler."""
 
     def pause(self) -> None:
-        """Take nothing new; the kernel queues connections and datagrams, until its limits.
-
-        Handlers go on.
+        """Take nothing new; handlers go on. The kernel queues what comes, until its limits.
 
         Raises:
             RuntimeError: the server has been closed.
@@ -239,8 +237,7 @@ class Server(Account, ABC):
             RuntimeError: the server does not speak TLS or has been closed, or the context was not
                 made by `tls_context()` and no new one is given.
             TypeError: the context is not one for the server side.
-            OSError: a file cannot be read, or does not hold what it should; the old
-                context stays in use.
+            OSError: a file cannot be read, or holds something else; the old context stays in use.
         """
         self._require_open("reload_tls")
         raise RuntimeError(f"{self!r} does not speak TLS: there is nothing to reload")
@@ -248,13 +245,11 @@ class Server(Account, ABC):
     async def close(self, drain_timeout: float | None = None) -> DrainReport:
         """Stop, politely: no new work, then wait for the handlers, then insist.
 
-        * Nothing new is taken. Connections and datagrams that the kernel holds already
-          are still served.
+        * Nothing new is taken. What the kernel holds already is still served.
         * Every handler is notified (`stream.closing`). A connection that is between two messages
           comes to its end of stream, one that has just begun half a second later; one in a message
           goes on until it has answered.
-        * Handlers that still run after `drain_timeout` seconds are cancelled, and a
-          second later aborted.
+        * Handlers that run on after `drain_timeout` seconds are cancelled, a second later aborted.
 
         Called again, it waits for the same end, sooner if the new timeout says so. Called from
         inside a handler it does not wait for that handler, which has until the deadline, and at
@@ -272,8 +267,7 @@ class Server(Account, ABC):
         deadline = self._loop.time() + (self._drain_timeout if drain_timeout is None else drain_timeout)
         if self._drainer is None:
             self._deadline = deadline
-            # Not by the loop's task factory: an eager task would begin before we are
-            # known to call it.
+            # Not by the loop's factory: an eager task would begin before we are known to call it.
             self._drainer = asyncio.Task(self._drain(self._handlers_ended()), loop=self._loop)
         elif drain_timeout is not None:
             self._hasten(deadline)
