@@ -23,6 +23,7 @@ from .listening.systemd import systemd_sockets
 from .monitoring.log_format import JSONFormatter
 from .monitoring.metrics import ServerCollector
 from .net.addresses import Address
+from .program.thread import background
 from .proxy.proxy_protocol import ProxyHeader
 from .proxy.tlvs import ProxyTLS
 from .reports.stats import DrainReport, Durations, ServerStats
@@ -54,6 +55,7 @@ __all__ = [
     "Stream",
     "StreamHandler",
     "TLSContext",
+    "background",
     "closing_on_signals",
     "from_callback",
     "from_protocol",

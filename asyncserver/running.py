@@ -13,13 +13,14 @@ from .monitoring.notify import NotifySocket
 from .program.lifespan import Life
 from .program.loops import loop_factory
 from .program.process import serve_here
-from .serving import Serving
+from .starting import check_servings, give_up
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from .program.lifespan import Lifespan, Loaded
     from .program.loops import LoopFactory
+    from .starting import Serving
 
 __all__ = ["run"]
 
@@ -91,7 +92,7 @@ def run(
         metrics: "HOST:PORT" where to serve over HTTP: /metrics for Prometheus, the sum of all
             workers, with `?by=worker` each of them; /ready, 200 while every server takes new work,
             else 503; /live. Every client that reaches it can read it. /metrics needs
-            prometheus-client, `pip install asyncserver[metrics]`.
+            prometheus-client: `pip install prometheus-client`, or `'.[metrics]'` in the clone.
         drain_delay: seconds between the first signal, from which on /ready says no, and the drain:
             time for a load balancer to notice, and to send no more. A second signal ends it early.
         stuck_timeout: seconds that the loop of one of several workers may not turn, because a
@@ -165,7 +166,7 @@ def run_program(
 
     monitoring: Serving | None = None
     try:
-        _check(servings)
+        check_servings("run", servings)
         _check_workers(workers, max_requests, max_age)
         life.check()
         check_seconds("drain_delay", drain_delay, zero=True)
@@ -210,25 +211,6 @@ def run_program(
                 exits.run(runner, main)
     finally:
         give_up((*servings, monitoring))
-
-
-def give_up(servings: Iterable[object]) -> None:
-    """Close those that have not started; they must not warn: an error was raised already."""
-    for serving in servings:
-        if isinstance(serving, Serving):
-            serving.close()
-
-
-def _check(servings: Sequence[Serving]) -> None:
-    for serving in servings:
-        if not isinstance(serving, Serving):
-            advice = ": write run(serve(handler, host, port))" if callable(serving) else ""
-            raise TypeError(f"run() expects what serve() and serve_datagrams() return; got {serving!r}{advice}")
-    if not servings:
-        raise TypeError(
-            "run() needs a server: run(serve(handler, host, port)); got none. systemd_sockets() gives none where "
-            "systemd has opened none for this process"
-        )
 
 
 def _check_workers(workers: object, max_requests: object, max_age: object) -> None:

@@ -15,7 +15,7 @@ from .reports.logs import about
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Iterable, Sequence
     from types import TracebackType
 
     from .listening.binding import Binding, BoundSocket
@@ -189,3 +189,23 @@ class Serving(Coroutine[Any, Any, None]):
             await server.wait_closed()
         finally:
             await server._end()
+
+
+def check_servings(function: str, servings: Sequence[object]) -> None:
+    """Raise TypeError unless these are what the function of that name can start."""
+    for serving in servings:
+        if not isinstance(serving, Serving):
+            advice = f": write {function}(serve(handler, host, port))" if callable(serving) else ""
+            raise TypeError(f"{function}() expects what serve() and serve_datagrams() return; got {serving!r}{advice}")
+    if not servings:
+        raise TypeError(
+            f"{function}() needs a server: {function}(serve(handler, host, port)); got none. systemd_sockets() gives "
+            "none where systemd has opened none for this process"
+        )
+
+
+def give_up(servings: Iterable[object]) -> None:
+    """Close those that have not started; they must not warn: an error was raised already."""
+    for serving in servings:
+        if isinstance(serving, Serving):
+            serving.close()

@@ -1,17 +1,19 @@
-"""The command line, `python -m asyncserver`."""
+"""The command line: `asyncserver`, `python -m asyncserver`. PYTHON_ARGCOMPLETE_OK."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import socket
 import ssl
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import __version__
 from .._logger import logger as _logger
 from ..kernel.memberships import hears, parse_groups
+from ..leaving.threads import watch_end
 from ..listening.systemd import named_sockets, systemd_sockets
 from ..monitoring.log_format import set_up
 from ..monitoring.metrics import require_prometheus
@@ -19,8 +21,9 @@ from ..monitoring.monitor import Monitor
 from ..net.addresses import format_address, parse_address
 from ..program.lifespan import Life
 from ..program.loops import NAMES, loop_factory
-from ..running import give_up, run_program
-from ..serving import Serving, serve, serve_datagrams
+from ..running import run_program
+from ..serving import serve, serve_datagrams
+from ..starting import Serving, give_up
 from ..tls.contexts import TLSContext, tls_context
 from .loading import adapted, load, password_in
 from .options import make_parser, read, unknown_variables
@@ -62,9 +65,17 @@ async def upper(source: Stream | Datagram) -> bytes | None:
     return None
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns its exit status."""
-    parser = make_parser(f"asyncserver {__version__}")
+def program() -> NoReturn:
+    """Run the command line of the script `asyncserver` or `python -m asyncserver`, and exit."""
+    called = os.path.basename(sys.argv[0])
+    status = main(prog="python -m asyncserver" if called == "__main__.py" else called)
+    watch_end(status)
+    sys.exit(status)
+
+
+def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m asyncserver") -> int:
+    """Run the command line, by default this program's, called `prog`; returns its exit status."""
+    parser = make_parser(f"asyncserver {__version__}", prog)
     options = read(parser, arguments)
     set_up(options.log_level, as_json=options.log_json, connection_lines=options.log_connections)
     for text in unknown_variables():

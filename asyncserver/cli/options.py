@@ -44,11 +44,11 @@ Without arguments: an upper-casing echo server on TCP and UDP, 127.0.0.1:8080.
 
 _EPILOG = """\
 examples:
-  python -m asyncserver
-  python -m asyncserver app:handler --tcp 0.0.0.0:7000 --max-connections 1000 --idle-timeout 60
-  python -m asyncserver app:handler --tcp [::]:8443 --certfile chain.pem --keyfile key.pem
-  python -m asyncserver app:answer --udp 127.0.0.1:5353
-  python -m asyncserver app:handler --unix /run/app.sock --unix-mode 660
+  %(prog)s
+  %(prog)s app:handler --tcp 0.0.0.0:7000 --max-connections 1000 --idle-timeout 60
+  %(prog)s app:handler --tcp [::]:8443 --certfile chain.pem --keyfile key.pem
+  %(prog)s app:answer --udp 127.0.0.1:5353
+  %(prog)s app:handler --unix /run/app.sock --unix-mode 660
 
 A handler of --tcp and --unix is `async def handler(stream)`, one of --udp `async def handler(datagram)`; given both
 kinds of address it gets both, and isinstance(source, asyncserver.Datagram) is how it knows which. What
@@ -213,10 +213,15 @@ OPTIONS: tuple[Option, ...] = (
 )  # fmt: skip
 
 
-def make_parser(version: str) -> argparse.ArgumentParser:
-    """Make the parser, which leaves out what was not typed. `version` is what --version prints."""
+def make_parser(version: str, prog: str = "python -m asyncserver") -> argparse.ArgumentParser:
+    """Make the parser, which leaves out what was not typed.
+
+    Args:
+        version: what --version prints.
+        prog: how the program was called.
+    """
     parser = argparse.ArgumentParser(
-        prog="python -m asyncserver",
+        prog=prog,
         usage="%(prog)s [MODULE:HANDLER] [OPTION ...]\n       %(prog)s --help",
         description=_DESCRIPTION,
         epilog=_EPILOG,

@@ -34,12 +34,13 @@ def _watch(joined: threading.Event, status: int | None) -> None:
     if joined.wait(GRACE) or not (others := _others()):
         return
     what = "are left behind" if status is not None else "still run, and Python waits for them"
-    _logger.warning("threads of the program %s: %s", what, ", ".join(map(_described, others)))
+    _logger.warning("threads of the program %s: %s", what, ", ".join(map(described, others)))
     if status is not None:
         exit_now(status)
 
 
-def _described(thread: threading.Thread) -> str:
+def described(thread: threading.Thread) -> str:
+    """Show a thread's name, and where it is."""
     if (frame := sys._current_frames().get(thread.ident or 0)) is None:
         return f"{thread.name!r}"
     code = frame.f_code

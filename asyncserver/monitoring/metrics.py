@@ -175,7 +175,7 @@ def require_prometheus() -> None:
     try:
         import prometheus_client  # noqa: F401, PLC0415 - an optional extra
     except ModuleNotFoundError as exc:
-        advice = "metrics need prometheus-client: pip install 'asyncserver[metrics]'"
+        advice = "metrics need prometheus-client: pip install prometheus-client, or '.[metrics]' in the clone"
         raise ModuleNotFoundError(advice, name=exc.name) from exc
 
 

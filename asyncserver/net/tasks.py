@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -79,6 +80,22 @@ async def join(task: asyncio.Task[_Result], on_cancel: Callable[[], object]) -> 
         return task.result()
     finally:
         del cancelled  # its traceback refers to this frame: a cycle
+
+
+def require_loop(loop: asyncio.AbstractEventLoop, call: str, *, coroutine: bool = False) -> None:
+    """Raise RuntimeError where a loop runs in another thread, or beside the one that runs here.
+
+    Args:
+        loop: the loop that a call belongs to.
+        call: what a program hands over, such as "server.pause" or "server.close()".
+        coroutine: whether it is one.
+    """
+    if asyncio._get_running_loop() is not loop and loop.is_running():
+        way = f"asyncio.run_coroutine_threadsafe({call}, server.loop).result()"
+        way = way if coroutine else f"server.loop.call_soon_threadsafe({call})"
+        name = re.match(r"[\w.]+", call)
+        assert name is not None
+        raise RuntimeError(f"{name[0]}() belongs to the thread of the server's loop: write {way} here")
 
 
 def give_up(task: asyncio.Task[Any]) -> None:

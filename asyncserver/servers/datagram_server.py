@@ -21,6 +21,7 @@ from ..datagrams.inline_runner import InlineRunner
 from ..datagrams.outlets import Outlets
 from ..datagrams.proxied import ProxiedReader
 from ..net.addresses import format_address
+from ..net.tasks import require_loop
 from ..reports.logs import about
 from ..reports.stats import timed
 from .handlers import HandlerServer
@@ -88,6 +89,7 @@ class DatagramServer(HandlerServer["Datagram"]):
 
     async def sendto(self, data: Buffer, address: Address, local_address: Address = None) -> None:
         """See Server."""
+        require_loop(self._loop, "server.sendto(...)", coroutine=True)
         if self._proxies is not None:
             raise TypeError(
                 f"sendto() would pass by the proxy of {self!r}, and its clients do not know us: keep a Datagram and "

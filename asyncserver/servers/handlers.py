@@ -25,9 +25,9 @@ from .._logger import logger as _logger
 from ..adapters.protocols import ProtocolHandler
 from ..net.addresses import format_address
 from ..net.tasks import give_up, start_task
+from ..reports.error_handler import ErrorCalls
 from ..reports.logs import about
 from ..reports.stats import Durations, fault_of_peer, outcome_of
-from .error_handler import ErrorCalls
 from .server import Server
 from .slow_steps import with_timed_steps
 
@@ -88,7 +88,7 @@ class HandlerServer(Server, Generic[AnySource]):
     def connections(self) -> frozenset[Any]:
         """See Server."""
         starting = () if self._starting is None else (self._starting,)
-        return frozenset((*self._live.values(), *starting))
+        return frozenset((*self._live.copy().values(), *starting))  # whole, in any thread
 
     def measure_durations(self) -> None:
         """See Server."""
@@ -220,6 +220,9 @@ class HandlerServer(Server, Generic[AnySource]):
         _logger.error(
             "handler of %r failed", source.peer_address, exc_info=exc, extra=about(self, source, outcome="failed")
         )
+        if self._kept_errors is not None:
+            exc.add_note(f"in the handler of {format_address(source.peer_address)} on {self.label}")
+            self._kept_errors.append(exc)
         self._error_calls.call(exc, source, about(self, source))
 
     # -- closing

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Self
 from .._logger import logger as _logger
 from ..adapters.checks import check_close_callback
 from ..net.addresses import format_address, label_of
-from ..net.tasks import Progress, join
+from ..net.tasks import Progress, join, require_loop
 from ..reports.logs import about, closed
 from ..reports.stats import Account, DrainReport
 
@@ -47,12 +47,10 @@ if TYPE_CHECKING:
 
 
 class Server(Account, ABC):
-    """A running server, made by `serve()` or `serve_datagrams()`. Use it in the loop's thread only.
+    """A running server, made by `serve()` or `serve_datagrams()`.
 
-    Example::
-
-        server = await asyncserver.serve(handler, "127.0.0.1", 0).start()
-        report = await server.close()
+    Its attributes, `stats()` and `connections` may be read in any thread. Methods that act raise
+    RuntimeError in another thread than the loop's, with what to write there.
 
     Attributes:
         addresses: where clients reach it, an address for each socket.
@@ -85,6 +83,7 @@ class Server(Account, ABC):
         self._close_callbacks: list[Callable[[], object]] = []
         self._callers: set[asyncio.Task[Any] | None] = set()
         self._deadline = 0.0
+        self._kept_errors: list[BaseException] | None = None  # those of handlers, if somebody wants them
         progress = Progress(loop)
         self._tell_change, self._until = progress.notify, progress.until
 
@@ -264,6 +263,7 @@ class Server(Account, ABC):
         Returns:
             how many handlers completed, were cancelled, were aborted.
         """
+        require_loop(self._loop, "server.close()", coroutine=True)
         deadline = self._loop.time() + (self._drain_timeout if drain_timeout is None else drain_timeout)
         if self._drainer is None:
             self._deadline = deadline
@@ -284,6 +284,7 @@ class Server(Account, ABC):
 
     async def wait_closed(self) -> None:
         """Wait until the server has closed and the last handler has ended, or been given up."""
+        require_loop(self._loop, "server.wait_closed()", coroutine=True)
         await self._closed.wait()
 
     def _begin(self) -> None:
@@ -353,6 +354,7 @@ class Server(Account, ABC):
     # -- closing
 
     def _require_open(self, what: str) -> None:
+        require_loop(self._loop, f"server.{what}")
         if self._drainer is not None:
             raise RuntimeError(f"{what}(): {self!r} has been closed; start another with serve()")
 

@@ -20,7 +20,7 @@ from ..listening.listener import Listener
 from ..net.addresses import format_address, host_group, task_name
 from ..net.poller import Poller
 from ..net.probes import probes_come_in_time
-from ..net.tasks import name_task
+from ..net.tasks import name_task, require_loop
 from ..proxy.proxy_protocol import HeaderError
 from ..reports.logs import about, raised_at, with_lines
 from ..reports.stats import outcome_of, timed
@@ -247,6 +247,7 @@ class StreamServer(HandlerServer[Connected]):
 
     def broadcast(self, data: bytes | bytearray | memoryview, *, but: Stream | None = None) -> int:
         """See Server."""
+        require_loop(self._loop, "server.broadcast, data")
         if isinstance(self._handler, ProtocolHandler):
             raise TypeError(f"broadcast() posts to streams; {self!r} serves a protocol, which writes by its transports")
         if not isinstance(but, Stream | None):

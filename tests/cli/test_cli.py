@@ -144,6 +144,21 @@ def test_help_is_worth_reading(folder: Path) -> None:
             assert options.tcp or options.udp or options.unix
 
 
+def test_script_is_called_as_it_was_typed(folder: Path) -> None:
+    """The script that pip installs: its usage, examples and errors do not speak of `python -m`."""
+    script = "import sys; from asyncserver.cli.main import program; sys.argv[0] = '/usr/bin/asyncserver'; program()"
+    with Program(["-c", script, "--help"], folder) as helping:
+        assert helping.wait() == 0
+    assert helping.output.startswith("usage: asyncserver [MODULE:HANDLER]")
+    assert "\n  asyncserver app:handler --tcp" in helping.output and "python -m" not in helping.output
+    with Program(["-c", script, "app:handler", "--unix", "app.py"], folder) as failing:
+        assert failing.wait() == 1
+    assert failing.errors.startswith("asyncserver: ")
+    with Program(["-c", script, "app:handler", "--tcp", "127.0.0.1:0"], folder) as serving:
+        assert ask_once(internet_address(serving)) == b"olleh"
+        assert serving.end() == 0
+
+
 # -- sockets that others have bound
 
 

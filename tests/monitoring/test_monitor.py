@@ -79,11 +79,14 @@ def test_without_prometheus_client_probes_answer_and_metrics_say_what_to_install
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     monitor = Monitor()
     monitor.serving("127.0.0.1:0").close()
-    assert "pip install 'asyncserver[metrics]'; until then only /ready and /live answer" in caplog.text
+    assert (
+        "pip install prometheus-client, or '.[metrics]' in the clone; until then only /ready and /live answer"
+        in caplog.text
+    )
     assert respond(monitor, request_for("/live")).status == 200
     response = respond(monitor, request_for("/metrics"))
     assert response.status == 501
-    assert b"pip install 'asyncserver[metrics]'" in response.body
+    assert b"pip install prometheus-client" in response.body
 
 
 def test_failure_inside_is_told_and_contained(
