@@ -4,7 +4,8 @@ A server of bytes does not know what a message is. It decides by what it can see
 
     New        no bytes have been received or sent
     Active     bytes were received since we last sent: a message is under way
-    Between    we have sent since bytes were received: a drain may end the connection here
+    Between    we have sent since bytes were received, or said that no answer is due: a drain may
+               end the connection here
     Owed       bytes that had reached this host when the drain began are not answered yet
 
 There is no socket in here. The connection reports its bytes; where every instruction counts, it
@@ -42,6 +43,14 @@ class Dialogue:
         """A message begins with the bytes that are not taken yet, unless one is under way."""
         if self._message_start[0] != self.bytes_sent:
             self._message_start = self.bytes_sent, self.bytes_received - unconsumed
+
+    def settle(self, unconsumed: int) -> None:
+        """A message is over, whose answer waits to be sent, or that gets none.
+
+        The next one begins with the bytes that are not taken yet.
+        """
+        self.answer()
+        self._message_start = self.bytes_sent, self.bytes_received - unconsumed
 
     # -- while draining
 

@@ -118,6 +118,24 @@ class Receiving(TLSConnection):
         del buffer[: len(delimiter)]
         return data
 
+    def end_message(self) -> None:
+        """Say that what was received so far is a whole message, and gets no answer.
+
+        A drain lets a connection go on until what it has received is answered. For a handler that
+        answers nothing, as it collects what comes or passes it on to others, it would wait until
+        its deadline. So call this after each message that is done with::
+
+            async for reading in stream:
+                logging.info("%r", reading)
+                stream.end_message()
+
+        What `receive_until()` or `receive_exactly()` has read beyond that message belongs to the
+        next one. Never waits, and needs no open connection.
+        """
+        self.settle(len(self._buffer or b""))
+        if self.draining:
+            self._reading.wake_soon()  # another task may wait for what will not come
+
     @types.coroutine
     def _chunk(
         self, max_bytes: int = CHUNK, end: type[BaseException] = StopAsyncIteration, *, more: bool = False

@@ -122,6 +122,8 @@ class Sending(TLSConnection):
         finally:
             if self._send is refuse_busy:
                 self._send = after
+                if self.draining:
+                    self._notice_answers()
             if self._outbox is not None:
                 self._outbox.resume()
 
@@ -202,7 +204,9 @@ class Sending(TLSConnection):
         if outbox is None:
             outbox = self._outbox = Outbox(self)
         outbox.add(rest)
-        self.answer()
+        self.settle(len(self._buffer or b""))
+        if self.draining:
+            self._notice_answers()
         if self._send not in {refuse_busy, behind_posts}:
             outbox.resume()
         if outbox.held <= self._limit.max_unsent:
@@ -227,6 +231,22 @@ class Sending(TLSConnection):
             super()._on_writable()
 
     # -- the end
+
+    def _look_for_the_end(self) -> None:
+        super()._look_for_the_end()
+        self._notice_answers()
+
+    def _notice_answers(self) -> None:
+        """In a drain: a receive, in another task, may wait only because an answer was owed."""
+        self._reading.wake_soon()
+        if self._send in (self._sock.send, self._send_tls):
+            self._send = self._send_owed
+
+    def _send_owed(self, item: Any) -> int:
+        """State: the server drains. Send, then let a receive look whether this was the answer."""
+        sent = self._send_tls(item) if isinstance(self._sock, ssl.SSLSocket) else self._sock.send(item)
+        self._reading.wake_soon()
+        return sent
 
     def _untaken(self) -> int:
         return super()._untaken() + (self._outbox.size if self._outbox else 0)

@@ -34,6 +34,7 @@ class Do(enum.Enum):
 
     WAIT = "until the gate is open"
     END = "come to its end"
+    END_MESSAGE = "say that there is no answer"
     RAISE = "fail"
     CLOSE = "close the server that it belongs to"
 
@@ -85,6 +86,7 @@ class Conversation:
             b"flood": [BIG, Do.END],
             b"much": [MUCH],
             b"all": [MUCH, Do.END],
+            b"note": [Do.END_MESSAGE],
             b"raise": [Do.RAISE],
             b"close": [Do.CLOSE, answer, Do.END],
         }
@@ -115,6 +117,8 @@ class Conversation:
             for step in self.steps(await stream.receive_until(b"\n", 1000)):
                 if isinstance(step, bytes):
                     await stream.send(step)
+                elif step is Do.END_MESSAGE:
+                    stream.end_message()
                 elif step is Do.END:
                     self.ending += 1
                     return

@@ -62,6 +62,17 @@ async def drain_before_the_answer(x: Crossing) -> None:
         assert tally(server) == {"completed": 1}
 
 
+@happening("docs/deploy.md", "says after each message `stream.end_message()`", styles=("stream",))
+async def drain_behind_a_message_without_an_answer(x: Crossing) -> None:
+    async with x.serve() as server:
+        client = await x.connect(server)
+        await client.send(b"note a\n")
+        await x.received(server, 7)
+        report, heard = await x.ends(await x.drain(server), client)
+        assert (report, heard) == (DrainReport(completed=1), [(b"", CLEAN)])
+        assert tally(server) == {"completed": 1}
+
+
 @happening("docs/deploy.md", "sees it end between two answers when its worker drains, never within one")
 async def drain_between_two_writes_of_an_answer(x: Crossing) -> None:
     """A protocol does not read meanwhile; one that does is looked at among the adapters."""

@@ -27,7 +27,7 @@ INNER = {
     "ServerCollector": {"collect", "describe"},
     "Serving": {"hold", "open_slots", "send", "take", "throw"},
     "Stream": {
-        "answer", "begin_drain", "begin_message", "bytes_moved", "draining", "may_end", "owe_at_most",
+        "answer", "begin_drain", "begin_message", "bytes_moved", "draining", "may_end", "owe_at_most", "settle",
     },
     "TLSContext": {"sslobject_class", "sslsocket_class"},
 }  # fmt: skip

@@ -105,3 +105,30 @@ def test_a_message_in_the_buffer_that_came_before_the_drain_is_owed() -> None:
     say(dialogue, 5)
     dialogue.begin_message(0)
     assert dialogue.may_end()
+
+
+def test_message_without_an_answer() -> None:
+    """What is said to get none is over, but for what has been read beyond it."""
+    dialogue = heard(10)
+    dialogue.settle(unconsumed=4)
+    dialogue.begin_drain(unread=0, due=0.0)
+    assert not dialogue.may_end()
+    dialogue.settle(unconsumed=0)
+    assert dialogue.may_end()
+    dialogue.bytes_received += 1
+    dialogue.begin_message(0)
+    assert not dialogue.may_end()
+
+
+def test_message_without_an_answer_behind_one_with() -> None:
+    """Whether one was answered says nothing about the next."""
+    dialogue = heard(10)
+    say(dialogue, 5)
+    dialogue.bytes_received += 10
+    dialogue.begin_message(0)
+    dialogue.begin_drain(unread=3, due=0.0)
+    dialogue.settle(unconsumed=0)
+    assert not dialogue.may_end()
+    dialogue.bytes_received += 3
+    dialogue.settle(unconsumed=0)
+    assert dialogue.may_end()
