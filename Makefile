@@ -57,8 +57,8 @@ dist: dev
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" .ci/try-dist
 
 bench: bench-environment
-	@echo "Ready. About two minutes: $(BIN)/python -m benchmarks --quick"
-	@echo "The whole, with results to keep: $(BIN)/python -m benchmarks --json results.json; all options: --help"
+	@echo "Ready. Three minutes at most: $(BIN)/python -m benchmarks --quick"
+	@echo "Everything, as a page with charts: $(BIN)/python -m benchmarks --page FOLDER; all options: --help"
 
 # An environment is made anew when the interpreter or pyproject.toml changed since it was made.
 runtime: INSTALL = -e .

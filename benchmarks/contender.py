@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from benchmarks import load as loading
+from benchmarks import machine
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
@@ -74,7 +75,7 @@ class Contender:
             words += ["--certificate", str(folder / "server.pem")]
         if self._workers > 1:
             words += ["--workers", str(self._workers), "--port", str(_free_port())]
-        return [*start, *words]
+        return [*machine.dropping_privileges(), *start, *words]
 
     def wait_until_ready(self) -> None:
         """Wait for the line with the address.

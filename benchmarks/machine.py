@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
+import shutil
 import ssl
 import subprocess
 import sys
 from pathlib import Path
+
+_CAP_SYS_ADMIN = 21  # linux/capability.h
 
 
 def describe() -> dict[str, object]:
@@ -41,6 +45,25 @@ def choose_cores() -> tuple[int | None, int | None]:
     server = usable[0]
     apart = [core for core in usable[1:] if siblings(core) != siblings(server)]
     return server, (apart or usable)[-1]
+
+
+def is_privileged() -> bool:
+    """Whether we could do what only root can, by capabilities(7)."""
+    return bool(int(_first("/proc/self/status", "CapEff") or "0", 16) >> _CAP_SYS_ADMIN & 1)
+
+
+@functools.cache
+def dropping_privileges() -> tuple[str, ...]:
+    """What to put before a server's command, so that it is measured as services run: without root's privileges.
+
+    compat compares what a thread may change before it uses it again, and root's may change more. Empty for users who
+    have none, and where they cannot be given up.
+    """
+    words = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
+    if not is_privileged() or shutil.which(words[0]) is None:
+        return ()
+    tried = subprocess.run([*words, "true"], capture_output=True, check=False)
+    return () if tried.returncode else words
 
 
 def _first(path: str, key: str) -> str:

@@ -11,16 +11,14 @@ import contextlib
 import datetime as dt
 import os
 import tempfile
-import time
-from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks import load as loading
 from benchmarks import machine, programs
 from benchmarks.contender import Contender, StartError
 from benchmarks.load import LoadError
+from benchmarks.neighbours import QUIET, Neighbours
 from benchmarks.results import Run
 
 if TYPE_CHECKING:
@@ -28,65 +26,29 @@ if TYPE_CHECKING:
 
     from benchmarks.load import Load
     from benchmarks.peers import Peer
+    from benchmarks.plan import Pace, Settings, Stage
     from benchmarks.workloads import Workload
 
-    Step = Callable[[str, int], None]
-
-QUICK_IDLE = 2000
-QUICK_BUDGET = 45.0  # seconds; the whole needs some 70 s of CPU time and should end within 120 s on a busy machine too
 PATIENCE = 20.0  # beyond a sample's own length: for 1,000 connections, and for answers that are lost
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How long and how often.
+class Work(NamedTuple):
+    """What is to be done, how far it is, and whom to tell what goes on."""
 
-    Attributes:
-        rounds: How often each contender does each workload; in quick mode with the same server processes, except
-            for memory, and for what is not a server, which are measured once.
-        seconds: Length of one sample.
-        warm_up: Operations before the first sample.
-        quick: See `rounds`; and memory is measured with fewer connections.
-        python_load: Use the Python load generator even where C would do.
-    """
-
-    rounds: int = 5
-    seconds: float = 1.0
-    warm_up: int = 4000
-    quick: bool = False
-    python_load: bool = False
-
-    def laps(self, workload: Workload) -> int:
-        """How often the workload is done with the same processes."""
-        return self.rounds if self.quick and not workload.fresh and workload.kind != "program" else 1
-
-    @property
-    def starts(self) -> int:
-        """How often servers are started anew."""
-        return 1 if self.quick else self.rounds
-
-    def connections(self, workload: Workload) -> int:
-        """Connections of a workload."""
-        return min(workload.connections, QUICK_IDLE) if self.quick and workload.mode == "idle" else workload.connections
+    stages: list[Stage]
+    pace: Pace
+    step: Callable[[str], None]
 
 
-def total_steps(peers: list[Peer], workloads: list[Workload], settings: Settings) -> int:
-    """The number of samples that a run will take."""
-    return settings.starts * sum(
-        settings.laps(each) * len(programs.contenders(each) or _fit(peers, each)) for each in workloads
-    )
-
-
-def measure(peers: list[Peer], workloads: list[Workload], settings: Settings, step: Step) -> Run:
+def measure(peers: list[Peer], workloads: list[Workload], settings: Settings, work: Work) -> Run:
     """Do a whole run.
 
     Args:
         peers: Who takes part; those whose packages are missing are reported in the result.
         workloads: What they do.
         settings: How long and how often.
-        step: Called with what goes on and how many more samples are done.
+        work: The stages to do, and what to tell while they are done.
     """
-    begun = time.monotonic()
     server_core, load_core = machine.choose_cores()
     load = loading.Load(None, c_tls=False, core=load_core) if settings.python_load else loading.build(load_core)
     run = Run(
@@ -104,19 +66,21 @@ def measure(peers: list[Peer], workloads: list[Workload], settings: Settings, st
         workloads={each.name: {"title": each.title, "unit": each.unit} for each in workloads},
         notes=_notes(load, workloads, settings),
     )
-    bench = Bench(run, load, settings, server_core, step)
-    present = [peer for peer in peers if peer.missing() is None]
-    for turn in range(settings.starts):
-        for _, group in groupby(workloads, key=lambda each: each.group):
-            bench.round(present if turn % 2 == 0 else present[::-1], list(group))
-    run.seconds = round(time.monotonic() - begun, 1)
+    bench = Bench(run, load, settings, server_core, work)
+    neighbours = Neighbours()
+    for stage in work.stages:
+        bench.stage(stage)
+        name = stage.workloads[0].name
+        run.neighbours[name] = max(run.neighbours.get(name, 0.0), round(neighbours.used(), 2))
+    run.notes += _afterwards(run, work.pace)
+    run.seconds = round(work.pace.elapsed, 1)
     return run
 
 
 def _notes(load: Load, workloads: list[Workload], settings: Settings) -> list[str]:
     notes = []
     if settings.quick:
-        notes.append(f"quick mode: short samples, fewer workloads, memory with {QUICK_IDLE:,} connections at most")
+        notes.append("quick mode: short samples, fewer of them, not all workloads and contenders")
     modes = {each.mode for each in workloads if each.kind != "program"}
     if python := sorted(mode for mode in modes if not load.is_c(mode)):
         notes.append(f"driven by the Python load generator, which may be the bottleneck: {', '.join(python)}")
@@ -125,65 +89,89 @@ def _notes(load: Load, workloads: list[Workload], settings: Settings) -> list[st
     cores = len(os.sched_getaffinity(0))
     if any(each.workers >= cores for each in workloads):
         notes.append(f"{cores} cores for two workers and the load generator: figures of workers mean little here")
+    if machine.is_privileged() and not machine.dropping_privileges():
+        notes.append("servers have root's privileges, so compat has more to look at after each call")
     return notes
 
 
-def _fit(peers: list[Peer], workload: Workload) -> list[Peer]:
-    return [peer for peer in peers if workload.kind in peer.kinds and workload.suits(peer.name)]
+def _afterwards(run: Run, pace: Pace) -> list[str]:
+    """What was seen only while it ran."""
+    notes = []
+    if pace.taken < pace.samples:
+        notes.append(f"time was over: {pace.samples - pace.taken} samples were not taken")
+    most = max(run.neighbours, key=run.neighbours.__getitem__, default="")
+    if most and run.neighbours[most] > QUIET:
+        notes.append(
+            f"other programs used up to {run.neighbours[most]:.1f} of {len(os.sched_getaffinity(0))} cores "
+            f"(during {most}): figures stray, run it again when the machine is quiet"
+        )
+    return notes
 
 
 class Bench:
     """A run in progress: its settings and where its results go."""
 
-    def __init__(self, run: Run, load: Load, settings: Settings, server_core: int | None, step: Step) -> None:
+    def __init__(self, run: Run, load: Load, settings: Settings, server_core: int | None, work: Work) -> None:
         self.run = run
         self.load = load
         self.settings = settings
         self.cores = {server_core} if server_core is not None else set()
-        self.step = step
-        self.extra_laps_until = time.monotonic() + QUICK_BUDGET
+        self.pace = work.pace
+        self.step = work.step
 
-    def round(self, peers: list[Peer], group: list[Workload]) -> None:
-        """One round of the workloads that share a kind of server."""
-        if group[0].kind == "program":
-            for workload in group:
-                self._programs(workload)
+    def stage(self, stage: Stage) -> None:
+        """Start servers, warm them up, and take their samples."""
+        if self.pace.is_over():
             return
-        with self._contenders(self._able(peers, group), group) as contenders:
-            self.step(f"warming up for {group[0].title}", 0)
+        if not stage.peers:
+            self._programs(stage)
+            return
+        group = list(stage.workloads)
+        with self._contenders(self._able(stage), group) as contenders:
+            self.step(f"warming up for {stage.title}")
             ready = [each for each in contenders if self._prepare(each, group)]
-            for lap in range(self.settings.laps(group[0])):
-                if lap and self._late():
-                    self.step(group[0].title, len(ready) * len(group))
-                    continue
-                for workload in group:
-                    for contender in ready if lap % 2 == 0 else ready[::-1]:
-                        self.step(workload.title, 0)
-                        self._sample(contender, workload)
-                        self.step(workload.title, 1)
+            self.pace.advance(stage.before)
+            for lap in range(stage.laps):
+                if lap and self.pace.is_behind():
+                    self._leave_out(stage, stage.laps - lap)
+                    break
+                self._lap(stage, ready if lap % 2 == 0 else ready[::-1])
 
-    def _late(self) -> bool:
-        """Whether quick mode has used up its time, so that what is left is done once only; noted in the run."""
-        if not self.settings.quick or time.monotonic() < self.extra_laps_until:
-            return False
-        note = "the machine was slow or busy: some figures are from fewer rounds"
+    def _lap(self, stage: Stage, ready: list[Contender]) -> None:
+        """One sample of each workload from each server; those that have failed count as done."""
+        failed = len(stage.contenders) - len(ready)
+        for workload in stage.workloads:
+            seconds = stage.sample(workload)
+            self.pace.advance(seconds * failed, failed)
+            for contender in ready:
+                self.step(workload.title)
+                if self.pace.is_over():
+                    return
+                self._sample(contender, workload)
+                self.pace.advance(seconds, 1)
+
+    def _leave_out(self, stage: Stage, laps: int) -> None:
+        """Quick mode is late, so what has been measured once is not measured again."""
+        number = laps * len(stage.contenders)
+        for workload in stage.workloads:
+            self.pace.drop(stage.sample(workload) * number, number)
+        note = "the machine was slow or busy: some figures are from fewer samples"
         if note not in self.run.notes:
             self.run.notes.append(note)
-        return True
 
-    def _able(self, peers: list[Peer], group: list[Workload]) -> list[Peer]:
-        """Those who have the kind of server and did not fail in every workload of an earlier round."""
+    def _able(self, stage: Stage) -> list[Peer]:
+        """Those who did not fail in every workload of an earlier round."""
         return [
             peer
-            for peer in _fit(peers, group[0])
-            if not all(self.run.result(each.name, peer.name).failed for each in group)
+            for peer in stage.peers
+            if not all(self.run.result(each.name, peer.name).failed for each in stage.workloads)
         ]
 
     @contextlib.contextmanager
     def _contenders(self, peers: list[Peer], group: list[Workload]) -> Iterator[list[Contender]]:
         """Servers that are up; all are started before the first is waited for."""
         workload = group[0]
-        self.step(f"starting servers for {workload.title}", 0)
+        self.step(f"starting servers for {workload.title}")
         with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
             if workload.kind == "tls":
                 programs.write_certificate(Path(folder) / "server.pem")
@@ -233,7 +221,7 @@ class Bench:
                 workload.mode,
                 contender.address,
                 patience=seconds + PATIENCE,
-                connections=self.settings.connections(workload),
+                connections=workload.connections,
                 size=workload.size,
                 depth=workload.depth,
                 seconds=seconds,
@@ -244,9 +232,13 @@ class Bench:
             raise LoadError(f"{error}; the server said: {words}" if words else str(error)) from None
         return workload.sample(figures)
 
-    def _programs(self, workload: Workload) -> None:
-        for name in programs.contenders(workload):
-            self.step(workload.title, 1)
+    def _programs(self, stage: Stage) -> None:
+        (workload,) = stage.workloads
+        for name in stage.contenders:
+            self.step(workload.title)
+            if self.pace.is_over():
+                return
             with self._recorded([workload], name):
                 value = programs.run(workload, name, self.cores)
                 self.run.result(workload.name, name).samples.append({"value": value})
+            self.pace.advance(stage.sample(workload), 1)

@@ -24,6 +24,7 @@ class Peer:
         requires: Distributions whose versions are recorded, and without which it is reported as missing.
         arguments: More words for its command line.
         ours: Whether charts mark it.
+        quick: Whether quick mode has it, unless others are named.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Peer:
     requires: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
     ours: bool = False
+    quick: bool = True
 
     def versions(self) -> dict[str, str]:
         """The version of each required distribution that is installed."""
@@ -60,9 +62,9 @@ def _version(distribution: str) -> str | None:
 
 
 def _loops(name: str, title: str, server: str, kinds: frozenset[str], *requires: str, **more: object) -> list[Peer]:
-    """The same server on both loops."""
+    """The same server on both loops, in quick mode perhaps only on one."""
     arguments: tuple[str, ...] = more.pop("arguments", ())  # type: ignore[assignment]
-    ours = bool(more.pop("ours", False))
+    ours, quick = bool(more.pop("ours", False)), more.pop("quick", ("uvloop", "asyncio"))
     return [
         Peer(
             f"{name}-{loop}",
@@ -72,6 +74,7 @@ def _loops(name: str, title: str, server: str, kinds: frozenset[str], *requires:
             (*requires, "uvloop") if loop == "uvloop" else requires,
             ("--loop", loop, *arguments),
             ours,
+            loop in quick,  # type: ignore[operator]
         )
         for loop in ("uvloop", "asyncio")
     ]
@@ -88,6 +91,7 @@ PEERS: tuple[Peer, ...] = (
         "asyncserver",
         arguments=("--variant", "protocol"),
         ours=True,
+        quick=("uvloop",),
     ),
     *_loops("protocol", "asyncio.Protocol", "asyncio_protocol", PROTOCOLS),
     Peer(
@@ -97,6 +101,7 @@ PEERS: tuple[Peer, ...] = (
         STREAMS,
         (),
         ("--variant", "buffered"),
+        quick=False,
     ),
     *_loops("streams", "asyncio.start_server", "asyncio_streams", STREAMS | LINES),
     *_loops(
@@ -106,12 +111,13 @@ PEERS: tuple[Peer, ...] = (
         frozenset({"tcp", "tls"}),
         "aiofastnet",
         arguments=("--variant", "aiofastnet"),
+        quick=("uvloop",),
     ),
-    *_loops("anyio", "anyio", "anyio_streams", PROTOCOLS, "anyio"),
+    *_loops("anyio", "anyio", "anyio_streams", PROTOCOLS, "anyio", quick=("uvloop",)),
     Peer("trio", "trio", "trio_streams", PROTOCOLS, ("trio",)),
     Peer("gevent", "gevent", "gevent_sockets", PROTOCOLS, ("gevent",)),
     Peer("twisted", "Twisted", "twisted_protocol", PROTOCOLS, ("twisted", "pyopenssl", "service-identity")),
-    *_loops("easynetwork", "EasyNetwork", "easynetwork_handlers", PROTOCOLS, "easynetwork"),
+    *_loops("easynetwork", "EasyNetwork", "easynetwork_handlers", PROTOCOLS, "easynetwork", quick=("uvloop",)),
     Peer("socketserver", "socketserver, threads", "handler_classes", LEGACY, (), ("--variant", "socketserver")),
     Peer(
         "compat",
@@ -129,12 +135,13 @@ PEERS: tuple[Peer, ...] = (
         LEGACY,
         ("gevent",),
         ("--variant", "gevent"),
+        quick=False,
     ),
 )
 
 
-def select(patterns: list[str]) -> list[Peer]:
-    """The peers whose names are, or begin with, one of the patterns; all of them for none.
+def select(patterns: list[str], *, quick: bool = False) -> list[Peer]:
+    """The peers whose names are, or begin with, one of the patterns; for none all, or those of quick mode.
 
     Raises:
         ValueError: A pattern names nobody.
@@ -143,4 +150,6 @@ def select(patterns: list[str]) -> list[Peer]:
         if not any(peer.name.startswith(pattern) for peer in PEERS):
             names = ", ".join(peer.name for peer in PEERS)
             raise ValueError(f"no peer is called {pattern!r}; there are: {names}")
-    return [peer for peer in PEERS if not patterns or peer.name.startswith(tuple(patterns))]
+    if patterns:
+        return [peer for peer in PEERS if peer.name.startswith(tuple(patterns))]
+    return [peer for peer in PEERS if peer.quick or not quick]

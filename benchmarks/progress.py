@@ -6,16 +6,24 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Self
 
+from benchmarks.plan import clock
+
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from benchmarks.plan import Pace
+
+
+def state(pace: Pace) -> str:
+    """How far a run is: samples, the time that it took, and about how much is left."""
+    return f"{pace.taken}/{pace.samples} samples, {clock(pace.elapsed)} so far, about {clock(pace.left())} left"
 
 
 class PlainProgress:
     """A line per step, for logs and for environments without rich."""
 
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._done = 0
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
         self._last = ""
 
     def __enter__(self) -> Self:
@@ -24,28 +32,26 @@ class PlainProgress:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def step(self, text: str, count: int = 0) -> None:
-        """Say what is going on; `count` more samples are done."""
-        self._done += count
+    def step(self, text: str) -> None:
+        """Say what is going on."""
         if text != self._last:
-            print(f"[{self._done}/{self._total}] {text}", file=sys.stderr, flush=True)
+            print(f"[{state(self._pace)}] {text}", file=sys.stderr, flush=True)
         self._last = text
 
 
 class RichProgress:
-    """A bar with the time that is left."""
+    """A bar as long as the run takes, whose steps are not equally long."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, pace: Pace) -> None:
         bar = importlib.import_module("rich.progress")
+        self._pace = pace
         self._progress = bar.Progress(
             bar.BarColumn(24),
-            bar.MofNCompleteColumn(),
-            bar.TimeRemainingColumn(),
             bar.TextColumn("{task.description}"),
             console=importlib.import_module("rich.console").Console(stderr=True),
             refresh_per_second=2,  # it shares the load generator's core
         )
-        self._task = self._progress.add_task("starting", total=total)
+        self._task = self._progress.add_task("starting", total=pace.planned)
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -56,16 +62,18 @@ class RichProgress:
     ) -> None:
         self._progress.stop()
 
-    def step(self, text: str, count: int = 0) -> None:
-        """Say what is going on; `count` more samples are done."""
-        self._progress.update(self._task, description=text, advance=count)
+    def step(self, text: str) -> None:
+        """Say what is going on."""
+        pace = self._pace
+        short = f"{pace.taken}/{pace.samples}, about {clock(pace.left())} left: {text}"
+        self._progress.update(self._task, description=short, completed=pace.done, total=pace.planned)
 
 
-def progress(total: int) -> PlainProgress | RichProgress:
+def progress(pace: Pace) -> PlainProgress | RichProgress:
     """A bar when someone watches and rich is there, else lines."""
     if not sys.stderr.isatty():
-        return PlainProgress(total)
+        return PlainProgress(pace)
     try:
-        return RichProgress(total)
+        return RichProgress(pace)
     except ImportError:
-        return PlainProgress(total)
+        return PlainProgress(pace)

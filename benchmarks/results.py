@@ -48,6 +48,11 @@ class Result:
         """The smallest cold figure."""
         return min((sample["value"] for sample in self.cold), default=math.nan)
 
+    @property
+    def strays(self) -> bool:
+        """Whether the worst figure is half as much again as the best, or more: something else was going on."""
+        return len(self.samples) > 1 and self.worst >= 1.5 * self.best > 0
+
     def beside(self, name: str) -> float | None:
         """Another figure of the best round."""
         if not self.samples:
@@ -68,6 +73,7 @@ class Run:
         workloads: Name -> title and unit.
         results: One per workload and peer that took part.
         notes: What a reader must know before believing the figures.
+        neighbours: Workload -> how many of the cores other programs used while it was measured, with its group.
     """
 
     started: str
@@ -77,6 +83,7 @@ class Run:
     workloads: dict[str, dict[str, Any]]
     results: list[Result] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    neighbours: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
 
     def result(self, workload: str, peer: str) -> Result:

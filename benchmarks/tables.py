@@ -24,6 +24,14 @@ HEADINGS = [
     "load",
 ]
 
+INTRODUCTION = """\
+What is compared is the CPU time that a server takes for one operation, unless a table says otherwise; less is better.
+*best* and *worst* are the cheapest and the dearest sample, *x best* is the best as a multiple of the leader's, *cold*
+is the first sample of a new process. The columns behind them belong to the best sample: operations per second, how long
+half and 99 % of the answers took at most, what was lost, and how busy server and load generator kept their cores. A
+load generator at 100 % limits the operations per second, but not the CPU time. Ratios travel to other machines, figures
+do not. `python -m benchmarks --page FOLDER` has made this page; the README of `benchmarks` says how it measures."""
+
 
 def number(value: float | None) -> str:
     """Three significant digits, thousands set apart; a dash for nothing."""
@@ -112,7 +120,19 @@ def remarks(run: Run) -> list[str]:
     lines = [f"not taking part: {peer['title']}: {peer['missing']}" for peer in run.peers.values() if peer["missing"]]
     if any(result.error and result.samples for result in run.results):
         lines.append("(!) failed in some rounds; see the JSON")
-    return lines + [f"note: {note}" for note in run.notes]
+    return lines + [f"note: {note}" for note in run.notes] + strays(run)
+
+
+def strays(run: Run) -> list[str]:
+    """A warning, if best and worst of somebody differ by half: their samples did not meet the same machine."""
+    places = []
+    for name in run.workloads:
+        who = [result.peer for result in run.of(name) if result.strays]
+        if who:
+            places.append(f"{name} ({', '.join(who) if len(who) <= 2 else f'{len(who)} of {len(run.of(name))}'})")
+    if not places:
+        return []
+    return [f"warning: best and worst sample differ by half or more, so compare with care: {', '.join(places)}"]
 
 
 def about(run: Run) -> list[str]:
@@ -159,7 +179,8 @@ def markdown(run: Run, charts: dict[str, str]) -> str:
         run: The results.
         charts: Workload -> file name of its chart.
     """
-    parts = ["# Results", "  \n".join(about(run)), "\n".join(f"* {line}" for line in remarks(run))]
+    parts = [f"# Results with {run.machine['python']}", INTRODUCTION]
+    parts += ["  \n".join(about(run)), "\n".join(f"* {line}" for line in remarks(run))]
     parts += ["## Targets", markdown_table(targets.table(run), left=3)]
     parts += ["## Overview: multiples of the best in each column; less is better", markdown_table(overview(run))]
     for name, workload in run.workloads.items():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.load import LoadError
 
 CPU = "us of server CPU per operation"
 WALL = "us of wall time per operation"
+QUICK_IDLE = 2000  # connections whose memory quick mode measures
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Workload:
 
     Attributes:
         name: What `--workload` takes.
-        title: What tables and charts show.
+        title: What tables and charts show; `{connections}` stands for their number.
         kind: The kind of server it needs; `program` for those that run by themselves.
         mode: The load generator's mode, or the program's name.
         unit: Of the figure that is compared; less is better, always.
@@ -93,7 +94,7 @@ WORKLOADS: tuple[Workload, ...] = (
     Workload("connect", "Connect, echo, close; 32 clients", "tcp", "connect", connections=32),
     Workload(
         "memory",
-        "Memory, 5,000 idle connections",
+        "Memory, {connections} idle connections",
         "tcp",
         "idle",
         _MEMORY,
@@ -110,7 +111,7 @@ WORKLOADS: tuple[Workload, ...] = (
     Workload("legacy-udp", "Legacy handler: datagrams, 64 sockets", "legacy-udp", "udp", connections=64),
     Workload(
         "legacy-idle",
-        "Legacy handler: memory, 1,000 idle connections",
+        "Legacy handler: memory, {connections} idle connections",
         "legacy-tcp",
         "idle",
         _MEMORY,
@@ -138,7 +139,7 @@ WORKLOADS: tuple[Workload, ...] = (
 
 
 def select(names: list[str], *, quick: bool) -> list[Workload]:
-    """The workloads of these names; for none, all of them, or those of quick mode.
+    """The workloads of these names, as quick mode has them or in full; for none, all of either.
 
     Raises:
         ValueError: A name is unknown.
@@ -147,6 +148,15 @@ def select(names: list[str], *, quick: bool) -> list[Workload]:
     for name in names:
         if name not in known:
             raise ValueError(f"no workload is called {name!r}; there are: {', '.join(known)}")
-    if names:  # in the table's order, which keeps workloads of one group together
-        return [each for each in WORKLOADS if each.name in names]
-    return [each for each in WORKLOADS if each.quick or not quick]
+    # In the table's order, which keeps workloads of one group together.
+    chosen = [each for each in WORKLOADS if (each.name in names if names else each.quick or not quick)]
+    return [_sized(each, quick=quick) for each in chosen]
+
+
+def _sized(workload: Workload, *, quick: bool) -> Workload:
+    """The workload with the number of connections that a run really opens, also in its title."""
+    number = workload.connections
+    if quick and workload.mode == "idle":
+        number = min(number, QUICK_IDLE)
+    title = workload.title.format(connections=f"{number:,}")
+    return replace(workload, connections=number, title=title)

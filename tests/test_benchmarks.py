@@ -3,13 +3,15 @@
 import dataclasses
 import json
 import math
+import os
 import sys
+import time
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 
-from benchmarks import charts, cli, guard, peers, tables, targets, workloads
+from benchmarks import charts, cli, guard, neighbours, peers, plan, tables, targets, workloads
 from benchmarks.results import Result, Run, read
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the harness reads Linux's process clocks")
@@ -47,7 +49,8 @@ def test_harness_measures_a_peer_and_writes_valid_json(
     """One workload on one peer: the JSON holds a sample, a cold sample and the machine; the table names the peer."""
     target = tmp_path / "run.json"
     words = ["--workload", "tcp-64", "--peer", "protocol-asyncio", "--rounds", "1", "--seconds", "0.1"]
-    assert cli.main([*words, *more, "--json", str(target)]) == 0
+    assert cli.main([*words, *more, "--json", str(target), "--page", str(tmp_path / "page")]) == 0
+    assert "asyncio.Protocol, asyncio" in (tmp_path / "page" / "README.md").read_text()
     run = read(target)
     (result,) = run.results
     assert (result.workload, result.peer, result.error) == ("tcp-64", "protocol-asyncio", None)
@@ -58,7 +61,102 @@ def test_harness_measures_a_peer_and_writes_valid_json(
     assert sample["p50_us"] <= sample["p99_us"]
     assert len(result.cold) == 1
     assert run.machine["python"].endswith(sys.version.split()[0])
-    assert "asyncio.Protocol, asyncio" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "asyncio.Protocol, asyncio" in told.out
+    assert "1 workloads, 1 contenders, 1 samples of 0.1 s" in told.err
+    assert "[0/1 samples, " in told.err
+
+
+@linux
+@pytest.mark.parametrize(
+    ("late", "samples", "note"),
+    [
+        ("is_behind", 1, "some figures are from fewer samples"),
+        ("is_over", 0, "time was over: 3 samples were not taken"),
+    ],
+)
+def test_quick_run_that_is_late_takes_fewer_samples_and_says_so(
+    late: str, samples: int, note: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First what has been measured is not measured again; when time is over, the rest is left out."""
+    monkeypatch.setattr(plan.Pace, late, lambda self: True)
+    target = tmp_path / "run.json"
+    words = ["--quick", "--workload", "tcp-64", "--peer", "protocol-asyncio", "--seconds", "0.05"]
+    assert cli.main([*words, "--json", str(target)]) == 0
+    run = read(target)
+    assert sum(len(result.samples) for result in run.results) == samples
+    assert any(note in line for line in run.notes)
+
+
+def test_quick_mode_fits_into_three_minutes() -> None:
+    """By its own plan, which is that of an idle machine, there is time to spare for a busy one; as the page says."""
+    settings = plan.Settings(rounds=3, seconds=0.1, warm_up=500, quick=True)
+    who, work = peers.select([], quick=True), workloads.select([], quick=True)
+    planned = plan.stages(who, work, settings)
+    assert 300 < sum(stage.samples for stage in planned) < 400
+    assert sum(stage.seconds for stage in planned) < plan.QUICK_GOAL < plan.QUICK_LIMIT == 180
+    told = f"{len(who)} of {len(peers.PEERS)} contenders in {len(work)} of {len(workloads.WORKLOADS)} workloads"
+    assert told in (Path(plan.__file__).parent / "README.md").read_text()
+
+
+def test_plan_is_what_a_full_run_does() -> None:
+    """Each contender does each workload once a round, programs too."""
+    settings = plan.Settings(rounds=2)
+    chosen = [peer for peer in peers.PEERS if peer.name in {"socketserver", "compat"}]
+    planned = plan.stages(
+        chosen, workloads.select(["tcp-64", "connect", "legacy-udp", "shutdown"], quick=False), settings
+    )
+    assert [(stage.title, stage.samples) for stage in planned] == 2 * [
+        ("TCP echo, 64 B, 64 connections", 4),
+        ("Legacy handler: datagrams, 64 sockets", 2),
+        ("shutdown() of an idle server", 2),
+    ]
+    assert planned[0].contenders == planned[3].contenders[::-1]
+
+
+def test_pace_tells_what_is_left_at_the_speed_so_far() -> None:
+    """Half of a plan of 10 s done in 20 s: 20 s are left; what is left out is not done, and not left either."""
+    work = dataclasses.replace(workloads.select(["tcp-64"], quick=False)[0], connections=1)
+    settings = plan.Settings(rounds=1, seconds=10)
+    pace = plan.Pace([plan.Stage((work,), ("one",), (), 1, settings)], quick=False)
+    assert (pace.samples, pace.planned) == (1, 10 + plan.AROUND)
+    pace.advance(5, 0)
+    pace.begun -= 20
+    assert pace.left() == pytest.approx(20, abs=1)
+    pace.drop(5, 1)
+    assert pace.left() == pytest.approx(0, abs=1)
+    assert not (pace.is_behind() or pace.is_over())
+    quick = plan.Pace([], quick=True)
+    for late, verdict in ((0, (False, False)), (plan.QUICK_SLACK, (True, False)), (plan.QUICK_LIMIT, (True, True))):
+        quick.begun = time.monotonic() - late - 0.1
+        assert (quick.is_behind(), quick.is_over()) == verdict
+
+
+def test_quick_memory_says_how_many_connections_it_opens() -> None:
+    """Its title has the number of this run."""
+    for quick, number in ((True, "2,000"), (False, "5,000")):
+        (memory,) = workloads.select(["memory"], quick=quick)
+        assert f"{memory.connections:,}" == number
+        assert number in memory.title
+
+
+@linux
+def test_other_programs_are_warned_of() -> None:
+    """What they take of our cores is counted, stolen time too, but neither waiting nor interrupts."""
+    tick = 1 / os.sysconf("SC_CLK_TCK")
+    stat = "cpu 9 9 9 9 9 9 9 9 9 9\ncpu0 1 2 3 100 100 50 50 4 0 0\ncpu1 7 0 0 0 0 0 0 0 0 0\nintr 5\n"
+    assert neighbours.busy_seconds(stat, {0}) == pytest.approx(10 * tick)
+    assert neighbours.busy_seconds(stat, {0, 1}) == pytest.approx(17 * tick)
+    assert neighbours.now(0.01) >= 0
+    assert cli.crowded(neighbours.QUIET) == ""
+    assert "other programs use 1.3 of the" in cli.crowded(1.3)
+
+
+def test_samples_that_stray_are_warned_of(made_up: Run) -> None:
+    """Best and worst differ by half: the text says who it was."""
+    assert "differ by half" not in tables.text(made_up)
+    made_up.result("tcp-64", "protocol-uvloop").samples.append({"value": 15.0})
+    assert "differ by half or more, so compare with care: tcp-64 (protocol-uvloop)" in tables.text(made_up)
 
 
 @linux
@@ -125,7 +223,7 @@ def test_targets_compare_best_rounds(made_up: Run, target: targets.Target, value
 
 def test_targets_name_known_peers_and_workloads() -> None:
     """A renamed peer or workload cannot silently turn a target into `not measured`."""
-    names = {peer.name for peer in peers.PEERS}
+    names = {peer.name for peer in peers.select([], quick=True)}
     quick = {workload.name: workload for workload in workloads.select([], quick=True)}
     for target in targets.TARGETS:
         assert target.workload in quick
