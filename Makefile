@@ -7,11 +7,12 @@ BIN := $(VENV)/bin
 # How many at a time: tests/conftest.py. Who has run out of tests takes some of another's.
 PARALLEL := -n auto --dist worksteal
 
-.PHONY: help serve test test-without-uvloop soak style types coverage dist docs picture bench bench-environment
+.PHONY: help serve test test-without-uvloop soak style types coverage docs picture dist bench bench-environment
 .PHONY: docs-environment runtime dev clean
 
 help:
-	@sed -n '1,4s/^# \{0,1\}//p' Makefile; echo "Further targets: docs, bench, soak, style, types, coverage, dist, test-without-uvloop, clean"
+	@sed -n '1,4s/^# \{0,1\}//p' Makefile; \
+	echo "Further targets: docs, bench, soak, style, types, coverage, dist, test-without-uvloop, clean"
 
 serve: runtime
 	@$(BIN)/python -m asyncserver $(ARGS)
@@ -43,10 +44,6 @@ coverage: dev
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 
-# The sdist and the wheel, in dist/, each tried as one gets it.
-dist: dev
-	@PYTHON="$(PYTHON)" VENV="$(VENV)" .ci/try-dist
-
 # The documentation as a site, in build/site; every warning is an error.
 docs: docs-environment
 	@$(BIN)/python -m sphinx -W --keep-going -n -q -c docs -d build/doctrees . build/site && echo "build/site/docs/index.html"
@@ -54,6 +51,10 @@ docs: docs-environment
 # docs/live.svg, anew: what the README shows of the live view.
 picture: docs-environment
 	@$(BIN)/python docs/live.py
+
+# The sdist and the wheel, in dist/, each tried as one gets it.
+dist: dev
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" .ci/try-dist
 
 bench: bench-environment
 	@echo "Ready. Three minutes at most: $(BIN)/python -m benchmarks --quick"

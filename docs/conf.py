@@ -29,6 +29,7 @@ include_patterns = [
     "docs/*.md",
     "docs/**/*.md",
     "docs/**/*.rst",
+    "benchmarks/README.md",
     "benchmarks/results/README.md",
     *(f"{name}.md" for name in ("CHANGELOG", "CONTRIBUTING", "SECURITY")),
 ]

@@ -52,11 +52,6 @@ class Server(Account, ABC):
     Its attributes, `stats()` and `connections` may be read in any thread. Methods that act raise
     RuntimeError in another thread than the loop's, with what to write there.
 
-    Example::
-
-        server = await asyncserver.serve(handler, "127.0.0.1", 0).start()
-        report = await server.close()
-
     Attributes:
         addresses: where clients reach it, an address for each socket.
         label: the same as a text, as metrics and log records have it: "tcp://127.0.0.1:8080".

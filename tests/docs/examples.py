@@ -23,7 +23,7 @@ _IN_PAGE = re.compile(r"^( *)\.\. code-block:: python\n\n((?:\1   .*\n|\n)+)", r
 
 # What an example need not say.
 PRELUDE = """
-import asyncio, logging, socketserver, threading
+import asyncio, logging, socket, socketserver, threading
 import anyio, prometheus_client
 import asyncserver, compat
 from asyncserver import *
