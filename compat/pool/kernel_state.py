@@ -31,7 +31,7 @@ def looks() -> list[Look]:
     """Return functions that read the calling thread's state; their results can be compared.
 
     Raises:
-        NotImplementedError: it cannot be read.
+        NotImplementedError: it cannot be read. Where a filter forbids it, they raise OSError.
     """
     if ctypes is None or not hasattr(_library(), "capget"):
         raise NotImplementedError
@@ -72,8 +72,10 @@ def _capabilities_reader() -> Callable[[], bytes]:
     return _reader(functools.partial(_library().capget, header, buffer), buffer)
 
 
-def _reader(fill: Callable[[], object], buffer: Any) -> Callable[[], bytes]:
+def _reader(fill: Callable[[], int], buffer: Any) -> Callable[[], bytes]:
     """Make a function that fills the buffer, and returns what is in it."""
+    if fill() == -1:
+        raise NotImplementedError
 
     def read() -> bytes:
         fill()
@@ -96,6 +98,9 @@ def _namespaces_reader() -> Look:
         functools.partial(readlink, b"/proc/thread-self/ns/" + name, ctypes.byref(buffer, 32 * number), 32)
         for number, name in enumerate(_NAMESPACES)
     ]
+
+    if all(read() == -1 for read in reads):  # there is no /proc
+        raise NotImplementedError
 
     def namespaces() -> object:
         for read in reads:
