@@ -21,7 +21,7 @@ import ssl
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from ..net.socket_info import unsent
+from ..net.socket_info import unread, unsent
 from ..tls.openssl import clear_errors
 from ..tls.records import holds_whole_records
 from .connection import CHUNK
@@ -136,12 +136,13 @@ class TLSConnection(KeptConnection):
 
     def _read_tls(self, max_bytes: int) -> bytes:
         sock = self._sock
+        came = self._watching or unread(self._fd)  # watched it is read only when something has come
         try:
             data: bytes = sock.read(max_bytes)  # type: ignore[attr-defined] # an SSLSocket
         except ssl.SSLZeroReturnError:  # both sides have sent close_notify
             return b""
         except ssl.SSLWantReadError:
-            if self._watching:  # something has come
+            if came:
                 self._came_at = self.bytes_received
             raise
         if len(data) == max_bytes:

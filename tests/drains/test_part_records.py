@@ -59,15 +59,22 @@ def taken(server: asyncserver.Server) -> bool:
 @pytest.mark.usefixtures("slow_clients", "short_pause")
 @handlers
 @pytest.mark.parametrize("asked", [b"", b"first"])
-async def test_rest_of_a_record_is_waited_for(tls: Transport, name: str, asked: bytes) -> None:
+@pytest.mark.parametrize("together", [True, False], ids=["one segment", "two"])
+async def test_rest_of_a_record_is_waited_for(tls: Transport, name: str, asked: bytes, *, together: bool) -> None:
     """OpenSSL has the beginning of a question when the drain begins: no payload, but a question that had come."""
     async with tls.serve(HANDLERS[name]()) as server, tls.connect(server) as client:
         assert isinstance(client, TLSClient)
-        if asked:
+        if asked and not together:
             assert await client.ask(asked) == asked.upper()
+        before = b""
+        if asked and together:
+            client.tls.write(asked)
+            before = client._outgoing.read()
         client.tls.write(b"question")
         record = client._outgoing.read()
-        await client.loop.sock_sendall(client.sock, record[:12])
+        await client.loop.sock_sendall(client.sock, before + record[:12])
+        if before:
+            assert await client.receive_exactly(len(asked)) == asked.upper()
         await until(lambda: taken(server))
         closing = asyncio.create_task(server.close(PATIENCE))
         await until(lambda: not server.sockets)
