@@ -87,15 +87,18 @@ def check_tls(context: object, handshake_timeout: float) -> None:
         raise ValueError(f"ssl_handshake_timeout={handshake_timeout!r} has no effect without ssl: leave it out")
 
 
-def check_keepalive(seconds: object, path: object, sock: object) -> None:
+def check_keepalive(seconds: object, path: object, vsock: object, sock: object) -> None:
     """Raise TypeError or ValueError, unless connections can be kept so, or it is None."""
     check_seconds("keepalive", seconds, none=True)
     if isinstance(seconds, int | float) and seconds < SHORTEST:
         raise ValueError(
             f"keepalive must be at least {SHORTEST:g} seconds, got {seconds!r}: the kernel counts it in whole seconds"
         )
-    if seconds is not None and (path is not None or getattr(sock, "family", None) == socket.AF_UNIX):
+    family = getattr(sock, "family", None)
+    if seconds is not None and (path is not None or family == socket.AF_UNIX):
         raise ValueError(f"keepalive={seconds!r} has no effect on a Unix socket: its peer cannot vanish; leave it out")
+    if seconds is not None and (vsock is not None or family == getattr(socket, "AF_VSOCK", "none")):
+        raise ValueError(f"keepalive={seconds!r} has no effect on VSOCK, whose kernel asks no peer; leave it out")
 
 
 def check_end(drain_timeout: float, on_error: ErrorHandler | None) -> None:

@@ -158,7 +158,7 @@ def serve(
     check_count("max_connections_per_host", max_connections_per_host, none=True)
     check_tls(ssl, ssl_handshake_timeout)
     check_seconds("idle_timeout", idle_timeout, none=True)
-    check_keepalive(keepalive, path, sock)
+    check_keepalive(keepalive, path, vsock, sock)
     proxies = checked_proxies(trusted_proxies, proxy_protocol, proxy_timeout)
     check_end(drain_timeout, on_error)
     one_queue = max_connections is not None  # a full worker must not keep a queue of its own

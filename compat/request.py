@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import functools
 import io
+import math
+import select
 import socket
 import ssl
+import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -191,11 +194,47 @@ class _TLSRequest(Request):
 
     def read(self: Any, len: int = 1024, buffer: Any = None) -> Any:  # noqa: A002 - as ssl has it
         """Wait for bytes, and let OpenSSL read. Whatever receives calls this."""
-        if not self.pending() and not self._wait():
-            return b"" if buffer is None else 0
-        received = super().read(len, buffer)  # type: ignore[misc] # an SSLSocket's
-        self.loan.received(received if buffer is not None else received.__len__())
-        return received
+        loan, timeout = self.loan, self.gettimeout()
+        until = time.monotonic() + (timeout or math.inf)
+        while self.pending() or self._wait():
+            whole = loan.holds_whole_records()
+            try:
+                received = self._read_what_is_here(len, buffer)
+            except ssl.SSLWantReadError:
+                loan.found_no_payload(whole=whole)
+                if timeout == 0:
+                    raise
+                if time.monotonic() >= until:
+                    raise TimeoutError("The read operation timed out") from None
+            else:
+                loan.decrypted = self.pending()
+                loan.received(received if buffer is not None else received.__len__())
+                return received
+        return b"" if buffer is None else 0
+
+    def _read_what_is_here(self: Any, *arguments: Any) -> Any:
+        """Let OpenSSL read, but not wait: it may find no payload, or a part of a record."""
+        timeout = self._timeout = self.gettimeout()
+        socket.socket.settimeout(self, 0)
+        try:
+            return self._with_room(super().read, *arguments)  # type: ignore[misc] # an SSLSocket's
+        finally:
+            socket.socket.settimeout(self, timeout)
+            del self._timeout
+
+    def _with_room(self: Any, method: Callable[..., Any], *arguments: Any) -> Any:
+        """Wait for room where OpenSSL needs some; also a thread that sends while another reads."""
+        while True:
+            try:
+                return method(*arguments)
+            except ssl.SSLWantWriteError:
+                timeout = vars(self).get("_timeout", self.gettimeout())
+                if timeout == 0:
+                    raise
+                room = select.poll()
+                room.register(self, select.POLLOUT)
+                if not room.poll(None if timeout is None else timeout * 1000):
+                    raise TimeoutError("The write operation timed out") from None
 
     def _wait(self: Any) -> bool:
         """Wait until the kernel has a byte or an end; false if it is the drain's."""
@@ -211,13 +250,13 @@ class _TLSRequest(Request):
 
     def send(self: Any, data: Any, flags: int = 0) -> int:
         """Send, and count it."""
-        sent: int = super().send(data, flags)  # type: ignore[misc]
+        sent: int = self._with_room(super().send, data, flags)  # type: ignore[misc]
         self.loan.sent(sent)
         return sent
 
     def write(self: Any, data: Any) -> int:
         """Send, and count it."""
-        sent: int = super().write(data)  # type: ignore[misc]
+        sent: int = self._with_room(super().write, data)  # type: ignore[misc]
         self.loan.sent(sent)
         return sent
 

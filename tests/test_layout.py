@@ -66,6 +66,7 @@ FRIENDS = {
             "_has_timed_out",
             "_close_if_quiet",
             "_expire",
+            "_is_in_handshake",
             "_let_go",
             "_silence",
             "_undelivered",

@@ -20,6 +20,11 @@ class CallbackProtocol(asyncio.StreamReaderProtocol):
         waiting = reader is not None and reader._waiter is not None
         return waiting or bool(self._paused)  # type: ignore[attr-defined] # drain() waits
 
+    def waits_for_tls(self, transport: object) -> bool:
+        """Whether it has closed TLS of its own over `transport`, which waits for the peer's end."""
+        own: asyncio.Transport | None = self._transport  # type: ignore[attr-defined]
+        return own is not None and own is not transport and own.is_closing()
+
     def close(self) -> None:
         """Close the transport that the callback writes to: the connection's, or that of its TLS."""
         transport: asyncio.Transport | None = self._transport  # type: ignore[attr-defined]

@@ -307,9 +307,10 @@ class ProtocolConnection(TLSConnection):
         """To be asked before a read: whether the drain goes on if it finds no payload."""
         return self._owed_until is not None and self._holds_whole_records()
 
-    def found_no_payload(self) -> None:
-        """Bytes were in the kernel, but only TLS's own."""
-        if self._owes_no_payload():
+    def found_no_payload(self, *, whole: bool) -> None:
+        """Bytes were in the kernel, but only TLS's own, or a part of a record."""
+        self._came_at = self.bytes_received
+        if whole and self._owes_no_payload():
             self._look_for_the_end()
 
     # -- for the server
@@ -338,6 +339,7 @@ class ProtocolConnection(TLSConnection):
             self.callback.eof_received()  # at its reader's end it ends the connection
             if self.task is not None and self.task.done():
                 self._close_softly()
+            self._end_tls()
         elif (pause := self._pause()) > 0:
             self._ending = True
             self.loop.call_later(pause, self._end_between_messages, context=self.context)
@@ -345,6 +347,16 @@ class ProtocolConnection(TLSConnection):
             self._close_softly()
         elif not self._end():
             transport.close()
+
+    def _end_tls(self, moved: int = -1) -> None:
+        """End the TLS of `loop.start_tls()` where the callback has, and the peer is silent."""
+        transport, silent = self.transport, moved == self.bytes_moved
+        if transport is None or self.callback is None:
+            return
+        if silent and self.callback.waits_for_tls(transport) and not transport.get_write_buffer_size():
+            transport.close()
+        else:
+            self.loop.call_later(_PAUSE, self._end_tls, self.bytes_moved)
 
     def _pause(self) -> float:
         """Return the seconds in which a protocol may still go on with the answer it has begun."""

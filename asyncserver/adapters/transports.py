@@ -236,8 +236,8 @@ class ProtocolTransport(WriteLimits):
             self._read_waits_for_room = True
             connection.watch_writing()
         except _WOULD_BLOCK:
-            if whole_records:
-                connection.found_no_payload()
+            if self._tls is not None:
+                connection.found_no_payload(whole=whole_records)
         except OSError as exc:
             self._break(exc)
 

@@ -46,6 +46,8 @@ def lacking(name: str, values: Mapping[str, Any]) -> str:
         return flags
     form, shown = _FORMS.get(name, ("", ""))
     places = [place for one in wanted for place in values[one]]
+    if name == "keepalive" and places and all("vsock" in place for place in places):
+        return f"{flags} HOST:PORT"
     if form and places and not any(form in place for place in places):
         return f"{flags} {shown}"
     if name in _OF_SUPERVISORS and values["workers"] == 1 and values[name]:

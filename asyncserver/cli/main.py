@@ -189,8 +189,9 @@ def _servings(options: argparse.Namespace, *, places_only: bool = False) -> list
     _share_groups(options.group, options.udp)
     servings: list[Serving] = []
     try:
-        tcp = {"keepalive": options.keepalive, **streams, **common}
-        servings.extend(serve(handler, **place, **tcp) for place in options.tcp)
+        for place in options.tcp:
+            kept = {} if "vsock" in place else {"keepalive": options.keepalive}
+            servings.append(serve(handler, **place, **kept, **streams, **common))
         servings.extend(serve(handler, **place, **streams, **common) for place in options.unix)
         servings.extend(
             serve_datagrams(handler, **place, **datagrams, **common) for place in (*options.udp, *options.unix_datagram)

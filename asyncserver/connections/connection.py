@@ -51,6 +51,7 @@ class Connection(Dialogue):
 
     __slots__ = (
         "_buffer",
+        "_came_at",
         "_closing",
         "_events",
         "_fd",
@@ -87,6 +88,8 @@ class Connection(Dialogue):
         self._events = 0  # what the poller watches for
         self._watching: bool | None = None  # whether that includes READ; None before the first time
         self._closing = closing
+        # `bytes_received` when something last came, if no payload was found in it yet.
+        self._came_at = -1
         # Taken from the kernel, but not yet by the handler.
         self._buffer: bytearray | None = None
         # `bytes_moved` when the idle timeout was over, until a wait has raised IdleTimeout for it.
@@ -137,6 +140,7 @@ class Connection(Dialogue):
         wakeup = waiter.wakeup
         if wakeup is None:
             self._unwatch()  # no task waits: a level-triggered loop would call again and again
+            self._came_at = self.bytes_received
             if self._departure is not None:
                 self._departure.look()
         else:  # Waiter.wake(), inlined, with a future whose result a task takes without a call
@@ -304,11 +308,15 @@ class Connection(Dialogue):
         elif self._recv is refuse_before_first_byte:
             self._end_if_unheard_soon()
         elif self._recv is self._read and self._fd >= 0:  # otherwise at its end
-            self._await_first_words()
+            self._await_first_words(said=self._said_so_far())
+
+    def _said_so_far(self) -> int:
+        """Return the `bytes_moved` of a connection whose next bytes may be on their way."""
+        return 0
 
     def _await_first_words(self, waited: float = 0.0, said: int = 0) -> None:
         """Owe what is here; if no byte has moved since `said`, wait while one may be under way."""
-        if self._fd < 0 or (waited and (self.bytes_moved != said or self._recv != self._receive_owed)):
+        if self._fd < 0 or (waited and (self.has_what_it_owes or self._recv != self._receive_owed)):
             return  # words have come, or it has ended, or is in its handshake
         due = first_words_due(self._sock, waited)
         if self.begin_drain(self._unread(), due, said):

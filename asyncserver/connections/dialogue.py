@@ -69,6 +69,11 @@ class Dialogue:
         self._owed_until = self.bytes_received + (1 if waits else unread)
         return waits
 
+    @property
+    def has_what_it_owes(self) -> bool:
+        """Whether all bytes have been received to which an answer is owed."""
+        return self.bytes_received >= (self._owed_until or 0)
+
     def owe_at_most(self, nbytes: int) -> None:
         """Owe an answer to at most `nbytes` more: TLS bytes in the kernel are more than payload."""
         self._owed_until = min(self._owed_until or 0, self.bytes_received + nbytes)

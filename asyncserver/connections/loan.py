@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from ..net.probes import end_unanswered
 from ..net.socket_info import first_words_due, silence, unread, unsent
+from ..tls.records import holds_whole_records
 
 if TYPE_CHECKING:
     import asyncio
@@ -29,7 +30,18 @@ _LOOK_AGAIN = 0.05
 class Loan:
     """What a thread and the loop know of a blocking socket that both use."""
 
-    __slots__ = ("_dialogue", "_loop", "_said", "_sock", "buffered", "draining", "ended", "waiting")
+    __slots__ = (
+        "_came_at",
+        "_dialogue",
+        "_loop",
+        "_said",
+        "_sock",
+        "buffered",
+        "decrypted",
+        "draining",
+        "ended",
+        "waiting",
+    )
 
     def __init__(self, dialogue: Dialogue, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
         self._dialogue = dialogue
@@ -38,6 +50,9 @@ class Loan:
         self._said = dialogue.bytes_moved
         self.waiting: bool = False  # the thread waits for bytes; to be set before `at_end()` is asked
         self.buffered: int = 0  # bytes received that wait in a file object's buffer
+        self.decrypted: int = 0  # bytes that OpenSSL holds, as the thread has last seen it
+        # `bytes_received` when something last came, if no payload was found in it.
+        self._came_at = -1
         self.draining: bool = False  # the drain has begun
         self.ended: bool = False  # the drain has ended the receiving side
 
@@ -55,14 +70,27 @@ class Loan:
         dialogue = self._dialogue
         if self.draining:
             with contextlib.suppress(OSError):  # closed meanwhile
-                dialogue.owe_at_most(nbytes + unread(self._sock.fileno()))
+                dialogue.owe_at_most(nbytes + self._unread())
         dialogue.bytes_received += nbytes
+
+    def holds_whole_records(self) -> bool:
+        """To be asked before a read under TLS: whether all that has come is read by it."""
+        return self.draining and holds_whole_records(self._sock)
+
+    def found_no_payload(self, *, whole: bool) -> None:
+        """Bytes had come, but only TLS's own, or a part of a record."""
+        self._came_at = self._dialogue.bytes_received
+        if whole:
+            self.received(0)
 
     def sent(self, nbytes: int) -> None:
         """Count what was sent: it answers all that was received."""
         dialogue = self._dialogue
         dialogue.bytes_sent += nbytes
         dialogue.answer()
+
+    def _unread(self) -> int:
+        return unread(self._sock.fileno()) + self.decrypted
 
     # -- for the loop
 
@@ -72,12 +100,14 @@ class Loan:
         For these it has waited `waited` seconds so far.
         """
         dialogue = self._dialogue
-        if self._sock.fileno() < 0 or (waited and dialogue.bytes_moved != self._said):
+        if self._sock.fileno() < 0 or (waited and dialogue.has_what_it_owes):
             return
+        if not waited and self._came_at == dialogue.bytes_received:
+            self._said = dialogue.bytes_moved  # the rest of a record may be on its way
         self.draining = True
         with contextlib.suppress(OSError):  # closed meanwhile
             due = first_words_due(self._sock, waited)
-            if dialogue.begin_drain(unread(self._sock.fileno()), due, self._said):
+            if dialogue.begin_drain(self._unread(), due, self._said):
                 self._loop.call_later(due, self.begin_drain, waited + due)
             self._look()
 

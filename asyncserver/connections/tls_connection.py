@@ -21,11 +21,12 @@ import ssl
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from ..net.socket_info import unsent
+from ..net.socket_info import unread, unsent
 from ..tls.openssl import clear_errors
+from ..tls.records import holds_whole_records
 from .connection import CHUNK
 from .kept_connection import KeptConnection
-from .states import at_end, behind_posts, refuse_busy, refuse_torn
+from .states import at_end, behind_posts, refuse_before_first_byte, refuse_busy, refuse_torn
 
 if TYPE_CHECKING:
     import anyio
@@ -54,6 +55,11 @@ class TLSConnection(KeptConnection):
     def _is_torn(self) -> bool:
         """A send is under way, or was interrupted: what follows makes no sense to the peer."""
         return self._send in {refuse_torn, refuse_busy}
+
+    @property
+    def _is_in_handshake(self) -> bool:
+        """A handshake is under way, or has failed."""
+        return self._recv in {refuse_torn, refuse_before_first_byte}
 
     def _broken(self, exc: OSError) -> anyio.BrokenResourceError:
         self._clear_errors()
@@ -130,14 +136,23 @@ class TLSConnection(KeptConnection):
 
     def _read_tls(self, max_bytes: int) -> bytes:
         sock = self._sock
+        came = self._watching or unread(self._fd)  # watched it is read only when something has come
         try:
             data: bytes = sock.read(max_bytes)  # type: ignore[attr-defined] # an SSLSocket
         except ssl.SSLZeroReturnError:  # both sides have sent close_notify
             return b""
+        except ssl.SSLWantReadError:
+            if came:
+                self._came_at = self.bytes_received
+            raise
         if len(data) == max_bytes:
             # The rest of a record may be in OpenSSL, where the loop cannot see it: try that first.
             self._unwatch()
         return data
+
+    def _said_so_far(self) -> int:
+        """In a drain wait as for first words, if OpenSSL may hold a part of a record."""
+        return self.bytes_moved if self._came_at == self.bytes_received else 0
 
     def _receive_owed(self, max_bytes: int) -> bytes:
         whole = self._holds_whole_records()
@@ -149,15 +164,7 @@ class TLSConnection(KeptConnection):
             raise
 
     def _holds_whole_records(self) -> bool:
-        """Whether the kernel holds whole TLS records only, of which OpenSSL will keep no part."""
-        if not isinstance(self._sock, ssl.SSLSocket):
-            return False
-        end, ahead = 0, b"?"
-        with contextlib.suppress(OSError):
-            ahead = socket.socket.recv(self._sock, CHUNK, socket.MSG_PEEK)
-        while end + 5 <= len(ahead):  # a record's type, two bytes of version, two of length
-            end += 5 + int.from_bytes(ahead[end + 3 : end + 5])
-        return end == len(ahead)
+        return isinstance(self._sock, ssl.SSLSocket) and holds_whole_records(self._sock)
 
     def _owes_no_payload(self) -> bool:
         # What was read were TLS's own records, such as a key update (RFC 8446, 4.6.3).

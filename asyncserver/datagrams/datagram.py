@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, TypeAlias
 import anyio
 
 from .._logger import logger as _logger
-from ..kernel.features import tell_missing
+from ..kernel.features import tell_missing, without
 from ..kernel.packet_info import CONTROL_SIZE, ask_for_destination, reply_control, sent_to_many, source_address
-from ..net.addresses import url_of
+from ..net.addresses import unmapped, url_of
 
 if TYPE_CHECKING:
     from ..kernel.packet_info import Control
@@ -31,6 +31,9 @@ __all__ = ["Datagram"]
 
 # For SO_RCVBUF: about 1,300 small datagrams. Linux's default keeps a quarter of a burst of 1,000.
 _RECEIVE_BUFFER = 1 << 20
+# Bytes that a datagram takes at most, by IPv4 and by IPv6: a length of 16 bits, less the headers
+# that it counts (RFC 791, RFC 768; RFC 8200).
+_MOST = (65507, 65527)
 # Seconds between attempts, the first and the longest, to send to a Unix peer whose queue
 # is full, or while there is no room below the socket (ENOBUFS): poll(2) looks at our own
 # socket, and says writable.
@@ -211,7 +214,8 @@ class Endpoint:
             return  # the sender's buffer counts there
         if self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= 2 * _RECEIVE_BUFFER:
             return  # set by the program, and larger
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        with without("SO_RCVBUF", "the kernel keeps a quarter of a burst of 1,000 datagrams"):
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         # The kernel doubles it, socket(7).
         granted = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
         if granted < _RECEIVE_BUFFER:
@@ -264,6 +268,8 @@ class Endpoint:
                 return False
             if self._unix and (not address or exc.errno in {errno.ECONNREFUSED, errno.ENOENT}):
                 raise anyio.BrokenResourceError(f"the sender {address!r} cannot be answered: {exc}") from exc
+            if exc.errno == errno.EMSGSIZE:
+                raise _too_large(self.sock, memoryview(data).nbytes, address) from exc
             raise
         self.sent += 1
         return True
@@ -316,6 +322,21 @@ class Endpoint:
             self._dropped += 1
         self._stop_counting()
         self._bound.close()
+
+
+def _too_large(sock: socket.socket, size: int, address: Address) -> OSError:
+    """Say how large a datagram may be; the kernel only says "Message too long"."""
+    if sock.family == socket.AF_UNIX:
+        limit = (
+            f"the send buffer takes {sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)} (SO_SNDBUF), less its own"
+        )
+    elif size > (most := _MOST[":" in address[0] and unmapped(address[0]) == address[0]]):
+        limit = f"UDP takes at most {most}"
+    else:
+        limit = f"the way to {address!r} takes less (its MTU)"
+    return OSError(
+        errno.EMSGSIZE, f"{size} bytes are too many for one datagram: {limit}; send several, or use a stream"
+    )
 
 
 def kernel_drops(sock: socket.socket) -> int:

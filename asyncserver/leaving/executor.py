@@ -62,11 +62,12 @@ class CallExecutor(concurrent.futures.ThreadPoolExecutor):
     """The running loop's default executor, for which asyncio takes only ThreadPoolExecutors."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__()
+        # ThreadPoolExecutor's own, which asks the system also where it forbids that.
+        self._limit = min(32, (os.cpu_count() or 1) + 4)
+        super().__init__(self._limit)
         self._loop = loop
         self._progress = Progress(loop)
         self._deadline = 0.0
-        self._limit = min(32, (os.cpu_count() or 1) + 4)  # ThreadPoolExecutor's
         self._changed = threading.Condition()  # guards the following
         self._waiting: deque[Call] = deque()
         self._unfinished: set[Call] = set()  # calls that wait or run, and are not left behind

@@ -23,6 +23,15 @@ ADVICE = {
 CONNECTED = {errno.EINVAL: "it is connected to a peer: give a socket that is only bound to an address"}
 
 
+def is_connected(sock: socket.socket) -> bool:
+    """Whether it has a peer, so that nobody can connect to it."""
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def resolving(host: str | None) -> Any:
     """Turn the error about a name into one with advice."""

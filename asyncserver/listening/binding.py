@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..exceptions import BindError
+from ..kernel.features import without
 from ..kernel.groups import hear_own_groups
 from ..kernel.memberships import Group, Membership, join_groups
 from ..kernel.packet_info import ask_for_destination
@@ -26,7 +27,7 @@ from ..kernel.twins import may_have_twins
 from ..net.addresses import format_address
 from ..net.probes import ask_often
 from . import unix_path, vsock
-from .advice import ADVICE, CONNECTED, explained, resolving
+from .advice import ADVICE, CONNECTED, explained, is_connected, resolving
 from .systemd import is_kept
 
 if TYPE_CHECKING:
@@ -284,6 +285,8 @@ class Binding:
                 )
             address = sock.getsockname()
             unbound = not address or (sock.family != socket.AF_UNIX and address[1] == 0)
+            if unbound and kind == socket.SOCK_STREAM and is_connected(sock):  # one of a socketpair()
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
             if unbound or vsock.is_unbound(sock):
                 raise BindError(errno.EINVAL, f"{sock!r} is not bound to an address: bind() it first")
             bound = self._configure(kind, sock)
@@ -299,9 +302,11 @@ class Binding:
             if sock.family in {socket.AF_INET, socket.AF_INET6} and sock.proto in _TCP:
                 # Accepted sockets inherit it. Without it a reply may wait until the peer has
                 # acknowledged the one before: RFC 896, against delayed acknowledgements.
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                with without("TCP_NODELAY", "short messages may wait for a moment"):
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if self.keepalive is not None:
-                    ask_often(sock, self.keepalive)  # inherited, too
+                    with without("TCP_KEEPIDLE", "keepalive finds no vanished peers on idle connections"):
+                        ask_often(sock, self.keepalive)  # inherited, too
             # systemd's listens already, with the queue length of its unit: Backlog=.
             if not (kept and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)):
                 sock.listen(self.backlog)

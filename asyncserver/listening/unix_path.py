@@ -21,6 +21,7 @@ from ..net.addresses import format_address
 # In bytes: sun_path in unix(7) has 108. A zero ends a path, and is the first of an abstract name.
 _LONGEST_PATH = 107
 _LONGEST_NAME = 108
+_DESCRIPTORS = "/proc/self/fd"
 
 
 def check(path: object, mode: object) -> None:
@@ -95,7 +96,13 @@ def _set_mode(path: str, mode: int) -> None:
     try:
         if not stat.S_ISSOCK(os.fstat(file).st_mode):
             raise BindError(errno.EADDRINUSE, f"{path!r} was replaced while it was bound: choose a folder of your own")
-        os.chmod(f"/proc/self/fd/{file}", mode)  # fchmod() refuses O_PATH descriptors: open(2)
+        os.chmod(f"{_DESCRIPTORS}/{file}", mode)  # fchmod() refuses O_PATH descriptors: open(2)
+    except FileNotFoundError as exc:
+        if os.path.exists(_DESCRIPTORS):
+            raise
+        raise BindError(
+            errno.ENOENT, f"mode {mode:o} of {path!r} is more than the umask leaves: that needs /proc, or another umask"
+        ) from exc
     finally:
         os.close(file)
 

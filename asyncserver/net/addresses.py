@@ -18,6 +18,7 @@ Address: TypeAlias = Any
 # An IPv4 address in an IPv6 one (RFC 4291, 2.5.5.2): an adopted socket for both shows these.
 _MAPPED = bytes(10) + b"\xff\xff"
 _VSOCK = getattr(socket, "AF_VSOCK", None)
+_VSOCK_ANY = 0xFFFFFFFF  # vsock(7): every cid of this machine, or any free port
 
 
 class Bound(Protocol):
@@ -46,7 +47,9 @@ def format_address(address: Address | None) -> str:
     """Write an address as people do: "[::1]:8080", "@name"; a nameless peer of Unix is "unix"."""
     if isinstance(address, tuple):
         host, port = address[:2]
-        return f"[{host}]:{port}" if isinstance(host, str) and ":" in host else f"{host}:{port}"
+        if not isinstance(host, str):  # VSOCK's are numbers
+            return ":".join("any" if one == _VSOCK_ANY else str(one) for one in (host, port))
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     name = _path(address or "")  # a datagram's may be None
     return (name if name.isprintable() else repr(name)) or "unix"  # the peer must not forge lines
 

@@ -113,13 +113,13 @@ class Life:
         raise TypeError(f"it must return an async context manager, and returned {made!r}: {advice}")
 
     def _fail(self, exc: Exception, how: str) -> None:
-        self.failure = exc
+        self.failure, place = exc, raised_at(exc, "")
         _logger.error(
-            "lifespan %s %s: %s: %s (raised in %s)",
+            "lifespan %s %s: %s: %s%s",
             name_of(self._function),
             how,
             type(exc).__name__,
             exc,
-            raised_at(exc),
+            f" (raised in {place})" if place else "",  # else it is our own word
             exc_info=exc if _logger.isEnabledFor(logging.DEBUG) else None,
         )

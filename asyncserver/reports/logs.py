@@ -75,11 +75,11 @@ def closed(label: str, report: DrainReport, duration: float, total: Reading, lev
 _NOT_THE_PROGRAM = {"asyncserver", "anyio", "asyncio", "contextlib"}
 
 
-def raised_at(exc: BaseException) -> str:
-    """The line of the program's own code where an error came from, as far as that is known."""
+def raised_at(exc: BaseException, unknown: str = "an unknown place") -> str:
+    """The line of the program's own code where an error came from, or that this is unknown."""
     if isinstance(exc, BaseExceptionGroup):
-        return raised_at(exc.exceptions[0])
-    place = "an unknown place"
+        return raised_at(exc.exceptions[0], unknown)
+    place = unknown
     for frame, line in traceback.walk_tb(exc.__traceback__):
         if frame.f_globals.get("__name__", "").partition(".")[0] not in _NOT_THE_PROGRAM:
             place = f"{frame.f_code.co_name}, line {line} of {frame.f_code.co_filename}"

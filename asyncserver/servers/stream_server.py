@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 # Looks at all connections per idle_timeout: one is closed at most an eighth of it late.
 _IDLE_LOOKS = 16
 
+_SLOW = "aborted the connection of %r: more than max_unsent bytes waited for it"
+_VANISHED = "broke the connection of %r: its host answers nothing (keepalive)"
+
 #: A connection, as its handler gets it.
 Connected: TypeAlias = Stream | ProtocolConnection
 
@@ -86,7 +89,7 @@ class StreamServer(HandlerServer[Connected]):
         self._seldom = Seldom(loop.time)
         # The class of the connections is the one whose handler `_layers()` builds on.
         protocols = isinstance(self._handler, ProtocolHandler)
-        limit = PostLimit(max_unsent, self._give_up_slow)
+        limit = PostLimit(max_unsent, partial(self._tell_given_up, "slow_consumers", _SLOW))
         self._connect: Callable[..., Connected] = ProtocolConnection if protocols else partial(Stream, limit=limit)
         self._run = self._layers()
         self._poller = Poller(loop)
@@ -99,7 +102,7 @@ class StreamServer(HandlerServer[Connected]):
         self._keepalive: KeepAlive | None = None
         if keepalive is not None:
             probes = 1 if all(probes_come_in_time(one.sock) for one in bound) else 2
-            found, closed = self._blame_host, self._closed.is_set
+            found, closed = partial(self._tell_given_up, "vanished", _VANISHED), self._closed.is_set
             self._keepalive = KeepAlive(
                 loop, keepalive, probes=probes, live=self._admitted, vanished=found, closed=closed
             )
@@ -230,18 +233,10 @@ class StreamServer(HandlerServer[Connected]):
         )
         return True
 
-    def _give_up_slow(self, stream: Stream) -> None:
-        self._count["slow_consumers"] += 1
-        peer = stream.peer_address
-        extra = about(self, stream, outcome="slow_consumer")
-        level = self._seldom.level("slow")
-        _logger.log(level, "aborted the connection of %r: more than max_unsent bytes waited for it", peer, extra=extra)
-
-    def _blame_host(self, connection: Connected) -> None:
-        self._count["vanished"] += 1
-        peer, extra = connection.peer_address, about(self, connection, outcome="vanished")
-        level = self._seldom.level("vanished")
-        _logger.log(level, "broke the connection of %r: its host answers nothing (keepalive)", peer, extra=extra)
+    def _tell_given_up(self, counter: str, message: str, connection: Connected) -> None:
+        self._count[counter] += 1
+        extra = about(self, connection, outcome=counter.removesuffix("s"))
+        _logger.log(self._seldom.level(counter), message, connection.peer_address, extra=extra)
 
     def broadcast(self, data: bytes | bytearray | memoryview, *, but: Stream | None = None) -> int:
         """See Server."""
@@ -364,8 +359,9 @@ class StreamServer(HandlerServer[Connected]):
         assert self.idle_timeout is not None
         now = self._loop.time()
         for connection in (*self._live.values(), *self._closing_sources.values()):
-            if connection in self._entering:
-                continue  # it has another time limit
+            if connection in self._entering or connection._is_in_handshake:
+                self._idle_seen.pop(connection, None)  # it has another time limit
+                continue
             moved = connection.bytes_moved
             seen, since = self._idle_seen.get(connection, (-1, now))
             if seen != moved:

@@ -144,6 +144,8 @@ class Stream(Sending, Receiving, ByteStream):
     async def start_tls(self, context: ssl.SSLContext) -> None:
         """Start TLS on this stream, as the server side. Bound it with `asyncio.timeout()`.
 
+        The server's `idle_timeout` rests meanwhile, and begins again after it.
+
         Args:
             context: a context for the server side.
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from .._logger import logger as _logger
+from ..kernel.features import tell_missing
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUP = Path("/proc/self/cgroup")
@@ -25,9 +26,13 @@ def usable_cpus() -> int:
 
 def allowed_cpus() -> int:
     """CPUs that this process may run on; PYTHON_CPU_COUNT overrides it from Python 3.13 on."""
-    if sys.version_info >= (3, 13):
-        return os.process_cpu_count() or 1
-    return len(os.sched_getaffinity(0))
+    try:
+        if sys.version_info >= (3, 13):
+            return os.process_cpu_count() or 1
+        return len(os.sched_getaffinity(0))
+    except OSError:
+        tell_missing("sched_getaffinity", "this process is taken to run on all CPUs")
+        return os.cpu_count() or 1
 
 
 def cpu_quota(root: Path = _CGROUPS, own: Path = _OWN_CGROUP) -> float | None:

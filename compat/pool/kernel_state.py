@@ -32,7 +32,7 @@ def looks() -> list[Look]:
     """Return functions that read the calling thread's state; their results can be compared.
 
     Raises:
-        NotImplementedError: it cannot be read.
+        NotImplementedError: it cannot be read. Where a filter forbids it, they raise OSError.
     """
     if ctypes is None or not hasattr(_library(), "capget"):
         raise NotImplementedError
@@ -73,8 +73,10 @@ def _capabilities_reader() -> Callable[[], bytes]:
     return _reader(functools.partial(_library().capget, header, buffer), buffer)
 
 
-def _reader(fill: Callable[[], object], buffer: Any) -> Callable[[], bytes]:
+def _reader(fill: Callable[[], int], buffer: Any) -> Callable[[], bytes]:
     """Make a function that fills the buffer, and returns what is in it."""
+    if fill() == -1:
+        raise NotImplementedError
 
     def read() -> bytes:
         fill()
@@ -100,6 +102,9 @@ def _namespaces_reader() -> Look:
     enter = functools.partial(library.open, b"/proc/thread-self/ns", os.O_PATH | os.O_CLOEXEC)
     places = [ctypes.byref(buffer, 32 * number) for number in range(len(_NAMESPACES))]
     sizes = [32] * len(_NAMESPACES)
+
+    if all(read() == -1 for read in reads):  # there is no /proc
+        raise NotImplementedError
 
     def namespaces() -> object:
         folder = enter()

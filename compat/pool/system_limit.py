@@ -1,5 +1,6 @@
 """How many threads this system allows a process: the default bound of a server."""
 
+import contextlib
 import os
 import resource
 from collections.abc import Iterator
@@ -26,9 +27,10 @@ def _limits(root: Path) -> Iterator[int]:
             yield limit
     if (areas := _number_in(root / "proc/sys/vm/max_map_count")) is not None:
         yield areas // MEMORY_AREAS
-    soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)  # of all that a user has; root has no limit
-    if soft != resource.RLIM_INFINITY and os.geteuid() != 0:
-        yield soft
+    with contextlib.suppress(OSError):  # a filter of system calls
+        soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)  # of all that a user has; root has no limit
+        if soft != resource.RLIM_INFINITY and os.geteuid() != 0:
+            yield soft
 
 
 def _control_groups(root: Path) -> Iterator[Path]:

@@ -116,6 +116,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["app:handler", "--tcp", ":0", "--idle-timeout", "-1"], "expected a number of seconds, more than 0; got '-1'"),
     (["app:handler", "--tcp", ":0", "--keepalive", "1"], "keepalive must be at least 2 seconds, got 1"),
     (["app:handler", "--unix", "x", "--keepalive", "9"], "has no effect without --tcp"),
+    (["app:handler", "--tcp", "vsock:1", "--keepalive", "9"], "has no effect without --tcp HOST:PORT"),
     (["app:handler", "--tcp", ":0", "--certfile", "missing.pem"], "--certfile missing.pem: No such file or directory"),
     (["app:handler", "--tcp", ":0", "--certfile", "app.py"], "no usable certificate and key in app.py"),
     (["app:handler", "--tcp", ":0", "--keyfile", "app.py"], "has no effect without --certfile"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import os
 import signal
 import sys
@@ -17,8 +18,9 @@ import pytest
 import asyncserver
 import compat
 from compat import ThreadPool
+from compat.pool import kernel_state
 from tests.kit.compat import LOOPBACK, ask, serving
-from tests.kit.waiting import wait_until
+from tests.kit.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -228,3 +230,42 @@ def test_a_bound_below_one_is_refused() -> None:
     """It would never run anything."""
     with pytest.raises(ValueError, match="max_threads is 0, expected at least 1"):
         ThreadPool(0)
+
+
+@pytest.mark.parametrize("name", ["sched_getaffinity", "sched_getscheduler", "getpriority"])
+@pytest.mark.parametrize("after", [0, 1, 5], ids=["at once", "after the first look", "later"])
+async def test_where_threads_cannot_be_looked_at_each_call_gets_a_new_one(
+    name: str, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under a filter of system calls: no thread dies of it, which would start threads without end."""
+    looked, original = 0, getattr(os, name)
+
+    def refuse(*arguments: Any) -> Any:
+        nonlocal looked
+        looked += 1
+        if looked > after:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        return original(*arguments)
+
+    monkeypatch.setattr(os, name, refuse)
+    pool = ThreadPool(4)
+    threads = [pool.submit(threading.get_ident).result(PATIENCE) for _ in range(5)]
+    assert len(threads) == 5
+    pool.shutdown()
+
+
+@pytest.mark.parametrize("call", ["capget", "prctl", "readlink"])
+def test_calls_of_the_c_library_that_fail(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be read is not taken for unchanged: -1 leaves nothing in the buffer."""
+
+    class Library:
+        def __getattr__(self, name: str) -> Any:
+            return (lambda *_: -1) if name == call else getattr(library, name)
+
+    library = kernel_state._library()
+    monkeypatch.setattr(kernel_state, "_library", Library)
+    with pytest.raises(NotImplementedError):
+        if call == "readlink":
+            kernel_state._namespaces_reader()
+        else:
+            kernel_state.looks()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import socket
 from typing import Any
 
 import pytest
@@ -83,6 +84,27 @@ async def test_data_that_is_no_bytes(udp: Place, data: Any) -> None:
     async with udp.serve(silent_datagram) as server:
         with pytest.raises(TypeError, match=r"sendto\(\) takes bytes; got"):
             await server.sendto(data, ("127.0.0.1", 9))
-        with pytest.raises(OSError, match="too long") as caught:
-            await server.sendto(bytes(65508), ("127.0.0.1", 9))
+
+
+@pytest.mark.parametrize(
+    ("host", "size", "limit"),
+    [
+        ("127.0.0.1", 65508, "UDP takes at most 65507"),
+        ("::1", 65528, "UDP takes at most 65527"),
+        ("::ffff:127.0.0.1", 65508, "UDP takes at most 65507"),
+    ],
+)
+async def test_too_large_a_datagram(host: str, size: int, limit: str) -> None:
+    """The error says how large one may be, and what to do."""
+    async with asyncserver.serve_datagrams(silent_datagram, sock=_socket_for(host)) as server:
+        with pytest.raises(OSError, match=f"{size} bytes are too many for one datagram: {limit}; send sev") as caught:
+            await server.sendto(bytes(size), (host, 9))
         assert caught.value.errno == errno.EMSGSIZE
+
+
+def _socket_for(host: str) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+    if ":" in host:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    sock.bind(("::" if ":" in host else "0.0.0.0", 0))
+    return sock

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socketserver
 import time
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from typing import Any
 import pytest
 
 import asyncserver
+import compat
 from asyncserver.net import socket_info as _kernel
 from asyncserver.net.socket_info import first_words_due
 from tests.kit.handlers import UpperProtocol, upper
 from tests.kit.proxy_headers import LINE
 from tests.kit.transports import KINDS, Transport
-from tests.kit.waiting import PATIENCE, until
+from tests.kit.waiting import PATIENCE, until, within
 
 HANDLERS = [pytest.param(upper, id="stream"), pytest.param(asyncserver.from_protocol(UpperProtocol), id="protocol")]
 
@@ -110,3 +112,46 @@ async def test_who_was_greeted_is_between_two_messages(tmp_path: Path, monkeypat
         assert await client.receive_exactly(6) == b"hello\n"
         async with asyncio.timeout(PATIENCE / 2):
             assert await server.close(PATIENCE) == asyncserver.DrainReport(completed=1)
+
+
+class Greeting(UpperProtocol):
+    """Speaks first, a moment after the connection."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        asyncio.get_running_loop().call_later(0.02, self.transport.write, b"welcome")
+
+
+async def greet(stream: asyncserver.Stream) -> None:
+    await asyncio.sleep(0.02)
+    await stream.send(b"welcome")
+    await upper(stream)
+
+
+class HostedGreeting(socketserver.BaseRequestHandler):
+    """The same in a thread."""
+
+    def handle(self) -> None:
+        time.sleep(0.02)
+        self.request.sendall(b"welcome")
+        while data := self.request.recv(1000):
+            self.request.sendall(data.upper())
+
+
+GREETINGS = {
+    "stream": greet,
+    "protocol": asyncserver.from_protocol(Greeting),
+    "hosted": compat.hosted(HostedGreeting),
+}
+
+
+@pytest.mark.usefixtures("short_silence", "short_pause")
+@pytest.mark.parametrize("name", GREETINGS)
+async def test_who_is_greeted_while_first_words_are_waited_for_holds_no_drain(name: str, tmp_path: Path) -> None:
+    """What the server sends meanwhile is no first word of the client."""
+    transport = Transport("tcp", tmp_path)
+    async with transport.serve(GREETINGS[name]) as server, transport.connect(server) as client:
+        await until(lambda: server.connections)
+        closing = asyncio.create_task(server.close(2 * PATIENCE))
+        assert await client.receive_all() == b"welcome"
+        assert await within(closing) == asyncserver.DrainReport(completed=1)

@@ -8,22 +8,23 @@ import os
 import signal
 import socket
 import termios
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 import asyncserver
 from asyncserver.datagrams import datagram
 from asyncserver.kernel import features, groups, packet_info
+from asyncserver.leaving.executor import CallExecutor
+from asyncserver.listening import unix_path
 from asyncserver.listening.binding import Binding
 from asyncserver.net import socket_info
+from asyncserver.workers.cpus import allowed_cpus
+from tests.kit.clients import Client
 from tests.kit.datagrams import Place
-from tests.kit.handlers import Hung, upper_datagram
+from tests.kit.handlers import Hung, upper, upper_datagram
 from tests.kit.waiting import PATIENCE, until
 from tests.kit.workers import Start, both_workers
-
-if TYPE_CHECKING:
-    pass
 
 UNKNOWN = 9999  # no option's number: ENOPROTOOPT
 
@@ -194,3 +195,56 @@ def test_without_numbers_of_what_is_under_way_nothing_counts_as_that(monkeypatch
             except BlockingIOError:
                 break
         assert socket_info.unsent(client.fileno()) == socket_info.unacknowledged(client) == 0
+
+
+async def test_without_options_of_tcp_connections_are_served(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Told once each."""
+    monkeypatch.setattr(socket, "TCP_NODELAY", UNKNOWN)
+    monkeypatch.setattr(socket, "TCP_KEEPIDLE", UNKNOWN)
+    async with (
+        asyncserver.serve(upper, "127.0.0.1", 0, keepalive=60) as server,
+        asyncserver.serve(upper, "127.0.0.1", 0, keepalive=60),
+        Client.connect(server.addresses[0]) as client,
+    ):
+        assert await client.ask(b"question") == b"QUESTION"
+    assert [line.split(",")[0] for line in told(caplog)] == [
+        "this system has no TCP_NODELAY",
+        "this system has no TCP_KEEPIDLE",
+    ]
+
+
+async def test_without_sched_getaffinity_all_cpus_count(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where a filter of system calls forbids it, a program starts nevertheless, and has its executor."""
+
+    def refuse(*_: object) -> set[int]:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "sched_getaffinity", refuse)
+    monkeypatch.setattr(os, "process_cpu_count", refuse, raising=False)
+    assert allowed_cpus() == allowed_cpus() == os.cpu_count()
+    assert told(caplog) == [
+        "this system has no sched_getaffinity, or does not allow it: this process is taken to run on all CPUs"
+    ]
+    executor = CallExecutor(asyncio.get_running_loop())
+    assert await asyncio.to_thread(lambda: "called") == "called"
+    executor.shutdown()
+
+
+async def test_without_proc_the_mode_of_a_socket_is_what_the_umask_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More is refused with the reason, and leaves no file; less needs nothing."""
+    monkeypatch.setattr(unix_path, "_DESCRIPTORS", str(tmp_path / "none"))
+    umask = os.umask(0o022)
+    try:
+        with pytest.raises(asyncserver.BindError, match=r"mode 660 of .* needs /proc, or another umask"):
+            await asyncserver.serve(upper, path=tmp_path / "s", path_mode=0o660)
+        assert not (tmp_path / "s").exists()
+        async with asyncserver.serve(upper, path=tmp_path / "s", path_mode=0o600):
+            assert (tmp_path / "s").stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(umask)

@@ -98,7 +98,10 @@ async def test_closed_and_wrong_descriptors_are_refused(
 async def test_connected_stream_socket_is_refused() -> None:
     """It cannot listen; the error says what can."""
     with socket.create_server(("127.0.0.1", 0)) as other, socket.create_connection(other.getsockname()) as sock:
-        for given in ({"sock": sock}, {"fd": sock.fileno()}):
+        one, two = socket.socketpair()
+        for given in ({"sock": sock}, {"fd": sock.fileno()}, {"sock": one}, {"fd": two.fileno()}):
             error = await refused(asyncserver.serve(upper, **given))
             assert "it is connected to a peer: give a socket that is only bound to an address" in str(error)
             assert error.errno == errno.EINVAL
+        one.close()
+        two.close()

@@ -101,6 +101,7 @@ def test_what_returns_something_else_is_told(wrong: Any, caplog: pytest.LogCaptu
         run(wrong)
     (record,) = [one for one in caplog.records if one.name == "asyncserver"]
     assert "could not be entered, so nothing is served: TypeError: it must return an async" in record.getMessage()
+    assert record.getMessage().endswith("with one `yield`")
 
 
 @pytest.mark.parametrize(

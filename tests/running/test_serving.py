@@ -276,6 +276,12 @@ def test_keepalive_of_a_unix_socket(tmp_path: Path) -> None:
         asyncserver.serve(upper, sock=sock, keepalive=60).close()
 
 
+def test_keepalive_of_vsock() -> None:
+    """It has no effect there either."""
+    with pytest.raises(ValueError, match="keepalive=60 has no effect on VSOCK"):
+        asyncserver.serve(upper, vsock=5000, keepalive=60).close()
+
+
 @pytest.mark.parametrize(
     ("seconds", "idle", "interval", "count"),
     [(2, 1, 1, 1), (3.9, 1, 1, 2), (10, 3, 1, 7), (60, 20, 5, 8), (float("inf"), 32767, 8191, 8)],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ssl
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -158,3 +159,27 @@ async def test_abort_during_start_tls(tcp: Transport, way: str) -> None:
             client.reset()
         with pytest.raises((anyio.ClosedResourceError, anyio.BrokenResourceError)):
             await within(handshake)
+
+
+async def test_idle_timeout_rests_during_the_handshake(tcp: Transport) -> None:
+    """One that is shorter than the handshake neither breaks it nor ends the first receive after it."""
+
+    async def handler(stream: Stream) -> None:
+        await stream.receive()
+        await stream.send(b"go ahead")
+        await stream.start_tls(tcp.server_context)
+        await stream.send((await stream.receive()).upper())
+
+    server: Any
+    async with tcp.serve(handler, idle_timeout=3600) as server, tcp.connect(server) as client:
+        assert await client.ask(b"STARTTLS") == b"go ahead"
+        (stream,) = server.connections
+        await until(lambda: stream._is_in_handshake and stream._reading.busy)
+        secure = TLSClient(client.sock, tcp.client_context)
+        server._idle_seen[stream] = stream.bytes_moved, float("-inf")  # long ago
+        server._look_for_idle()
+        await secure.handshake()
+        await until(lambda: not stream._is_in_handshake and stream._reading.busy)
+        server._look_for_idle()
+        assert await secure.ask(b"question") == b"QUESTION"
+    assert server.stats().timed_out == 0
