@@ -10,6 +10,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable
+from os import PRIO_PROCESS, getpriority, sched_getaffinity, sched_getscheduler
 from typing import Any
 
 ctypes: Any
@@ -35,7 +36,7 @@ def looks() -> list[Look]:
     """
     if ctypes is None or not hasattr(_library(), "capget"):
         raise NotImplementedError
-    told: list[Look] = [_schedule, _name_reader()]
+    told: list[Look] = [_schedule_reader()]
     capabilities = _capabilities_reader()
     permitted = int.from_bytes(capabilities()[4:8], sys.byteorder)
     if any(capabilities()):
@@ -45,24 +46,22 @@ def looks() -> list[Look]:
     return told
 
 
-def _schedule() -> object:
-    return (
-        _signal.pthread_sigmask(_signal.SIG_BLOCK, ()),
-        os.sched_getaffinity(0),
-        os.getpriority(os.PRIO_PROCESS, 0),
-        os.sched_getscheduler(0),
-    )
-
-
 @functools.cache
 def _library() -> Any:
     return ctypes.PyDLL(None)  # keeps the GIL, as none of these calls waits
 
 
-def _name_reader() -> Look:
-    """PR_GET_NAME(2const): the name in /proc/thread-self/comm."""
+def _schedule_reader() -> Look:
     buffer = ctypes.create_string_buffer(16)
-    return _reader(functools.partial(_library().prctl, _PR_GET_NAME, buffer), buffer)
+    # PR_GET_NAME(2const): the name in /proc/thread-self/comm.
+    read_name = functools.partial(_library().prctl, _PR_GET_NAME, buffer)
+    read_mask = functools.partial(_signal.pthread_sigmask, _signal.SIG_BLOCK, ())
+
+    def read() -> object:
+        read_name()
+        return read_mask(), sched_getaffinity(0), getpriority(PRIO_PROCESS, 0), sched_getscheduler(0), buffer.raw
+
+    return read
 
 
 def _capabilities_reader() -> Callable[[], bytes]:
