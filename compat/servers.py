@@ -197,7 +197,7 @@ class BaseServer(socketserver.BaseServer):
         return not is_ours(self.service_actions)
 
     def _compat_take(self, source: Source, poll: Callable[[int], Any], count: int) -> bool:
-        """Take up to `count` requests without hooks, while `poll` finds one; false if hooks are needed."""
+        """Take up to `count` requests without hooks; false if some have to be called."""
         return False
 
     def _compat_full(self) -> bool:

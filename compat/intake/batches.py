@@ -23,8 +23,8 @@ class Source:
 
     Attributes:
         take: Return a request and its client's address.
-        looks: After so many requests `take` may be called without a look whether there is one more: it
-            raises BlockingIOError.
+        looks: How many requests need a look whether one more is there. After them `take` may be
+            called without, as it raises BlockingIOError.
     """
 
     take: Callable[[], tuple[Any, Any]]
@@ -37,8 +37,8 @@ def function_of(hook: Any) -> Any:
 
 
 def plain_source(server: Any, descriptor: int) -> Source | None:
-    """Return what does the work of `get_request()` and `verify_request()`; None if one has to be called."""
-    sock = getattr(server, "socket", None)
+    """Return what does as `get_request()` and `verify_request()`; None if one has to be called."""
+    sock: Any = getattr(server, "socket", None)
     make = _MAKERS.get(function_of(server.get_request))
     if (
         make is None
@@ -72,7 +72,7 @@ def _datagrams(server: Any) -> Source:
         data, client_address = receive(size, flags)
         return (data, sock), client_address
 
-    # Where there are two there may be many, and an error at their end costs less than a look at each.
+    # Where there are two there may be many, and an error at the end costs less than all the looks.
     return Source(take, 1)
 
 

@@ -21,10 +21,11 @@ import socket
 import socketserver
 import ssl
 import threading
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from compat.intake.batches import Source
 
 _trusted = {socketserver.__name__}

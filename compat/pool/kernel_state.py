@@ -100,7 +100,11 @@ def _namespaces_reader() -> Look:
 
 
 def _links_reader() -> Look:
-    """namespaces(7); kinds that this kernel was built without have no link."""
+    """namespaces(7); kinds that this kernel was built without have no link.
+
+    After unshare(CLONE_NEWPID) there is none for children until there is one
+    (pidns_for_children_get() in kernel/pid_namespace.c).
+    """
     buffer = ctypes.create_string_buffer(32 * len(_NAMESPACES))
     readlink = _library().readlink  # os.readlink lets other threads run meanwhile
     reads = [
@@ -109,9 +113,7 @@ def _links_reader() -> Look:
     ]
 
     def links() -> object:
-        for read in reads:
-            read()
-        return buffer.raw
+        return [read() for read in reads], buffer.raw
 
     return links
 
