@@ -7,6 +7,7 @@ capabilities(7); so those of others are not looked at.
 # `signal` makes enums of the results, and takes twice as long.
 import _signal  # type: ignore[import-not-found]
 import functools
+import itertools
 import os
 import sys
 from collections.abc import Callable
@@ -93,7 +94,7 @@ def _identity() -> object:
 
 
 def _namespaces_reader() -> Look:
-    """Read the namespaces where they may have changed; 8 us otherwise, for which they cost 23."""
+    """Read the namespaces where they may have changed: 20 us. The look whether they may costs 9."""
     read, may_have_changed = _links_reader(), _privileges_reader()
     known = read()
     return lambda: read() if may_have_changed() else known
@@ -106,14 +107,20 @@ def _links_reader() -> Look:
     (pidns_for_children_get() in kernel/pid_namespace.c).
     """
     buffer = ctypes.create_string_buffer(32 * len(_NAMESPACES))
-    readlink = _library().readlink  # os.readlink lets other threads run meanwhile
-    reads = [
-        functools.partial(readlink, b"/proc/thread-self/ns/" + name, ctypes.byref(buffer, 32 * number), 32)
-        for number, name in enumerate(_NAMESPACES)
-    ]
+    library = _library()  # os.readlink lets other threads run meanwhile
+    readlink, close = library.readlinkat, library.close
+    # Opened for each look: the way to the folder takes as long as a few links.
+    enter = functools.partial(library.open, b"/proc/thread-self/ns", os.O_PATH | os.O_CLOEXEC)
+    places = [ctypes.byref(buffer, 32 * number) for number in range(len(_NAMESPACES))]
+    sizes = [32] * len(_NAMESPACES)
 
     def links() -> object:
-        return [read() for read in reads], buffer.raw
+        folder = enter()
+        if folder < 0:  # no descriptor is left, and so nothing is known: equal to nothing
+            return object()
+        found = list(map(readlink, itertools.repeat(folder), _NAMESPACES, places, sizes))
+        close(folder)
+        return found, buffer.raw
 
     return links
 
