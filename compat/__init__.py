@@ -48,7 +48,7 @@ from compat.threads import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from compat.hosting import hosted as hosted
+    from compat.hosting.handler import hosted as hosted
 
 # As in socketserver, for `from socketserver import *`: it must not hide a program's own `install`.
 __all__ = [
@@ -78,7 +78,7 @@ class _Package(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         if name == "hosted":
-            from compat.hosting import hosted  # noqa: PLC0415 - brings all of asyncserver
+            from compat.hosting.handler import hosted  # noqa: PLC0415 - brings all of asyncserver
 
             return hosted
         raise AttributeError(f"neither module {__name__!r} nor 'socketserver' has an attribute {name!r}")

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from socket import SOMAXCONN
 from typing import Any, TypeVar, cast
 
+from compat.intake.batches import Source
 from compat.intake.handshake import with_limited_handshake
 from compat.intake.loop import EXHAUSTED, RETRY_SECONDS, ServingLoop, warn_of_waiting
 from compat.intake.overrides import is_ours, is_tls_listener, trust
@@ -194,6 +195,10 @@ class BaseServer(socketserver.BaseServer):
     def _compat_ticks(self) -> bool:
         """Whether `service_actions()` has to be called even if nothing arrives."""
         return not is_ours(self.service_actions)
+
+    def _compat_take(self, source: Source, poll: Callable[[int], Any], count: int) -> bool:
+        """Take up to `count` requests without hooks; false if some have to be called."""
+        return False
 
     def _compat_full(self) -> bool:
         """Whether to take no request now; if so, all loops are woken when that may have changed."""

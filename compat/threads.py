@@ -5,12 +5,14 @@ import socket
 import socketserver
 import threading
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic, sleep
 from typing import Any
 
+from compat.intake.batches import Source, function_of
 from compat.intake.overrides import trust
 from compat.pool.call import Call
 from compat.pool.executor import ThreadPool
@@ -102,6 +104,26 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
         pool.add(self.process_request_thread, request, client_address)
         if self._compat_batching != threading.get_ident():
             self._compat_hand_over()
+
+    def _compat_take(self, source: Source, poll: Callable[[int], Any], count: int) -> bool:
+        server: Any = self
+        if function_of(self.process_request) is not ThreadingMixIn.process_request:
+            return False
+        pool, call = self._compat_threads(), self.process_request_thread
+        for number in range(min(count, pool.room())):
+            try:
+                request = source.take()
+            except OSError as error:
+                if not number or not isinstance(error, BlockingIOError):
+                    server._compat_error = error
+                break
+            try:
+                pool.add(call, *request)
+            except Exception:  # closed meanwhile, or no memory
+                server._compat_proceed(*request)
+            if server._compat_stopping() or (number < source.looks and not poll(0)):
+                break
+        return True
 
     def _compat_limit(self) -> int | None:
         limit = self.max_threads

@@ -80,18 +80,15 @@ class Connection(Dialogue):
         self._fd = sock.fileno()
         self.peer_address: Address = peer_address
         self._recv: Callable[[int], bytes] = sock.recv
-        # What really reads; _recv may be a state in front of it.
-        self._read: Callable[[int], bytes] = self._recv
+        self._read: Callable[[int], bytes] = self._recv  # really; _recv may be a state before it
         self._send: Callable[[Any], int] = sock.send
         self._reading = Waiter(poller.loop, "receiving from")
         self._writing: Waiter | None = None
         self._events = 0  # what the poller watches for
         self._watching: bool | None = None  # whether that includes READ; None before the first time
         self._closing = closing
-        # `bytes_received` when something last came, if no payload was found in it yet.
-        self._came_at = -1
-        # Taken from the kernel, but not yet by the handler.
-        self._buffer: bytearray | None = None
+        self._came_at = -1  # `bytes_received` when something last came that held no payload yet
+        self._buffer: bytearray | None = None  # taken from the kernel, but not yet by the handler
         # `bytes_moved` when the idle timeout was over, until a wait has raised IdleTimeout for it.
         self._idle_read = self._idle_write = -1
         self._spins = 0  # operations of a Stream in a row that need not wait

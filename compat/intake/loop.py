@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from compat.intake.batches import plain_source
 from compat.intake.event_loop import Loop, SelectAsPoll, may_handle_signals
 from compat.intake.handshake import Acceptors, Handshake, without_handshake
 from compat.intake.overrides import is_ours, is_tls_listener, needs_acceptors
@@ -293,23 +294,31 @@ class ServingLoop:
     def _take_batch(self) -> None:
         """Take what has arrived, then wake workers; only one request if a hook might block."""
         server = self.server
-        descriptor = self._watched
-        nonblocking = self._keeps_from_blocking(descriptor)
         batched = all(is_ours(getattr(server, hook)) for hook in HOOKS)
-        take = self._how_to_take()
         server._compat_batching = self.thread if batched else 0
         try:
-            for _ in range(BATCH if batched else 1):
-                if server._compat_full():
-                    break
-                if nonblocking:  # each time: a loop in another process may have restored it
-                    os.set_blocking(descriptor, False)
-                take()
-                if self.failed() or server._compat_stopping() or not self._poll.poll(0):
-                    break
+            source = plain_source(server, self._watched) if batched else None
+            if source is None or not server._compat_take(source, self._poll.poll, BATCH):
+                self._take_with_hooks(BATCH if batched else 1)
+            else:
+                self.failed()
         finally:
             server._compat_batching = 0
             server._compat_hand_over()  # also if a hook has raised: for the requests before it
+
+    def _take_with_hooks(self, count: int) -> None:
+        server = self.server
+        descriptor = self._watched
+        nonblocking = self._keeps_from_blocking(descriptor)
+        take = self._how_to_take()
+        for _ in range(count):
+            if server._compat_full():
+                break
+            if nonblocking:  # each time: a loop in another process may have restored it
+                os.set_blocking(descriptor, False)
+            take()
+            if self.failed() or server._compat_stopping() or not self._poll.poll(0):
+                break
 
     def _how_to_take(self) -> Callable[[], None]:
         server = self.server

@@ -21,7 +21,12 @@ import socket
 import socketserver
 import ssl
 import threading
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from compat.intake.batches import Source
 
 _trusted = {socketserver.__name__}
 
@@ -54,6 +59,9 @@ class HookedServer(Protocol):
 
     def _compat_proceed(self, request: Any, client_address: Any) -> None:
         """Go on with a request."""
+
+    def _compat_take(self, source: Source, poll: Callable[[int], Any], count: int) -> bool:
+        """Take up to `count` requests without hooks; false if one has to be called."""
 
     def _compat_stopping(self) -> bool:
         """Whether `shutdown()` has been called."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -141,11 +142,16 @@ class ThreadPool(Crew, Executor):
         """How many calls wait or run."""
         return len(self._queue) + sum(1 for worker in list(self._workers) if worker.calls)
 
+    def room(self) -> int:
+        """How many more calls `max_threads` allows, or fewer, but not 0 unless that is so."""
+        limit = sys.maxsize if self.max_threads is None else self.max_threads
+        # First what is cheap: at most as many run as are not idle.
+        room = limit - (len(self._workers) - len(self._idle) + len(self._queue))
+        return room if room > 0 else max(limit - len(self), 0)
+
     def has_room(self) -> bool:
         """Whether fewer calls wait or run than `max_threads`."""
-        limit = self.max_threads
-        # First what is cheap: at most as many run as are not idle.
-        return limit is None or len(self._workers) - len(self._idle) + len(self._queue) < limit or len(self) < limit
+        return self.room() > 0
 
     def __bool__(self) -> bool:
         """A pool is a pool, also without calls."""

@@ -11,17 +11,18 @@ import threading
 import weakref
 from asyncio import _get_running_loop
 from collections.abc import Callable
+from sys import get_asyncgen_hooks, get_coroutine_origin_tracking_depth, getprofile, gettrace
+from weakref import getweakrefcount
 
-from compat.pool.kernel_state import ctypes, looks
+from compat.pool.kernel_state import Look, ctypes, looks
 
 
 class ThreadState:
     """The state of `thread`, the calling one, now; to be compared later by the same thread."""
 
     def __init__(self, thread: threading.Thread) -> None:
-        self._thread = thread
         try:
-            self._looks = [_locals_counter(), *looks()]
+            self._looks: list[Look] = [_interpreter_reader(thread), _locals_counter(), *looks()]
             self._was = self._look()
         except (NotImplementedError, OSError):  # a filter of system calls may forbid to look
             self._looks, self._was = [], []
@@ -34,15 +35,24 @@ class ThreadState:
             return False
 
     def _look(self) -> list[object]:
-        return [
-            sys.gettrace(),
-            sys.getprofile(),
-            sys.get_asyncgen_hooks(),
-            sys.get_coroutine_origin_tracking_depth(),
+        return [look() for look in self._looks]
+
+
+def _interpreter_reader(thread: threading.Thread) -> Look:
+    attributes = vars(thread)
+
+    def read() -> object:
+        return (
+            gettrace(),
+            getprofile(),
+            get_asyncgen_hooks(),
+            get_coroutine_origin_tracking_depth(),
             _get_running_loop(),
-            len(vars(self._thread)),
-            weakref.getweakrefcount(self._thread),  # values for threads in a WeakKeyDictionary
-        ] + [look() for look in self._looks]
+            len(attributes),
+            getweakrefcount(thread),  # values for threads in a WeakKeyDictionary
+        )
+
+    return read
 
 
 def _locals_counter() -> Callable[[], int]:
@@ -61,7 +71,7 @@ def _locals_counter() -> Callable[[], int]:
     mine = weakref.ref(watchdog())  # not the object itself, whose end means the thread's end
 
     def count() -> int:
-        return weakref.getweakrefcount(mine())
+        return getweakrefcount(mine())
 
     return count
 

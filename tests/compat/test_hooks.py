@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+import compat
+from compat.intake.batches import plain_source
 from tests.kit.compat import LOOPBACK, ask, connect, drained, echo, serving
 
 ORDER = [
@@ -68,6 +70,60 @@ def test_hooks_are_looked_up_on_the_instance(ss: Any) -> None:
         server.RequestHandlerClass = lambda request, _, __: request.sendall(b"other")
         del server.finish_request
         assert ask(server) == b"other"
+
+
+HOOKS = ("get_request", "verify_request", "process_request", "process_request_thread", "shutdown_request")
+
+
+@pytest.mark.parametrize("kind", ["ThreadingTCPServer", "ThreadingUDPServer"])
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_hook_that_is_set_while_it_serves_is_called_from_then_on(ss: Any, kind: str, hook: str) -> None:
+    """Before, requests may have been taken without a call of any."""
+    log: queue.Queue[str] = queue.Queue()
+    server = getattr(ss, kind)(LOOPBACK, lambda *_: log.put("handler"))
+    original = getattr(server, hook)
+
+    def noted(*args: Any) -> Any:
+        log.put(hook)
+        return original(*args)
+
+    with serving(server), socket.socket(server.address_family, server.socket_type) as client:
+        client.connect(server.server_address)
+        client.send(b"x")
+        assert log.get(timeout=10) == "handler"
+        setattr(server, hook, noted)
+        with socket.socket(server.address_family, server.socket_type) as other:
+            other.connect(server.server_address)
+            other.send(b"x")
+            assert {log.get(timeout=10), log.get(timeout=10)} == {hook, "handler"}
+
+
+def test_a_socket_with_a_receive_of_its_own_is_asked(ss: Any) -> None:
+    """Such as one that decrypts: what it returns is the request."""
+
+    class Reversed(socket.socket):
+        def recvfrom(self, *args: Any) -> Any:
+            data, address = super().recvfrom(*args)
+            return data[::-1], address
+
+    received: queue.Queue[bytes] = queue.Queue()
+    server = ss.ThreadingUDPServer(LOOPBACK, lambda request, *_: received.put(request[0]), bind_and_activate=False)
+    server.socket.close()
+    server.socket = Reversed(socket.AF_INET, socket.SOCK_DGRAM)
+    server.server_bind()
+    with serving(server), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.sendto(b"abc", server.server_address)
+        assert received.get(timeout=10) == b"cba"
+
+
+@pytest.mark.parametrize("kind", ["ThreadingTCPServer", "ThreadingUDPServer"])
+def test_taking_what_is_not_there_does_not_wait(kind: str) -> None:
+    """Another process may be quicker; a server that waits would not see its shutdown."""
+    with getattr(compat, kind)(LOOPBACK, None) as server:
+        source = plain_source(server, server.fileno())
+        assert source is not None
+        with pytest.raises(BlockingIOError):
+            source.take()
 
 
 @pytest.mark.parametrize("kind", ["TCPServer", "ThreadingTCPServer", "UDPServer", "ThreadingUDPServer"])

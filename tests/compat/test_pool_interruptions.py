@@ -289,7 +289,7 @@ async def test_hosted_connection_ends_although_its_thread_is_hit_before_it_could
         requests.append(request)
         raise Late
 
-    monkeypatch.setattr("compat.hosting._end", hit)
+    monkeypatch.setattr("compat.hosting.handler._end", hit)
     hosted = compat.hosted(lambda request, *_: request.sendall(b"abc"))
     async with asyncserver.serve(hosted, "127.0.0.1", 0) as server, asyncio.timeout(20):
         reader, writer = await asyncio.open_connection(*server.addresses[0])

@@ -284,7 +284,7 @@ async def test_a_client_that_takes_nothing_is_given_up_after_the_idle_timeout(
     tcp: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its handler has ended, and what it has sent is not waited for ten seconds more."""
-    monkeypatch.setattr("compat.lingering._STALLED", 10 * PATIENCE)
+    monkeypatch.setattr("compat.hosting.lingering._STALLED", 10 * PATIENCE)
     async with tcp.serve(compat.hosted(Asking), idle_timeout=0.2) as server, tcp.connect(server) as client:
         await client.send(b"sendall\n")
         await until(lambda: server.stats().timed_out)

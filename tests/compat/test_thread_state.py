@@ -95,7 +95,15 @@ PRIVILEGES: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
     "fsuid": (lambda: LIBC.setfsuid(65534), lambda: LIBC.setfsuid(-1)),
     "fsgid": (lambda: LIBC.setfsgid(65534), lambda: LIBC.setfsgid(-1)),
     "capabilities": (drop_capabilities, capabilities),
-    "namespace": (lambda: LIBC.unshare(0x04000000), lambda: os.readlink("/proc/thread-self/ns/uts")),  # CLONE_NEWUTS
+}
+# Kinds that a thread may leave alone, with what unshare(2) calls them.
+NAMESPACES = {
+    "mnt": 0x00020000,
+    "cgroup": 0x02000000,
+    "uts": 0x04000000,
+    "ipc": 0x08000000,
+    "pid_for_children": 0x20000000,
+    "net": 0x40000000,
 }
 
 
@@ -128,6 +136,17 @@ def test_nothing_is_left_for_the_next_call(what: str) -> None:
 def test_no_privileges_are_left_for_the_next_call(what: str) -> None:
     """The kernel keeps them for each thread; where they have been changed, that ends."""
     check_that_nothing_is_left(*PRIVILEGES[what])
+
+
+@PRIVILEGED
+@pytest.mark.parametrize("kind", NAMESPACES)
+def test_no_namespace_is_left_for_the_next_call(kind: str) -> None:
+    """They are looked at only where the kernel says that the thread has used a privilege."""
+
+    def leave() -> None:
+        assert LIBC.unshare(NAMESPACES[kind]) == 0
+
+    check_that_nothing_is_left(leave, lambda: Path(f"/proc/thread-self/ns/{kind}").readlink())
 
 
 def test_a_replacement_does_not_inherit_what_was_left() -> None:
@@ -254,7 +273,7 @@ async def test_where_threads_cannot_be_looked_at_each_call_gets_a_new_one(
     pool.shutdown()
 
 
-@pytest.mark.parametrize("call", ["capget", "prctl", "readlink"])
+@pytest.mark.parametrize("call", ["capget", "prctl", "readlinkat"])
 def test_calls_of_the_c_library_that_fail(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot be read is not taken for unchanged: -1 leaves nothing in the buffer."""
 
@@ -265,7 +284,7 @@ def test_calls_of_the_c_library_that_fail(call: str, monkeypatch: pytest.MonkeyP
     library = kernel_state._library()
     monkeypatch.setattr(kernel_state, "_library", Library)
     with pytest.raises(NotImplementedError):
-        if call == "readlink":
+        if call == "readlinkat":
             kernel_state._namespaces_reader()
         else:
             kernel_state.looks()

@@ -220,7 +220,7 @@ def short_pause() -> Iterator[None]:
 def short_linger() -> Iterator[None]:
     """Look more often whether a peer takes its last bytes; one that takes nothing for 2.5 seconds is let go."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("asyncserver.connections.lingering", "compat.lingering"):
+        for module in ("asyncserver.connections.lingering", "compat.hosting.lingering"):
             patch.setattr(f"{module}._PATIENCE", 0.5)
         patch.setattr("asyncserver.adapters.protocol_connection._CLOSE_TIMEOUT", 0.5)
         yield

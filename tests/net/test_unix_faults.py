@@ -21,7 +21,7 @@ import compat
 from asyncserver.datagrams import datagram
 from asyncserver.listening import unix_path as _socket_file
 from asyncserver.listening.binding import Binding
-from compat import hosting
+from compat.hosting import handler as hosting
 from tests.kit.checks import errors_in, is_idle
 from tests.kit.compat import UpperDatagram
 from tests.kit.handlers import upper

@@ -1,4 +1,4 @@
-"""hosted: a handler class written for socketserver, as a handler of asyncserver.
+"""HostedHandler: what `hosted()` makes of a handler class written for socketserver.
 
     listener -> TLS, PROXY, limits -> Stream -> detach() -> blocking socket in a thread -> close
 
@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from asyncserver import Datagram, IdleTimeout, Server, Stream
-from compat.lingering import linger
+from compat.hosting.lingering import linger
+from compat.hosting.request import lent
 from compat.pool.call import CallFuture
 from compat.pool.executor import ThreadPool
 from compat.pool.system_limit import threads_to_be_had
-from compat.request import lent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

@@ -1,0 +1,1 @@
+"""hosted: a handler class written for socketserver, as a handler of asyncserver."""
