@@ -7,16 +7,20 @@ BIN := $(VENV)/bin
 # How many at a time: tests/conftest.py. Who has run out of tests takes some of another's.
 PARALLEL := -n auto --dist worksteal
 
-.PHONY: help serve test test-without-uvloop soak style types coverage bench bench-environment runtime dev clean
+.PHONY: help serve test test-pure test-without-uvloop soak style types coverage bench bench-environment runtime dev clean
 
 help:
-	@sed -n '1,4s/^# \{0,1\}//p' Makefile; echo "Further targets: bench, soak, style, types, coverage, test-without-uvloop, clean"
+	@sed -n '1,4s/^# \{0,1\}//p' Makefile; echo "Further targets: bench, soak, style, types, coverage, test-pure, test-without-uvloop, clean"
 
 serve: runtime
 	@$(BIN)/python -m asyncserver $(ARGS)
 
 test: dev
 	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+
+# The same tests without the compiled extension, which does what it does in C.
+test-pure: dev
+	@ASYNCSERVER_PURE=1 $(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 # The same tests on the standard library's loop alone, in an environment that never saw uvloop.
 test-without-uvloop:
@@ -61,6 +65,7 @@ runtime dev bench-environment:
 		echo "$$want" > $(VENV)/.made; }
 	@[ -e $(VENV)/.made-$@ ] || [ $@ = runtime -a -e $(VENV)/.made-dev ] || { \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check $(INSTALL) && touch $(VENV)/.made-$@; }
+	@$(BIN)/python hatch_build.py  # the extension, if it can be had and is not there as its sources are
 
 clean:
-	@rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* dist
+	@rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* dist asyncserver/speedups/*.so

@@ -24,6 +24,7 @@ from .net.addresses import Address
 from .reports.stats import DrainReport, Durations, ServerStats
 from .servers.server import Server
 from .serving import Serving, serve, serve_datagrams
+from .speedups.extension import accelerated
 from .streams.stream import Stream
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ __all__ = [
     "Stream",
     "StreamHandler",
     "TLSContext",
+    "accelerated",
     "closing_on_signals",
     "from_callback",
     "from_protocol",

@@ -9,7 +9,7 @@ import ssl
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
+from .. import __version__, accelerated
 from .._logger import logger as _logger
 from ..kernel.memberships import hears, parse_groups
 from ..listening.systemd import named_sockets, systemd_sockets
@@ -64,7 +64,7 @@ async def upper(source: Stream | Datagram) -> bytes | None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
-    parser = make_parser(f"asyncserver {__version__}")
+    parser = make_parser(f"asyncserver {__version__} ({'compiled' if accelerated else 'pure Python'})")
     options = read(parser, arguments)
     set_up(options.log_level, as_json=options.log_json, connection_lines=options.log_connections)
     for text in unknown_variables():
