@@ -14,8 +14,8 @@
 #error "asyncserver's extension relies on the GIL; free-threaded Pythons use the Python code"
 #endif
 
-static const Function *const functions[] = {NULL};
-static const Class *const classes[] = {NULL};
+static const Function *const functions[] = {poller_functions, receive_functions, send_functions, NULL};
+static const Class *const classes[] = {field_classes, NULL};
 
 static int
 is_name(PyObject *name, const char *text)
@@ -23,34 +23,96 @@ is_name(PyObject *name, const char *text)
     return PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, text) == 0;
 }
 
+/* A type that takes a class's place; the state keeps it, for checks. */
+static PyObject *
+class_new(PyObject *module, const Class *class)
+{
+    PyTypeObject **kept = (PyTypeObject **)((char *)PyModule_GetState(module) + class->type);
+    PyObject *type = PyType_FromModuleAndSpec(module, class->spec, NULL);
+    if (type != NULL)
+        Py_XSETREF(*kept, (PyTypeObject *)Py_NewRef(type));
+    return type;
+}
+
 /* accelerate(definition): what is compiled in its place. */
 static PyObject *
 accelerate(PyObject *module, PyObject *definition)
 {
-    PyObject *name = PyObject_GetAttrString(definition, "__qualname__"), *found = NULL;
+    PyObject *name = PyObject_GetAttrString(definition, "__qualname__"), *made = NULL;
     if (name == NULL)
         return NULL;
-    for (int i = 0; found == NULL && functions[i] != NULL; i++)
-        for (const Function *one = functions[i]; found == NULL && one->name != NULL; one++)
-            if (is_name(name, one->name) && (found = method_new(module, definition, one->call)) == NULL)
-                goto failed;
-    for (int i = 0; found == NULL && classes[i] != NULL; i++)
-        for (const Class *one = classes[i]; found == NULL && one->name != NULL; one++)
-            if (is_name(name, one->name) && (found = PyType_FromModuleAndSpec(module, one->spec, NULL)) == NULL)
-                goto failed;
-    if (found == NULL)
-        PyErr_Format(PyExc_LookupError, "nothing is compiled for %R", definition);
-failed:
+    for (int i = 0; functions[i] != NULL; i++)
+        for (const Function *one = functions[i]; one->name != NULL; one++)
+            if (is_name(name, one->name)) {
+                made = method_new(module, definition, one->call);
+                goto found;
+            }
+    for (int i = 0; classes[i] != NULL; i++)
+        for (const Class *one = classes[i]; one->name != NULL; one++)
+            if (is_name(name, one->name)) {
+                made = class_new(module, one);
+                goto found;
+            }
+    PyErr_Format(PyExc_LookupError, "nothing is compiled for %R", definition);
+found:
     Py_DECREF(name);
-    return found;
+    return made;
+}
+
+/* The C function behind a method of socket.socket: states of a connection that are it are the usual ones. */
+static PyCFunction
+socket_method(PyObject *socket_type, const char *name)
+{
+    PyObject *method = PyObject_GetAttrString(socket_type, name);
+    PyCFunction function = NULL;
+    if (method != NULL && Py_IS_TYPE(method, &PyMethodDescr_Type))
+        function = ((PyMethodDescrObject *)method)->d_method->ml_meth;
+    else if (method != NULL)
+        PyErr_Format(PyExc_ImportError, "socket.%s() is not as expected", name);
+    Py_XDECREF(method);
+    return function;
+}
+
+static int
+import_all(State *state)
+{
+    PyObject *sockets = PyImport_ImportModule("_socket");
+    PyObject *type = sockets == NULL ? NULL : PyObject_GetAttrString(sockets, "socket");
+    Py_XDECREF(sockets);
+    if (type == NULL)
+        return -1;
+    state->recv = socket_method(type, "recv");
+    state->send = state->recv == NULL ? NULL : socket_method(type, "send");
+    Py_DECREF(type);
+    PyObject *anyio = state->send == NULL ? NULL : PyImport_ImportModule("anyio");
+    state->end_of_stream = anyio == NULL ? NULL : PyObject_GetAttrString(anyio, "EndOfStream");
+    Py_XDECREF(anyio);
+    return state->end_of_stream == NULL ? -1 : 0;
 }
 
 static int
 module_exec(PyObject *module)
 {
+    static const char *const names[NAMES] = {
+        [N_AWAKE] = "awake", [N_BROKEN] = "_broken", [N_CHECK_IDLE] = "_check_idle_read",
+        [N_CONNECTIONS] = "_connections", [N_EPOLL_FD] = "_epoll_fd", [N_ON_READABLE] = "_on_readable",
+        [N_ON_WRITABLE] = "_on_writable", [N_REACH_END] = "_reach_end", [N_SEND_REST] = "_send_rest",
+        [N_SPIN_LIMIT] = "_SPIN_LIMIT", [N_SPUN] = "_spun", [N_UNWATCH] = "_unwatch", [N_WATCH] = "_watch",
+        [N_CLOSE] = "close", [N_THROW] = "throw",
+    };
     State *state = PyModule_GetState(module);
+    for (int i = 0; i < NAMES; i++)
+        if ((state->names[i] = PyUnicode_InternFromString(names[i])) == NULL)
+            return -1;
+    if ((state->blocked = Py_BuildValue("(s)", "blocked")) == NULL || import_all(state))
+        return -1;
+    if ((state->scratch = PyMem_Malloc(CHUNK)) == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
     state->method = (PyTypeObject *)PyType_FromModuleAndSpec(module, &method_spec, NULL);
-    if (state->method == NULL)
+    state->operation = (PyTypeObject *)PyType_FromModuleAndSpec(module, &operation_spec, NULL);
+    if (state->method == NULL || state->operation == NULL)
         return -1;
     return PyModule_AddStringConstant(module, "stamp", STAMP); /* sources.py compares it */
 }
@@ -60,6 +122,11 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
 {
     State *state = PyModule_GetState(module);
     Py_VISIT(state->method);
+    Py_VISIT(state->operation);
+    Py_VISIT(state->waiter);
+    Py_VISIT(state->connection);
+    Py_VISIT(state->end_of_stream);
+    Py_VISIT(state->stop);
     return 0;
 }
 
@@ -67,14 +134,26 @@ static int
 module_clear(PyObject *module)
 {
     State *state = PyModule_GetState(module);
+    operations_forget(state);
     Py_CLEAR(state->method);
+    Py_CLEAR(state->operation);
+    Py_CLEAR(state->waiter);
+    Py_CLEAR(state->connection);
+    Py_CLEAR(state->end_of_stream);
+    Py_CLEAR(state->stop);
     return 0;
 }
 
 static void
 module_free(void *module)
 {
+    State *state = PyModule_GetState(module);
     module_clear(module);
+    for (int i = 0; i < NAMES; i++)
+        Py_CLEAR(state->names[i]);
+    Py_CLEAR(state->blocked);
+    PyMem_Free(state->scratch);
+    state->scratch = NULL;
 }
 
 static PyMethodDef module_methods[] = {
