@@ -125,6 +125,8 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->operation);
     Py_VISIT(state->waiter);
     Py_VISIT(state->connection);
+    Py_VISIT(state->seen_waiter);
+    Py_VISIT(state->seen_connection);
     Py_VISIT(state->end_of_stream);
     Py_VISIT(state->stop);
     return 0;
@@ -139,6 +141,8 @@ module_clear(PyObject *module)
     Py_CLEAR(state->operation);
     Py_CLEAR(state->waiter);
     Py_CLEAR(state->connection);
+    Py_CLEAR(state->seen_waiter);
+    Py_CLEAR(state->seen_connection);
     Py_CLEAR(state->end_of_stream);
     Py_CLEAR(state->stop);
     return 0;

@@ -33,10 +33,10 @@ wake(PyObject *wakeup, PyObject *context, PyObject *awake)
 static PyObject *
 on_readable(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs, PyObject *names)
 {
-    Connection *self = (Connection *)args[0];
-    if (nargs != 1 || names != NULL || !is_connection(state, args, nargs) || self->reading == NULL ||
-        !PyObject_TypeCheck(self->reading, state->waiter))
+    if (nargs != 1 || names != NULL || !is_connection(state, args[0]) ||
+        !is_waiter(state, ((Connection *)args[0])->reading))
         return call_pure(pure, args, nargs, names);
+    Connection *self = (Connection *)args[0];
     Waiter *waiter = (Waiter *)self->reading;
     if (waiter->wakeup == NULL || waiter->wakeup == Py_None || waiter->context == NULL || self->poller == NULL)
         return call_pure(pure, args, nargs, names);
@@ -109,7 +109,7 @@ spun(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs, PyOb
     PyObject *limit = PyFunction_Check(pure)
                           ? PyDict_GetItemWithError(PyFunction_GET_GLOBALS(pure), state->names[N_SPIN_LIMIT])
                           : NULL;
-    if (limit == NULL || nargs != 1 || names != NULL || !is_connection(state, args, nargs))
+    if (limit == NULL || nargs != 1 || names != NULL || !is_connection(state, args[0]))
         return PyErr_Occurred() ? NULL : call_pure(pure, args, nargs, names);
     Connection *self = (Connection *)args[0];
     long most = PyLong_AsLong(limit);
@@ -121,7 +121,21 @@ spun(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs, PyOb
     Py_RETURN_TRUE;
 }
 
+/* Waiter.add_done_callback(callback, context=...), as tasks call it. */
+static PyObject *
+add_done_callback(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs, PyObject *names)
+{
+    if (nargs != 2 || names == NULL || PyTuple_GET_SIZE(names) != 1 || !is_waiter(state, args[0]) ||
+        !PyContext_CheckExact(args[2]))
+        return call_pure(pure, args, nargs, names);
+    Waiter *self = (Waiter *)args[0];
+    Py_XSETREF(self->wakeup, Py_NewRef(args[1]));
+    Py_XSETREF(self->context, Py_NewRef(args[2]));
+    Py_RETURN_NONE;
+}
+
 const Function poller_functions[] = {
+    {"Waiter.add_done_callback", add_done_callback},
     {"Connection._on_readable", on_readable},
     {"Connection._spun", spun},
     {"Poller._on_ready", on_ready},

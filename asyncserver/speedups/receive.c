@@ -18,8 +18,7 @@
 static int
 can_receive(State *state, Connection *self)
 {
-    return is_plain(self, self->recv, state->recv) && self->reading != NULL &&
-           PyObject_TypeCheck(self->reading, state->waiter);
+    return is_plain(self, self->recv, state->recv) && is_waiter(state, self->reading);
 }
 
 static int
@@ -173,7 +172,7 @@ static PyObject *
 receive(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs, PyObject *names)
 {
     Py_ssize_t max = CHUNK;
-    if (names != NULL || nargs > 2 || !is_connection(state, args, nargs) || (nargs == 2 && !is_count(args[1], &max)) ||
+    if (names != NULL || nargs < 1 || nargs > 2 || !is_connection(state, args[0]) || (nargs == 2 && !is_count(args[1], &max)) ||
         !can_receive(state, (Connection *)args[0]))
         return call_pure(pure, args, nargs, names);
     Operation *self = operation_new(state, receive_step, pure, args, nargs, NULL);
@@ -190,7 +189,7 @@ chunk(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs, PyO
 {
     Py_ssize_t max = CHUNK;
     PyObject *end = PyExc_StopAsyncIteration;
-    if (nargs > 3 || !is_connection(state, args, nargs) || !can_receive(state, (Connection *)args[0]) ||
+    if (nargs < 1 || nargs > 3 || !is_connection(state, args[0]) || !can_receive(state, (Connection *)args[0]) ||
         (nargs > 1 && !is_count(args[1], &max)) || (nargs > 2 && !PyExceptionClass_Check(end = args[2])) ||
         (names != NULL && (PyTuple_GET_SIZE(names) != 1 || args[nargs] != Py_True))) /* more=True */
         return call_pure(pure, args, nargs, names);
@@ -294,7 +293,7 @@ static PyObject *
 receive_until(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs, PyObject *names)
 {
     Py_ssize_t limit;
-    if (names != NULL || nargs != 3 || !is_connection(state, args, nargs) || !PyBytes_CheckExact(args[1]) ||
+    if (names != NULL || nargs != 3 || !is_connection(state, args[0]) || !PyBytes_CheckExact(args[1]) ||
         PyBytes_GET_SIZE(args[1]) == 0 || !is_count(args[2], &limit) || !can_receive(state, (Connection *)args[0]))
         return call_pure(pure, args, nargs, names);
     Operation *self = operation_new(state, receive_until_step, pure, args, nargs, NULL);

@@ -76,7 +76,7 @@ send_step(State *state, Operation *self, int was, PyObject **result)
 static PyObject *
 send_item(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs, PyObject *names)
 {
-    if (names != NULL || nargs != 2 || !is_connection(state, args, nargs) || !PyBytes_CheckExact(args[1]) ||
+    if (names != NULL || nargs != 2 || !is_connection(state, args[0]) || !PyBytes_CheckExact(args[1]) ||
         !is_plain((Connection *)args[0], ((Connection *)args[0])->send, state->send))
         return call_pure(pure, args, nargs, names);
     return (PyObject *)operation_new(state, send_step, pure, args, nargs, NULL);

@@ -28,7 +28,9 @@ enum { N_AWAKE, N_BROKEN, N_CHECK_IDLE, N_CONNECTIONS, N_EPOLL_FD, N_ON_READABLE
 
 /* Everything that is kept between calls: one for each interpreter, as PEP 630 asks. */
 struct State {
-    PyTypeObject *method, *operation, *waiter, *connection;
+    PyTypeObject *method, *operation;
+    PyTypeObject *waiter, *connection; /* fields.c */
+    PyTypeObject *seen_waiter, *seen_connection; /* the last subclass of each that was met */
     PyObject *names[NAMES];
     PyObject *end_of_stream;
     PyObject *blocked; /* ("blocked",): the keyword of _send_rest() */
@@ -119,12 +121,22 @@ failed(PyObject *value)
     return value == NULL;
 }
 
-/* Whether a call is `connection.method(...)` on a connection of ours. */
+/* Whether an object has a struct of fields.c. Mostly it is of the class that the last one had: no look at its bases. */
 static inline int
-is_connection(State *state, PyObject *const *args, Py_ssize_t nargs)
+has_struct(PyObject *object, PyTypeObject *base, PyTypeObject **seen)
 {
-    return nargs > 0 && state->connection != NULL && PyObject_TypeCheck(args[0], state->connection);
+    if (object == NULL || base == NULL)
+        return 0;
+    if (Py_IS_TYPE(object, *seen))
+        return 1;
+    if (!PyObject_TypeCheck(object, base))
+        return 0;
+    Py_XSETREF(*seen, (PyTypeObject *)Py_NewRef(Py_TYPE(object)));
+    return 1;
 }
+
+#define is_waiter(state, object) has_struct(object, (state)->waiter, &(state)->seen_waiter)
+#define is_connection(state, object) has_struct(object, (state)->connection, &(state)->seen_connection)
 
 /* Whether a state of a connection (connections/states.py) is the socket's own method: no TLS, no drain, not closed.
  * A program that has the socket may have closed it, and its number may be another's: then Python asks the socket. */
