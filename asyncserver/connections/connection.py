@@ -109,16 +109,19 @@ class Connection(Dialogue):
 
     # -- waiting
 
+    @accelerate
     def _watch(self) -> None:
         if not self._watching:
             self._set_events(self._events | READ)
             self._watching = True
 
+    @accelerate
     def _unwatch(self) -> None:
         if self._watching:
             self._set_events(self._events & ~READ)
         self._watching = False
 
+    @accelerate
     def _set_events(self, events: int) -> None:
         if events != self._events:
             self._poller.watch(self, self._fd, self._events, events)

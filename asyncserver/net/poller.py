@@ -79,7 +79,8 @@ class Poller:
 
     def close(self) -> None:
         """Stop watching. To be called when every connection has been closed."""
-        self.loop.remove_reader(self._epoll.fileno())
+        self.loop.remove_reader(self._epoll_fd)
+        self._epoll_fd = -1
         self._epoll.close()
 
     @accelerate

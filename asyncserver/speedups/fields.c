@@ -6,119 +6,56 @@
  */
 #include "speedups.h"
 
-#define OBJECT(struct, name, field) {name, T_OBJECT_EX, offsetof(struct, field), 0, NULL}
-#define OPTIONAL(struct, name, field) {name, T_OBJECT, offsetof(struct, field), 0, NULL} /* NULL is None */
-#define NUMBER(name, field) {name, T_LONGLONG, offsetof(Connection, field), 0, NULL}
-#define FLAG(struct, name, field) {name, T_BOOL, offsetof(struct, field), 0, NULL}
+/* What every type with a list of objects has; the list is an X macro in speedups.h. */
+#define VISIT(field, name) Py_VISIT(self->field);
+#define CLEAR(field, name) Py_CLEAR(self->field);
+#define LIFE(Struct, prefix, LIST)                                                                                     \
+    static int prefix##_traverse(Struct *self, visitproc visit, void *arg) {                                           \
+        Py_VISIT(Py_TYPE(self));                                                                                       \
+        LIST(VISIT)                                                                                                    \
+        return 0;                                                                                                      \
+    }                                                                                                                  \
+    static int prefix##_clear(Struct *self) {                                                                          \
+        LIST(CLEAR)                                                                                                    \
+        return 0;                                                                                                      \
+    }                                                                                                                  \
+    static void prefix##_dealloc(Struct *self) {                                                                       \
+        PyTypeObject *type = Py_TYPE(self);                                                                            \
+        PyObject_GC_UnTrack(self);                                                                                     \
+        prefix##_clear(self);                                                                                          \
+        type->tp_free(self);                                                                                           \
+        Py_DECREF(type);                                                                                               \
+    }
+#define SLOTS(prefix, doc)                                                                                             \
+    {Py_tp_doc, doc}, {Py_tp_new, PyType_GenericNew}, {Py_tp_traverse, prefix##_traverse},                             \
+        {Py_tp_clear, prefix##_clear}, {Py_tp_dealloc, prefix##_dealloc}, {Py_tp_members, prefix##_members}
+#define FLAGS (Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE)
 
-static int
-waiter_traverse(Waiter *self, visitproc visit, void *arg)
-{
-    Py_VISIT(Py_TYPE(self));
-    Py_VISIT(self->action);
-    Py_VISIT(self->context);
-    Py_VISIT(self->get_loop);
-    Py_VISIT(self->loop);
-    Py_VISIT(self->result);
-    Py_VISIT(self->wakeup);
-    return 0;
-}
+/* -- Waiter */
 
-static int
-waiter_clear(Waiter *self)
-{
-    Py_CLEAR(self->action);
-    Py_CLEAR(self->context);
-    Py_CLEAR(self->get_loop);
-    Py_CLEAR(self->loop);
-    Py_CLEAR(self->result);
-    Py_CLEAR(self->wakeup);
-    return 0;
-}
+LIFE(Waiter, waiter, WAITER_OBJECTS)
 
-static void
-waiter_dealloc(Waiter *self)
-{
-    PyTypeObject *type = Py_TYPE(self);
-    PyObject_GC_UnTrack(self);
-    waiter_clear(self);
-    type->tp_free(self);
-    Py_DECREF(type);
-}
-
+#define MEMBER(field, name) {name, T_OBJECT, offsetof(Waiter, field), 0, NULL}, /* NULL is None: no wake-up */
 static PyMemberDef waiter_members[] = {
-    FLAG(Waiter, "_asyncio_future_blocking", blocking),
-    FLAG(Waiter, "busy", busy),
-    OBJECT(Waiter, "_action", action),
-    OBJECT(Waiter, "_loop", loop),
-    OBJECT(Waiter, "context", context),
-    OBJECT(Waiter, "get_loop", get_loop),
-    OBJECT(Waiter, "result", result),
-    OPTIONAL(Waiter, "wakeup", wakeup),
+    WAITER_OBJECTS(MEMBER)
+    {"_asyncio_future_blocking", T_BOOL, offsetof(Waiter, blocking), 0, NULL},
+    {"busy", T_BOOL, offsetof(Waiter, busy), 0, NULL},
     {0},
 };
+#undef MEMBER
 
-static PyType_Slot waiter_slots[] = {
-    {Py_tp_doc, "What a waiter keeps."},
-    {Py_tp_new, PyType_GenericNew},
-    {Py_tp_traverse, waiter_traverse},
-    {Py_tp_clear, waiter_clear},
-    {Py_tp_dealloc, waiter_dealloc},
-    {Py_tp_members, waiter_members},
-    {0, NULL},
-};
+static PyType_Slot waiter_slots[] = {SLOTS(waiter, "What a waiter keeps."), {0, NULL}};
+static PyType_Spec waiter_spec = {"asyncserver.net.waiter.WaiterFields", sizeof(Waiter), 0, FLAGS, waiter_slots};
 
-static PyType_Spec waiter_spec = {
-    .name = "asyncserver.net.waiter.WaiterFields",
-    .basicsize = sizeof(Waiter),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE,
-    .slots = waiter_slots,
-};
+/* -- Connection */
 
-static int
-connection_traverse(Connection *self, visitproc visit, void *arg)
-{
-    Py_VISIT(Py_TYPE(self));
-    Py_VISIT(self->buffer);
-    Py_VISIT(self->poller);
-    Py_VISIT(self->reading);
-    Py_VISIT(self->recv);
-    Py_VISIT(self->send);
-    Py_VISIT(self->watching);
-    return 0;
-}
+LIFE(Connection, connection, CONNECTION_OBJECTS)
 
-static int
-connection_clear(Connection *self)
-{
-    Py_CLEAR(self->buffer);
-    Py_CLEAR(self->poller);
-    Py_CLEAR(self->reading);
-    Py_CLEAR(self->recv);
-    Py_CLEAR(self->send);
-    Py_CLEAR(self->watching);
-    return 0;
-}
-
-static void
-connection_dealloc(Connection *self)
-{
-    PyTypeObject *type = Py_TYPE(self);
-    PyObject_GC_UnTrack(self);
-    connection_clear(self);
-    type->tp_free(self);
-    Py_DECREF(type);
-}
-
-static PyObject *
-connection_get_message_start(Connection *self, void *Py_UNUSED(closure))
-{
+static PyObject *connection_get_message_start(Connection *self, void *Py_UNUSED(closure)) {
     return Py_BuildValue("(LL)", self->message_sent, self->message_at);
 }
 
-static int
-connection_set_message_start(Connection *self, PyObject *value, void *Py_UNUSED(closure))
-{
+static int connection_set_message_start(Connection *self, PyObject *value, void *Py_UNUSED(closure)) {
     if (value == NULL) {
         PyErr_SetString(PyExc_AttributeError, "_message_start cannot be deleted");
         return -1;
@@ -131,40 +68,26 @@ static PyGetSetDef connection_getset[] = {
     {0},
 };
 
+#define MEMBER(field, name) {name, T_OBJECT_EX, offsetof(Connection, field), 0, NULL},
+#define NUMBER(field, name) {name, T_LONGLONG, offsetof(Connection, field), 0, NULL}
 static PyMemberDef connection_members[] = {
-    OBJECT(Connection, "_buffer", buffer),
-    OBJECT(Connection, "_poller", poller),
-    OBJECT(Connection, "_reading", reading),
-    OBJECT(Connection, "_recv", recv),
-    OBJECT(Connection, "_send", send),
-    OBJECT(Connection, "_watching", watching),
-    NUMBER("_answered", answered),
-    NUMBER("_idle_read", idle_read),
-    NUMBER("bytes_received", bytes_received),
-    NUMBER("bytes_sent", bytes_sent),
+    CONNECTION_OBJECTS(MEMBER)
+    NUMBER(answered, "_answered"),
+    NUMBER(idle_read, "_idle_read"),
+    NUMBER(bytes_received, "bytes_received"),
+    NUMBER(bytes_sent, "bytes_sent"),
     {"_events", T_UINT, offsetof(Connection, events), 0, NULL},
     {"_fd", T_INT, offsetof(Connection, fd), 0, NULL},
     {"_spins", T_INT, offsetof(Connection, spins), 0, NULL},
-    FLAG(Connection, "_shared", shared),
+    {"_shared", T_BOOL, offsetof(Connection, shared), 0, NULL},
     {0},
 };
 
 static PyType_Slot connection_slots[] = {
-    {Py_tp_doc, "What a connection keeps."},
-    {Py_tp_new, PyType_GenericNew},
-    {Py_tp_traverse, connection_traverse},
-    {Py_tp_clear, connection_clear},
-    {Py_tp_dealloc, connection_dealloc},
-    {Py_tp_getset, connection_getset},
-    {Py_tp_members, connection_members},
-    {0, NULL},
+    SLOTS(connection, "What a connection keeps."), {Py_tp_getset, connection_getset}, {0, NULL},
 };
-
 static PyType_Spec connection_spec = {
-    .name = "asyncserver.connections.fields.ConnectionFields",
-    .basicsize = sizeof(Connection),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE,
-    .slots = connection_slots,
+    "asyncserver.connections.fields.ConnectionFields", sizeof(Connection), 0, FLAGS, connection_slots,
 };
 
 const Class field_classes[] = {

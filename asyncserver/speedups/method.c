@@ -20,16 +20,12 @@ typedef struct {
     PyObject *pure;
 } Method;
 
-static PyObject *
-method_vectorcall(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *names)
-{
+static PyObject *method_vectorcall(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *names) {
     Method *self = (Method *)callable;
     return self->call(self->state, self->pure, args, PyVectorcall_NARGS(nargsf), names);
 }
 
-PyObject *
-method_new(PyObject *module, PyObject *pure, Fast call)
-{
+PyObject *method_new(PyObject *module, PyObject *pure, Fast call) {
     State *state = PyModule_GetState(module);
     Method *self = PyObject_GC_New(Method, state->method);
     if (self == NULL)
@@ -43,9 +39,7 @@ method_new(PyObject *module, PyObject *pure, Fast call)
     return (PyObject *)self;
 }
 
-static int
-method_traverse(Method *self, visitproc visit, void *arg)
-{
+static int method_traverse(Method *self, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(self->module);
     Py_VISIT(self->pure);
@@ -53,9 +47,7 @@ method_traverse(Method *self, visitproc visit, void *arg)
 }
 
 /* No tp_clear: a function that is called must be there. The class that holds both breaks the cycle. */
-static void
-method_dealloc(Method *self)
-{
+static void method_dealloc(Method *self) {
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
     Py_DECREF(self->module);
@@ -64,17 +56,13 @@ method_dealloc(Method *self)
     Py_DECREF(type);
 }
 
-static PyObject *
-method_get(PyObject *self, PyObject *instance, PyObject *Py_UNUSED(type))
-{
+static PyObject *method_get(PyObject *self, PyObject *instance, PyObject *Py_UNUSED(type)) {
     if (instance == NULL || instance == Py_None)
         return Py_NewRef(self);
     return PyMethod_New(self, instance);
 }
 
-static PyObject *
-method_getattro(PyObject *self, PyObject *name)
-{
+static PyObject *method_getattro(PyObject *self, PyObject *name) {
     /* The type has these two as well, and they would be found first. */
     if (PyUnicode_CompareWithASCIIString(name, "__doc__") && PyUnicode_CompareWithASCIIString(name, "__module__")) {
         PyObject *found = PyObject_GenericGetAttr(self, name);
@@ -85,16 +73,12 @@ method_getattro(PyObject *self, PyObject *name)
     return PyObject_GetAttr(((Method *)self)->pure, name);
 }
 
-static PyObject *
-method_repr(Method *self)
-{
+static PyObject *method_repr(Method *self) {
     return PyUnicode_FromFormat("<compiled %R>", self->pure);
 }
 
 /* Pickled as functions are: by name. */
-static PyObject *
-method_reduce(PyObject *self, PyObject *Py_UNUSED(ignored))
-{
+static PyObject *method_reduce(PyObject *self, PyObject *Py_UNUSED(ignored)) {
     return PyObject_GetAttrString(self, "__qualname__");
 }
 

@@ -17,16 +17,12 @@
 static const Function *const functions[] = {poller_functions, receive_functions, send_functions, NULL};
 static const Class *const classes[] = {field_classes, NULL};
 
-static int
-is_name(PyObject *name, const char *text)
-{
+static int is_name(PyObject *name, const char *text) {
     return PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, text) == 0;
 }
 
 /* A type that takes a class's place; the state keeps it, for checks. */
-static PyObject *
-class_new(PyObject *module, const Class *class)
-{
+static PyObject *class_new(PyObject *module, const Class *class) {
     PyTypeObject **kept = (PyTypeObject **)((char *)PyModule_GetState(module) + class->type);
     PyObject *type = PyType_FromModuleAndSpec(module, class->spec, NULL);
     if (type != NULL)
@@ -35,9 +31,7 @@ class_new(PyObject *module, const Class *class)
 }
 
 /* accelerate(definition): what is compiled in its place. */
-static PyObject *
-accelerate(PyObject *module, PyObject *definition)
-{
+static PyObject *accelerate(PyObject *module, PyObject *definition) {
     PyObject *name = PyObject_GetAttrString(definition, "__qualname__"), *made = NULL;
     if (name == NULL)
         return NULL;
@@ -60,9 +54,7 @@ found:
 }
 
 /* The C function behind a method of socket.socket: states of a connection that are it are the usual ones. */
-static PyCFunction
-socket_method(PyObject *socket_type, const char *name)
-{
+static PyCFunction socket_method(PyObject *socket_type, const char *name) {
     PyObject *method = PyObject_GetAttrString(socket_type, name);
     PyCFunction function = NULL;
     if (method != NULL && Py_IS_TYPE(method, &PyMethodDescr_Type))
@@ -73,9 +65,7 @@ socket_method(PyObject *socket_type, const char *name)
     return function;
 }
 
-static int
-import_all(State *state)
-{
+static int import_all(State *state) {
     PyObject *sockets = PyImport_ImportModule("_socket");
     PyObject *type = sockets == NULL ? NULL : PyObject_GetAttrString(sockets, "socket");
     Py_XDECREF(sockets);
@@ -90,18 +80,11 @@ import_all(State *state)
     return state->end_of_stream == NULL ? -1 : 0;
 }
 
-static int
-module_exec(PyObject *module)
-{
-    static const char *const names[NAMES] = {
-        [N_AWAKE] = "awake", [N_BROKEN] = "_broken", [N_CHECK_IDLE] = "_check_idle_read",
-        [N_CONNECTIONS] = "_connections", [N_EPOLL_FD] = "_epoll_fd", [N_ON_READABLE] = "_on_readable",
-        [N_ON_WRITABLE] = "_on_writable", [N_REACH_END] = "_reach_end", [N_SEND_REST] = "_send_rest",
-        [N_SPIN_LIMIT] = "_SPIN_LIMIT", [N_SPUN] = "_spun", [N_UNWATCH] = "_unwatch", [N_WATCH] = "_watch",
-        [N_CLOSE] = "close", [N_THROW] = "throw",
-    };
+static int module_exec(PyObject *module) {
+#define NAME_TEXT(name) #name,
+    static const char *const names[NAME_COUNT] = {NAMES(NAME_TEXT)};
     State *state = PyModule_GetState(module);
-    for (int i = 0; i < NAMES; i++)
+    for (int i = 0; i < NAME_COUNT; i++)
         if ((state->names[i] = PyUnicode_InternFromString(names[i])) == NULL)
             return -1;
     if ((state->blocked = Py_BuildValue("(s)", "blocked")) == NULL || import_all(state))
@@ -117,9 +100,7 @@ module_exec(PyObject *module)
     return PyModule_AddStringConstant(module, "stamp", STAMP); /* sources.py compares it */
 }
 
-static int
-module_traverse(PyObject *module, visitproc visit, void *arg)
-{
+static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     State *state = PyModule_GetState(module);
     Py_VISIT(state->method);
     Py_VISIT(state->operation);
@@ -132,9 +113,7 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
     return 0;
 }
 
-static int
-module_clear(PyObject *module)
-{
+static int module_clear(PyObject *module) {
     State *state = PyModule_GetState(module);
     operations_forget(state);
     Py_CLEAR(state->method);
@@ -148,12 +127,10 @@ module_clear(PyObject *module)
     return 0;
 }
 
-static void
-module_free(void *module)
-{
+static void module_free(void *module) {
     State *state = PyModule_GetState(module);
     module_clear(module);
-    for (int i = 0; i < NAMES; i++)
+    for (int i = 0; i < NAME_COUNT; i++)
         Py_CLEAR(state->names[i]);
     Py_CLEAR(state->blocked);
     PyMem_Free(state->scratch);

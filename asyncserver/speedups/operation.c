@@ -13,37 +13,28 @@
  * calls `tp_iternext` of whatever is no generator (Python/bytecodes.c), where NULL without an exception means None
  * (_PyGen_FetchStopIterationValue, Objects/genobject.c), and any other result is a StopIteration's value: stop_with().
  *
- * Operations come from a free list, as the awaitables of asynchronous generators do (async_gen_asend_dealloc,
- * Objects/genobject.c, CPython 3.11).
+ * Operations come from a free list, as the awaitables of asynchronous generators do (async_gen_asend_dealloc in
+ * Objects/genobject.c of CPython 3.11).
  */
 #include "speedups.h"
 
-static State *
-state_of(Operation *self)
-{
+static State *state_of(Operation *self) {
     return PyType_GetModuleState(Py_TYPE(self));
 }
 
-Operation *
-operation_new(State *state, Step step, PyObject *pure, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
-{
+Operation *operation_new(State *state, Step step, PyObject *pure, PyObject *const *args, Py_ssize_t nargs,
+                         PyObject *keywords) {
     Operation *self;
-    if (state->free_count > 0) {
-        self = state->free[--state->free_count];
-        (void)PyObject_Init((PyObject *)self, state->operation);
-    } else {
-        self = PyObject_GC_New(Operation, state->operation);
-        if (self == NULL)
-            return NULL;
-    }
+    if (state->free_count > 0)
+        self = (Operation *)PyObject_Init((PyObject *)state->free[--state->free_count], state->operation);
+    else if ((self = PyObject_GC_New(Operation, state->operation)) == NULL)
+        return NULL;
+    Py_ssize_t all = nargs + (keywords == NULL ? 0 : PyTuple_GET_SIZE(keywords));
+    for (Py_ssize_t i = 0; i < 4; i++)
+        self->args[i] = i < all ? Py_NewRef(args[i]) : NULL;
     self->step = step;
     self->pure = Py_NewRef(pure);
     self->nargs = nargs;
-    for (int i = 0; i < 4; i++)
-        self->args[i] = NULL;
-    Py_ssize_t all = nargs + (keywords == NULL ? 0 : PyTuple_GET_SIZE(keywords));
-    for (Py_ssize_t i = 0; i < all; i++)
-        self->args[i] = Py_NewRef(args[i]);
     self->keywords = Py_XNewRef(keywords);
     self->waiter = NULL;
     self->delegate = self->end = NULL;
@@ -54,9 +45,7 @@ operation_new(State *state, Step step, PyObject *pure, PyObject *const *args, Py
     return self;
 }
 
-static int
-operation_traverse(Operation *self, visitproc visit, void *arg)
-{
+static int operation_traverse(Operation *self, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(self->pure);
     for (int i = 0; i < 4; i++)
@@ -69,22 +58,16 @@ operation_traverse(Operation *self, visitproc visit, void *arg)
 }
 
 /* Be done, without being woken. */
-static void
-operation_leave(Operation *self)
-{
-    if (self->waiter != NULL) {
-        if (self->state == WAITING)
-            Py_CLEAR(self->waiter->wakeup);
-        if (self->state == WAITING || self->state == PAUSED)
-            self->waiter->busy = 0;
-        Py_CLEAR(self->waiter);
-    }
+static void operation_leave(Operation *self) {
+    if (self->waiter != NULL && self->state == WAITING)
+        Py_CLEAR(self->waiter->wakeup);
+    if (self->waiter != NULL && (self->state == WAITING || self->state == PAUSED))
+        self->waiter->busy = 0;
+    Py_CLEAR(self->waiter);
     self->state = DONE;
 }
 
-static int
-operation_clear(Operation *self)
-{
+static int operation_clear(Operation *self) {
     operation_leave(self);
     Py_CLEAR(self->pure);
     for (int i = 0; i < 4; i++)
@@ -95,32 +78,22 @@ operation_clear(Operation *self)
     return 0;
 }
 
-static PyObject *
-operation_qualname(Operation *self, void *Py_UNUSED(closure))
-{
-    return PyObject_GetAttrString(self->pure, "__qualname__");
+/* __name__ and __qualname__ are the function's. */
+static PyObject *operation_get_name(Operation *self, void *attribute) {
+    return PyObject_GetAttrString(self->pure, attribute);
 }
 
-static PyObject *
-operation_name(Operation *self, void *Py_UNUSED(closure))
-{
-    return PyObject_GetAttrString(self->pure, "__name__");
-}
-
-static void
-warn_never_awaited(Operation *self)
-{
-    PyObject *raised = PyErr_GetRaisedException();
-    PyObject *name = operation_qualname(self, NULL);
+static void warn_never_awaited(Operation *self) {
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyObject *name = operation_get_name(self, "__qualname__");
     if (name == NULL || PyErr_WarnFormat(PyExc_RuntimeWarning, 1, "coroutine '%U' was never awaited", name))
         PyErr_WriteUnraisable(self->pure);
     Py_XDECREF(name);
-    PyErr_SetRaisedException(raised);
+    PyErr_Restore(type, value, traceback);
 }
 
-static void
-operation_dealloc(Operation *self)
-{
+static void operation_dealloc(Operation *self) {
     PyTypeObject *type = Py_TYPE(self);
     State *state = state_of(self);
     PyObject_GC_UnTrack(self);
@@ -135,18 +108,14 @@ operation_dealloc(Operation *self)
 }
 
 /* For the end of the module. */
-void
-operations_forget(State *state)
-{
+void operations_forget(State *state) {
     while (state->free_count > 0)
         PyObject_GC_Del(state->free[--state->free_count]);
 }
 
 /* -- what steps end with */
 
-PySendResult
-operation_wait(Operation *self, Waiter *waiter, PyObject **result)
-{
+PySendResult operation_wait(Operation *self, Waiter *waiter, PyObject **result) {
     waiter->busy = waiter->blocking = 1;
     Py_XSETREF(self->waiter, (Waiter *)Py_NewRef(waiter));
     self->state = WAITING;
@@ -155,9 +124,7 @@ operation_wait(Operation *self, Waiter *waiter, PyObject **result)
 }
 
 /* Let others run; with a waiter they may not do the same meanwhile. */
-PySendResult
-operation_pause(Operation *self, Waiter *waiter, PyObject **result)
-{
+PySendResult operation_pause(Operation *self, Waiter *waiter, PyObject **result) {
     if (waiter != NULL)
         waiter->busy = 1;
     Py_XSETREF(self->waiter, (Waiter *)Py_XNewRef(waiter));
@@ -167,24 +134,18 @@ operation_pause(Operation *self, Waiter *waiter, PyObject **result)
 }
 
 /* Takes the reference; NULL is an error. */
-PySendResult
-operation_return(Operation *self, PyObject *value, PyObject **result)
-{
+PySendResult operation_return(Operation *self, PyObject *value, PyObject **result) {
     self->state = DONE;
     *result = value;
     return value == NULL ? PYGEN_ERROR : PYGEN_RETURN;
 }
 
-PySendResult
-operation_fail(Operation *self)
-{
+PySendResult operation_fail(Operation *self) {
     self->state = DONE;
     return PYGEN_ERROR;
 }
 
-static PySendResult
-from_delegate(Operation *self, PyObject *arg, PyObject **result)
-{
+static PySendResult from_delegate(Operation *self, PyObject *arg, PyObject **result) {
     PySendResult how = PyIter_Send(self->delegate, arg, result);
     if (how != PYGEN_NEXT) {
         self->state = DONE;
@@ -194,9 +155,7 @@ from_delegate(Operation *self, PyObject *arg, PyObject **result)
 }
 
 /* Let a coroutine or a generator do the rest; takes the reference, NULL is an error. */
-PySendResult
-operation_delegate(Operation *self, PyObject *awaitable, PyObject **result)
-{
+PySendResult operation_delegate(Operation *self, PyObject *awaitable, PyObject **result) {
     if (awaitable == NULL)
         return operation_fail(self);
     self->delegate = awaitable;
@@ -204,29 +163,28 @@ operation_delegate(Operation *self, PyObject *awaitable, PyObject **result)
     return from_delegate(self, Py_None, result);
 }
 
-PySendResult
-operation_leave_to_pure(Operation *self, PyObject **result)
-{
+PySendResult operation_leave_to_pure(Operation *self, PyObject **result) {
     return operation_delegate(self, call_pure(self->pure, self->args, self->nargs, self->keywords), result);
 }
 
-/* A Python error is raised; the system's errors mean that the connection is broken: `_broken()` sets the states that say so, and the Python function meets them. */
-PySendResult
-operation_raised(State *state, Operation *self, PyObject **result)
-{
+/* An exception is raised. The system's means that the connection is broken: `_broken()` sets the states that say so,
+ * and the Python function meets them. */
+PySendResult operation_raised(State *state, Operation *self, PyObject **result) {
     if (!PyErr_ExceptionMatches(PyExc_OSError))
         return operation_fail(self);
-    PyObject *exc = PyErr_GetRaisedException();
-    int failure = failed(PyObject_CallMethodOneArg(self->args[0], state->names[N_BROKEN], exc));
-    Py_DECREF(exc);
+    PyObject *type, *exc, *traceback;
+    PyErr_Fetch(&type, &exc, &traceback);
+    PyErr_NormalizeException(&type, &exc, &traceback);
+    int failure = failed(PyObject_CallMethodOneArg(self->args[0], N(_broken), exc));
+    Py_XDECREF(type);
+    Py_XDECREF(exc);
+    Py_XDECREF(traceback);
     return failure ? operation_fail(self) : operation_leave_to_pure(self, result);
 }
 
 /* -- as a coroutine */
 
-static PySendResult
-operation_am_send(Operation *self, PyObject *arg, PyObject **result)
-{
+static PySendResult operation_am_send(Operation *self, PyObject *arg, PyObject **result) {
     State *state = state_of(self);
     int was = self->state;
     *result = NULL;
@@ -245,9 +203,7 @@ operation_am_send(Operation *self, PyObject *arg, PyObject **result)
 
 /* Raise StopIteration(value); takes the reference. Making one each time costs ten times as much, so it is used again,
  * while nobody else has it and nobody has raised it in Python. */
-static void
-stop_with(State *state, PyObject *value)
-{
+static void stop_with(State *state, PyObject *value) {
     PyStopIterationObject *stop = (PyStopIterationObject *)state->stop;
     if (stop == NULL || Py_REFCNT(stop) != 1 || stop->traceback != NULL || stop->context != NULL) {
         stop = (PyStopIterationObject *)PyObject_CallNoArgs(PyExc_StopIteration);
@@ -258,15 +214,12 @@ stop_with(State *state, PyObject *value)
         }
     }
     Py_XSETREF(stop->value, value);
-    PyErr_SetRaisedException(Py_NewRef(stop));
+    PyErr_Restore(Py_NewRef(PyExc_StopIteration), Py_NewRef(stop), NULL);
 }
 
-static PyObject *
-operation_iternext(Operation *self)
-{
+static PyObject *operation_iternext(Operation *self) {
     PyObject *result;
-    PySendResult how = operation_am_send(self, Py_None, &result);
-    if (how != PYGEN_RETURN)
+    if (operation_am_send(self, Py_None, &result) != PYGEN_RETURN)
         return result;
     if (result == Py_None)
         Py_DECREF(result);
@@ -275,25 +228,21 @@ operation_iternext(Operation *self)
     return NULL;
 }
 
-static PyObject *
-operation_send(Operation *self, PyObject *arg)
-{
+static PyObject *operation_send(Operation *self, PyObject *arg) {
     PyObject *result;
-    PySendResult how = operation_am_send(self, arg, &result);
-    if (how != PYGEN_RETURN)
+    if (operation_am_send(self, arg, &result) != PYGEN_RETURN)
         return result;
     stop_with(state_of(self), result);
     return NULL;
 }
 
 /* throw(exception), or as before Python 3.12 throw(type[, value[, traceback]]). */
-static PyObject *
-operation_throw(Operation *self, PyObject *const *args, Py_ssize_t nargs)
-{
+static PyObject *operation_throw(Operation *self, PyObject *const *args, Py_ssize_t nargs) {
+    State *state = state_of(self);
     if (nargs < 1 || nargs > 3)
-        return PyErr_Format(PyExc_TypeError, "throw() takes an exception, got %zd arguments", nargs);
+        return PyErr_Format(PyExc_TypeError, "throw() takes an exception; got %zd arguments", nargs);
     if (self->delegate != NULL) {
-        PyObject *throw = PyObject_GetAttr(self->delegate, state_of(self)->names[N_THROW]);
+        PyObject *throw = PyObject_GetAttr(self->delegate, N(throw));
         PyObject *result = throw == NULL ? NULL : PyObject_Vectorcall(throw, args, (size_t)nargs, NULL);
         Py_XDECREF(throw);
         if (result == NULL) {
@@ -303,46 +252,39 @@ operation_throw(Operation *self, PyObject *const *args, Py_ssize_t nargs)
         return result;
     }
     operation_leave(self);
-    PyObject *type = args[0], *value = nargs > 1 ? args[1] : NULL;
-    if (PyExceptionInstance_Check(type)) {
-        value = type;
-        type = (PyObject *)Py_TYPE(value);
-    }
-    PyErr_SetObject(type, value);
+    if (PyExceptionInstance_Check(args[0]))
+        PyErr_SetObject((PyObject *)Py_TYPE(args[0]), args[0]);
+    else
+        PyErr_SetObject(args[0], nargs > 1 ? args[1] : NULL);
     return NULL;
 }
 
-static PyObject *
-operation_close(Operation *self, PyObject *Py_UNUSED(ignored))
-{
+static PyObject *operation_close(Operation *self, PyObject *Py_UNUSED(ignored)) {
+    State *state = state_of(self);
     PyObject *delegate = self->delegate;
     self->delegate = NULL;
     operation_leave(self);
     if (delegate == NULL)
         Py_RETURN_NONE;
-    PyObject *result = PyObject_CallMethodNoArgs(delegate, state_of(self)->names[N_CLOSE]);
+    PyObject *result = PyObject_CallMethodNoArgs(delegate, N(close));
     Py_DECREF(delegate);
     return result;
 }
 
-static PyObject *
-operation_await(PyObject *self)
-{
+static PyObject *operation_await(PyObject *self) {
     return Py_NewRef(self);
 }
 
-static PyObject *
-operation_repr(Operation *self)
-{
-    PyObject *name = operation_qualname(self, NULL);
+static PyObject *operation_repr(Operation *self) {
+    PyObject *name = operation_get_name(self, "__qualname__");
     PyObject *text = name == NULL ? NULL : PyUnicode_FromFormat("<coroutine object %U at %p>", name, self);
     Py_XDECREF(name);
     return text;
 }
 
 static PyGetSetDef operation_getset[] = {
-    {"__name__", (getter)operation_name, NULL, NULL, NULL},
-    {"__qualname__", (getter)operation_qualname, NULL, NULL, NULL},
+    {"__name__", (getter)operation_get_name, NULL, NULL, "__name__"},
+    {"__qualname__", (getter)operation_get_name, NULL, NULL, "__qualname__"},
     {0},
 };
 
@@ -354,16 +296,10 @@ static PyMethodDef operation_methods[] = {
 };
 
 static PyType_Slot operation_slots[] = {
-    {Py_tp_traverse, operation_traverse},
-    {Py_tp_clear, operation_clear},
-    {Py_tp_dealloc, operation_dealloc},
-    {Py_tp_repr, operation_repr},
-    {Py_tp_iternext, operation_iternext},
-    {Py_am_await, operation_await},
-    {Py_am_send, operation_am_send},
-    {Py_tp_methods, operation_methods},
-    {Py_tp_getset, operation_getset},
-    {0, NULL},
+    {Py_tp_traverse, operation_traverse}, {Py_tp_clear, operation_clear}, {Py_tp_dealloc, operation_dealloc},
+    {Py_tp_repr, operation_repr},         {Py_am_await, operation_await}, {Py_am_send, operation_am_send},
+    {Py_tp_iternext, operation_iternext}, {Py_tp_methods, operation_methods},
+    {Py_tp_getset, operation_getset},     {0, NULL},
 };
 
 PyType_Spec operation_spec = {

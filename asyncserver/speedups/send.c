@@ -5,14 +5,11 @@
  * no bytes object.
  */
 #include "speedups.h"
-#include <errno.h>
 #include <sys/socket.h>
 
 #define LARGE 16384 /* bytes; for more the GIL is released */
 
-static ssize_t
-send_bytes(int fd, PyObject *item)
-{
+static ssize_t send_bytes(int fd, PyObject *item) {
     const char *bytes = PyBytes_AS_STRING(item);
     size_t size = (size_t)PyBytes_GET_SIZE(item);
     if (size <= LARGE)
@@ -28,23 +25,19 @@ send_bytes(int fd, PyObject *item)
 }
 
 /* Wait for room, then send what has not been sent. */
-static PySendResult
-send_rest(State *state, Operation *self, Py_ssize_t sent, PyObject **result)
-{
+static PySendResult send_rest(State *state, Operation *self, Py_ssize_t sent, PyObject **result) {
     PyObject *view = PyMemoryView_FromObject(self->args[1]);
     PyObject *rest = view == NULL ? NULL : PySequence_GetSlice(view, sent, PY_SSIZE_T_MAX);
     Py_XDECREF(view);
     if (rest == NULL)
         return operation_fail(self);
     PyObject *args[] = {self->args[0], rest, sent ? Py_False : Py_True};
-    PyObject *coroutine = PyObject_VectorcallMethod(state->names[N_SEND_REST], args, 2, state->blocked);
+    PyObject *coroutine = PyObject_VectorcallMethod(N(_send_rest), args, 2, state->blocked);
     Py_DECREF(rest);
     return operation_delegate(self, coroutine, result);
 }
 
-static PySendResult
-send_step(State *state, Operation *self, int was, PyObject **result)
-{
+static PySendResult send_step(State *state, Operation *self, int was, PyObject **result) {
     Connection *connection = (Connection *)self->args[0];
     if (was == PAUSED)
         return operation_return(self, Py_NewRef(Py_None), result);
@@ -64,18 +57,16 @@ send_step(State *state, Operation *self, int was, PyObject **result)
         connection->answered = connection->bytes_received;
     } else {
         /* Nothing was received since the last send: perhaps this task never waits. */
-        int spun = connection_spun(state, connection);
-        if (spun < 0)
+        int pause = spun(state, connection);
+        if (pause < 0)
             return operation_fail(self);
-        if (spun)
+        if (pause)
             return operation_pause(self, NULL, result);
     }
     return operation_return(self, Py_NewRef(Py_None), result);
 }
 
-static PyObject *
-send_item(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs, PyObject *names)
-{
+static PyObject *send_item(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs, PyObject *names) {
     if (names != NULL || nargs != 2 || !is_connection(state, args[0]) || !PyBytes_CheckExact(args[1]) ||
         !is_plain((Connection *)args[0], ((Connection *)args[0])->send, state->send))
         return call_pure(pure, args, nargs, names);

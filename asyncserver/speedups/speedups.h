@@ -6,6 +6,10 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <structmember.h>
+#include <errno.h>
+
+#define CHUNK 65536 /* bytes, as in connections/connection.py */
+#define FREE_OPERATIONS 32
 
 typedef struct State State;
 
@@ -19,50 +23,58 @@ typedef struct { const char *name; PyType_Spec *spec; size_t type; /* its place 
 extern const Function poller_functions[], receive_functions[], send_functions[];
 extern const Class field_classes[];
 
-/* Names that are looked up in Python objects. */
-enum { N_AWAKE, N_BROKEN, N_CHECK_IDLE, N_CONNECTIONS, N_EPOLL_FD, N_ON_READABLE, N_ON_WRITABLE, N_REACH_END,
-       N_SEND_REST, N_SPIN_LIMIT, N_SPUN, N_UNWATCH, N_WATCH, N_CLOSE, N_THROW, NAMES };
-
-#define FREE_OPERATIONS 32
-#define CHUNK 65536 /* connections/connection.py */
+/* Names that are looked up in Python objects: N(awake) is one. */
+#define NAMES(X)                                                                                                       \
+    X(awake) X(close) X(throw) X(_SPIN_LIMIT) X(_broken) X(_check_idle_read) X(_connections) X(_epoll_fd)              \
+    X(_on_readable) X(_on_writable) X(_reach_end) X(_send_rest) X(_spun) X(_watch) X(watch)
+#define NAME_NUMBER(name) NAME_##name,
+enum { NAMES(NAME_NUMBER) NAME_COUNT };
+#define N(name) (state->names[NAME_##name])
 
 /* Everything that is kept between calls: one for each interpreter, as PEP 630 asks. */
 struct State {
     PyTypeObject *method, *operation;
-    PyTypeObject *waiter, *connection; /* fields.c */
+    PyTypeObject *waiter, *connection;           /* fields.c */
     PyTypeObject *seen_waiter, *seen_connection; /* the last subclass of each that was met */
-    PyObject *names[NAMES];
-    PyObject *end_of_stream;
+    PyObject *names[NAME_COUNT];
     PyObject *blocked; /* ("blocked",): the keyword of _send_rest() */
+    PyObject *end_of_stream;
     PyCFunction recv, send; /* what implements socket.recv and socket.send */
     struct Operation *free[FREE_OPERATIONS];
     int free_count;
     PyObject *stop; /* operation.c, stop_with() */
-    char *scratch;  /* CHUNK bytes, where small receives land; nothing that was received stays there */
+    char *scratch;  /* CHUNK bytes, where small receives land */
 };
 
 /* fields.c: the structs behind Python classes, under the same names */
 
+#define FIELD(field, name) PyObject *field;
+#define WAITER_OBJECTS(X)                                                                                              \
+    X(action, "_action") X(context, "context") X(get_loop, "get_loop") X(loop, "_loop") X(result, "result")            \
+    X(wakeup, "wakeup")
+#define CONNECTION_OBJECTS(X)                                                                                          \
+    X(buffer, "_buffer") X(poller, "_poller") X(reading, "_reading") X(recv, "_recv") X(send, "_send")                 \
+    X(watching, "_watching")
+
 typedef struct {
     PyObject_HEAD
-    PyObject *action, *context, *get_loop, *loop, *result, *wakeup;
+    WAITER_OBJECTS(FIELD)
     char blocking, busy;
 } Waiter;
 
 typedef struct {
     PyObject_HEAD
-    PyObject *buffer, *poller, *reading, *recv, *send, *watching;
+    CONNECTION_OBJECTS(FIELD)
     long long answered, bytes_received, bytes_sent, idle_read;
     long long message_sent, message_at; /* _message_start */
     unsigned events;
     int fd, spins;
     char shared;
-    char large; /* the last receive took much: the next one may need room, and time */
+    char large; /* the last receive took much, or (2) all that it could: the next one needs room, and time */
 } Connection;
 
-#define connection_spun(state, self) is_true(PyObject_CallMethodNoArgs((PyObject *)(self), (state)->names[N_SPUN]))
-
 /* method.c */
+
 extern PyType_Spec method_spec;
 PyObject *method_new(PyObject *module, PyObject *pure, Fast call);
 
@@ -89,7 +101,7 @@ struct Operation {
     PyObject *end;      /* receive: what the end of the stream raises */
     Py_ssize_t max;     /* receive: bytes; receive_until: bytes to search */
     char state;
-    char warns;         /* about never having been awaited */
+    char warns; /* about never having been awaited */
 };
 
 extern PyType_Spec operation_spec;
@@ -104,27 +116,14 @@ PySendResult operation_leave_to_pure(Operation *self, PyObject **result);
 PySendResult operation_raised(State *state, Operation *self, PyObject **result);
 void operations_forget(State *state);
 
-/* The truth of a new reference, or -1 for NULL. */
-static inline int
-is_true(PyObject *value)
-{
-    int truth = value == NULL ? -1 : PyObject_IsTrue(value);
-    Py_XDECREF(value);
-    return truth;
-}
-
 /* Whether a new reference is NULL: an error. */
-static inline int
-failed(PyObject *value)
-{
+static inline int failed(PyObject *value) {
     Py_XDECREF(value);
     return value == NULL;
 }
 
 /* Whether an object has a struct of fields.c. Mostly it is of the class that the last one had: no look at its bases. */
-static inline int
-has_struct(PyObject *object, PyTypeObject *base, PyTypeObject **seen)
-{
+static inline int has_struct(PyObject *object, PyTypeObject *base, PyTypeObject **seen) {
     if (object == NULL || base == NULL)
         return 0;
     if (Py_IS_TYPE(object, *seen))
@@ -140,37 +139,16 @@ has_struct(PyObject *object, PyTypeObject *base, PyTypeObject **seen)
 
 /* Whether a state of a connection (connections/states.py) is the socket's own method: no TLS, no drain, not closed.
  * A program that has the socket may have closed it, and its number may be another's: then Python asks the socket. */
-static inline int
-is_plain(Connection *self, PyObject *now, PyCFunction method)
-{
+static inline int is_plain(Connection *self, PyObject *now, PyCFunction method) {
     return now != NULL && PyCFunction_CheckExact(now) && PyCFunction_GET_FUNCTION(now) == method && !self->shared;
 }
 
-#if PY_VERSION_HEX < 0x030C0000
-/* As Python 3.12 has them. */
-static inline PyObject *
-PyErr_GetRaisedException(void)
-{
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
-    if (type == NULL)
-        return NULL;
-    PyErr_NormalizeException(&type, &value, &traceback);
-    if (traceback != NULL)
-        PyException_SetTraceback(value, traceback);
-    Py_DECREF(type);
-    Py_XDECREF(traceback);
-    return value;
+/* Count an operation that need not wait: Connection._spun(). */
+static inline int spun(State *state, Connection *self) {
+    PyObject *answer = PyObject_CallMethodNoArgs((PyObject *)self, N(_spun));
+    int truth = answer == NULL ? -1 : PyObject_IsTrue(answer);
+    Py_XDECREF(answer);
+    return truth;
 }
-
-static inline void
-PyErr_SetRaisedException(PyObject *value)
-{
-    if (value != NULL)
-        PyErr_Restore(Py_NewRef(Py_TYPE(value)), value, PyException_GetTraceback(value));
-    else
-        PyErr_Clear();
-}
-#endif
 
 #endif
