@@ -1,6 +1,6 @@
 """`python -m benchmarks guard`: has a hot path become longer?
 
-It compares counts that do not depend on the clock (see counting.py) with those stored in guard.json for this version
+It compares counts of the pure Python code that do not depend on the clock (see counting.py) with those stored in guard.json for this version
 of Python, and fails when one has moved by more than the tolerance, in either direction: what became cheaper should be
 stored too, or it may be lost again unseen. When a change is meant, run `python -m benchmarks guard --update` under
 each supported Python that has figures, commit guard.json with the change, and say in the commit message what was
@@ -57,9 +57,10 @@ def measure(case: str) -> Counts:
     Raises:
         RuntimeError: The case failed; the text is the last thing it said.
     """
+    as_ever = {"ASYNCSERVER_PURE": "1", "PYTHONHASHSEED": "0", "PYTHONDEVMODE": "", "PYTHONASYNCIODEBUG": ""}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.counting", case],
-        env={**os.environ, "PYTHONHASHSEED": "0", "PYTHONDEVMODE": "", "PYTHONASYNCIODEBUG": ""},
+        env={**os.environ, **as_ever},
         cwd=HERE.parent,
         capture_output=True,
         text=True,

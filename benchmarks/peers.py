@@ -23,6 +23,7 @@ class Peer:
         kinds: The kinds of server it can be (see servers/contract.py).
         requires: Distributions whose versions are recorded, and without which it is reported as missing.
         arguments: More words for its command line.
+        environment: More variables for it.
         ours: Whether charts mark it.
     """
 
@@ -33,6 +34,7 @@ class Peer:
     requires: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
     ours: bool = False
+    environment: tuple[tuple[str, str], ...] = ()
 
     def versions(self) -> dict[str, str]:
         """The version of each required distribution that is installed."""
@@ -62,6 +64,7 @@ def _version(distribution: str) -> str | None:
 def _loops(name: str, title: str, server: str, kinds: frozenset[str], *requires: str, **more: object) -> list[Peer]:
     """The same server on both loops."""
     arguments: tuple[str, ...] = more.pop("arguments", ())  # type: ignore[assignment]
+    environment: tuple[tuple[str, str], ...] = more.pop("environment", ())  # type: ignore[assignment]
     ours = bool(more.pop("ours", False))
     return [
         Peer(
@@ -72,6 +75,7 @@ def _loops(name: str, title: str, server: str, kinds: frozenset[str], *requires:
             (*requires, "uvloop") if loop == "uvloop" else requires,
             ("--loop", loop, *arguments),
             ours,
+            environment,
         )
         for loop in ("uvloop", "asyncio")
     ]
@@ -80,6 +84,15 @@ def _loops(name: str, title: str, server: str, kinds: frozenset[str], *requires:
 PEERS: tuple[Peer, ...] = (
     Peer("epoll", "C, plain epoll (the limit)", "epoll.c", frozenset({"tcp", "udp", "unix"})),
     *_loops("asyncserver", "asyncserver", "asyncserver_handlers", PROTOCOLS | LINES, "asyncserver", ours=True),
+    *_loops(
+        "pure",
+        "asyncserver without C",
+        "asyncserver_handlers",
+        PROTOCOLS | LINES,
+        "asyncserver",
+        environment=(("ASYNCSERVER_PURE", "1"),),
+        ours=True,
+    ),
     *_loops(
         "from-protocol",
         "asyncserver.from_protocol",
