@@ -39,7 +39,6 @@ LIFE(Waiter, waiter, WAITER_OBJECTS)
 static PyMemberDef waiter_members[] = {
     WAITER_OBJECTS(MEMBER)
     {"_asyncio_future_blocking", T_BOOL, offsetof(Waiter, blocking), 0, NULL},
-    {"busy", T_BOOL, offsetof(Waiter, busy), 0, NULL},
     {0},
 };
 #undef MEMBER

@@ -89,7 +89,7 @@ static int module_exec(PyObject *module) {
             return -1;
     if ((state->blocked = Py_BuildValue("(s)", "blocked")) == NULL || import_all(state))
         return -1;
-    if ((state->scratch = PyMem_Malloc(CHUNK)) == NULL) {
+    if ((state->scratch = PyMem_Malloc(ANY)) == NULL) {
         PyErr_NoMemory();
         return -1;
     }

@@ -59,10 +59,8 @@ static int operation_traverse(Operation *self, visitproc visit, void *arg) {
 
 /* Be done, without being woken. */
 static void operation_leave(Operation *self) {
-    if (self->waiter != NULL && self->state == WAITING)
-        Py_CLEAR(self->waiter->wakeup);
     if (self->waiter != NULL && (self->state == WAITING || self->state == PAUSED))
-        self->waiter->busy = 0;
+        Py_CLEAR(self->waiter->wakeup);
     Py_CLEAR(self->waiter);
     self->state = DONE;
 }
@@ -116,17 +114,22 @@ void operations_forget(State *state) {
 /* -- what steps end with */
 
 PySendResult operation_wait(Operation *self, Waiter *waiter, PyObject **result) {
-    waiter->busy = waiter->blocking = 1;
+    waiter->blocking = 1;
     Py_XSETREF(self->waiter, (Waiter *)Py_NewRef(waiter));
     self->state = WAITING;
     *result = Py_NewRef(waiter);
     return PYGEN_NEXT;
 }
 
-/* Let others run; with a waiter they may not do the same meanwhile. */
-PySendResult operation_pause(Operation *self, Waiter *waiter, PyObject **result) {
-    if (waiter != NULL)
-        waiter->busy = 1;
+/* Let others run; with a waiter they may not do the same meanwhile: it is `woken`, as net/waiter.py has it. */
+PySendResult operation_pause(State *state, Operation *self, Waiter *waiter, PyObject **result) {
+    if (waiter != NULL) {
+        PyObject *module = PyFunction_Check(self->pure) ? PyFunction_GetGlobals(self->pure) : NULL;
+        PyObject *woken = module == NULL ? NULL : PyDict_GetItemWithError(module, N(woken));
+        if (woken == NULL)
+            return operation_leave_to_pure(self, result);
+        Py_XSETREF(waiter->wakeup, Py_NewRef(woken));
+    }
     Py_XSETREF(self->waiter, (Waiter *)Py_XNewRef(waiter));
     self->state = PAUSED;
     *result = Py_NewRef(Py_None);
@@ -197,7 +200,7 @@ static PySendResult operation_am_send(Operation *self, PyObject *arg, PyObject *
         return PYGEN_ERROR;
     }
     if (self->waiter != NULL)
-        self->waiter->busy = 0;
+        Py_CLEAR(self->waiter->wakeup);
     return self->step(state, self, was, result);
 }
 

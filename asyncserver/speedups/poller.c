@@ -30,13 +30,12 @@ static int wake(PyObject *wakeup, PyObject *context, PyObject *awake) {
 static PyObject *on_readable(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs, PyObject *names) {
     Connection *self = nargs == 1 && names == NULL && is_connection(state, args[0]) ? (Connection *)args[0] : NULL;
     Waiter *waiter = self != NULL && is_waiter(state, self->reading) ? (Waiter *)self->reading : NULL;
-    if (waiter == NULL || waiter->wakeup == NULL || waiter->wakeup == Py_None || waiter->context == NULL)
+    if (waiter == NULL || !is_busy(waiter) || waiter->context == NULL)
         return call_pure(pure, args, nargs, names);
     PyObject *awake = self->poller == NULL ? NULL : PyObject_GetAttr(self->poller, N(awake));
     if (awake == NULL)
         return call_pure(pure, args, nargs, names);
-    PyObject *wakeup = waiter->wakeup, *context = Py_NewRef(waiter->context);
-    waiter->wakeup = NULL;
+    PyObject *wakeup = Py_NewRef(waiter->wakeup), *context = Py_NewRef(waiter->context);
     int failure = wake(wakeup, context, awake);
     Py_DECREF(awake);
     Py_DECREF(context);

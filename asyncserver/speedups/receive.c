@@ -25,7 +25,7 @@ static int has_buffered(Connection *self) {
 static ssize_t receive_bytes(State *state, Connection *self, Py_ssize_t max, PyObject **data) {
     ssize_t n;
     *data = NULL;
-    if (!self->large && max <= CHUNK) {
+    if (!self->large && max <= ANY) {
         n = recv(self->fd, state->scratch, (size_t)max, 0);
         if (n > 0 && (*data = PyBytes_FromStringAndSize(state->scratch, n)) == NULL)
             return -2;
@@ -45,7 +45,7 @@ static ssize_t receive_bytes(State *state, Connection *self, Py_ssize_t max, PyO
             return -2;
     }
     if (n > 0) {
-        self->large = n >= CHUNK ? 2 : n >= LARGE;
+        self->large = n > CHUNK ? 2 : n >= LARGE;
         self->bytes_received += n;
     }
     return n;
@@ -86,7 +86,7 @@ static PySendResult next_chunk(State *state, Operation *self, int was, Py_ssize_
     int ready = was != FRESH;
     for (;;) {
         if (!ready) {
-            if (waiter->busy)
+            if (is_busy(waiter))
                 return operation_leave_to_pure(self, result); /* which raises the error */
             if (connection->watching == Py_True)
                 return operation_wait(self, waiter, result);
@@ -100,7 +100,7 @@ static PySendResult next_chunk(State *state, Operation *self, int was, Py_ssize_
             if (pause < 0)
                 return operation_fail(self);
             if (pause)
-                return operation_pause(self, waiter, result);
+                return operation_pause(state, self, waiter, result);
         }
         ssize_t n = (ready ? receive_by_state : receive_bytes)(state, connection, max, data);
         ready = 0;
@@ -165,7 +165,7 @@ static PyObject *receive(State *state, PyObject *pure, PyObject *const *args, Py
 
 /* _chunk(max_bytes, end, more=True), and __anext__(). */
 static PyObject *chunk(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs, PyObject *names) {
-    Py_ssize_t max = CHUNK;
+    Py_ssize_t max = ANY;
     PyObject *end = PyExc_StopAsyncIteration;
     if (nargs < 1 || nargs > 3 || !is_connection(state, args[0]) || !can_receive(state, (Connection *)args[0]) ||
         (nargs > 1 && !is_count(args[1], &max)) || (nargs > 2 && !PyExceptionClass_Check(end = args[2])) ||
@@ -214,7 +214,7 @@ static PyObject *cut_line(Connection *self, PyObject *delimiter, Py_ssize_t limi
 /* False: a buffer without the whole line, or another task's. */
 static int may_have_line(Connection *self, PyObject *delimiter, Py_ssize_t limit) {
     return !has_buffered(self) ||
-           (!((Waiter *)self->reading)->busy && find(PyByteArray_AS_STRING(self->buffer),
+           (!is_busy((Waiter *)self->reading) && find(PyByteArray_AS_STRING(self->buffer),
                                                      PyByteArray_GET_SIZE(self->buffer), delimiter, limit) >= 0);
 }
 
@@ -229,7 +229,7 @@ static PySendResult receive_until_step(State *state, Operation *self, int was, P
         if (pause < 0)
             return operation_fail(self);
         if (pause)
-            return operation_pause(self, NULL, result);
+            return operation_pause(state, self, NULL, result);
     }
     if (first && has_buffered(connection))
         return operation_return(self, cut_line(connection, delimiter, self->max), result);

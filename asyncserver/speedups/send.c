@@ -61,7 +61,7 @@ static PySendResult send_step(State *state, Operation *self, int was, PyObject *
         if (pause < 0)
             return operation_fail(self);
         if (pause)
-            return operation_pause(self, NULL, result);
+            return operation_pause(state, self, NULL, result);
     }
     return operation_return(self, Py_NewRef(Py_None), result);
 }

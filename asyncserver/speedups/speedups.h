@@ -8,7 +8,8 @@
 #include <structmember.h>
 #include <errno.h>
 
-#define CHUNK 65536 /* bytes, as in connections/connection.py */
+#define CHUNK 65536       /* bytes, as in connections/connection.py */
+#define ANY (CHUNK + 1)   /* what an iteration asks for, as in streams/receiving.py */
 #define FREE_OPERATIONS 32
 
 typedef struct State State;
@@ -26,7 +27,7 @@ extern const Class field_classes[];
 /* Names that are looked up in Python objects: N(awake) is one. */
 #define NAMES(X)                                                                                                       \
     X(awake) X(close) X(throw) X(_SPIN_LIMIT) X(_broken) X(_check_idle_read) X(_connections) X(_epoll_fd)              \
-    X(_on_readable) X(_on_writable) X(_reach_end) X(_send_rest) X(_spun) X(_watch) X(watch)
+    X(_on_readable) X(_on_writable) X(_reach_end) X(_send_rest) X(_spun) X(_watch) X(watch) X(woken)
 #define NAME_NUMBER(name) NAME_##name,
 enum { NAMES(NAME_NUMBER) NAME_COUNT };
 #define N(name) (state->names[NAME_##name])
@@ -43,7 +44,7 @@ struct State {
     struct Operation *free[FREE_OPERATIONS];
     int free_count;
     PyObject *stop; /* operation.c, stop_with() */
-    char *scratch;  /* CHUNK bytes, where small receives land */
+    char *scratch;  /* ANY bytes, where small receives land */
 };
 
 /* fields.c: the structs behind Python classes, under the same names */
@@ -59,7 +60,7 @@ struct State {
 typedef struct {
     PyObject_HEAD
     WAITER_OBJECTS(FIELD)
-    char blocking, busy;
+    char blocking;
 } Waiter;
 
 typedef struct {
@@ -108,7 +109,7 @@ extern PyType_Spec operation_spec;
 Operation *operation_new(State *state, Step step, PyObject *pure, PyObject *const *args, Py_ssize_t nargs,
                          PyObject *keywords);
 PySendResult operation_wait(Operation *self, Waiter *waiter, PyObject **result);
-PySendResult operation_pause(Operation *self, Waiter *waiter, PyObject **result);
+PySendResult operation_pause(State *state, Operation *self, Waiter *waiter, PyObject **result);
 PySendResult operation_return(Operation *self, PyObject *value, PyObject **result);
 PySendResult operation_fail(Operation *self);
 PySendResult operation_delegate(Operation *self, PyObject *awaitable, PyObject **result);
@@ -132,6 +133,11 @@ static inline int has_struct(PyObject *object, PyTypeObject *base, PyTypeObject 
         return 0;
     Py_XSETREF(*seen, (PyTypeObject *)Py_NewRef(Py_TYPE(object)));
     return 1;
+}
+
+/* Whether a task waits there, or has been woken and is about to run. */
+static inline int is_busy(Waiter *self) {
+    return self->wakeup != NULL && self->wakeup != Py_None;
 }
 
 #define is_waiter(state, object) has_struct(object, (state)->waiter, &(state)->seen_waiter)
