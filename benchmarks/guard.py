@@ -1,10 +1,10 @@
 """`python -m benchmarks guard`: has a hot path become longer?
 
-It compares counts of the pure Python code that do not depend on the clock (see counting.py) with those stored in guard.json for this version
+It compares counts that do not depend on the clock (see counting.py) with those stored in guard.json for this version
 of Python, and fails when one has moved by more than the tolerance, in either direction: what became cheaper should be
-stored too, or it may be lost again unseen. When a change is meant, run `python -m benchmarks guard --update` under
-each supported Python that has figures, commit guard.json with the change, and say in the commit message what was
-bought with the difference.
+stored too, or it may be lost again unseen. They are of the Python code: the compiled extension is switched off. When a
+change is meant, run `python -m benchmarks guard --update` under each supported Python that has figures, commit
+guard.json with the change, and say in the commit message what was bought with the difference.
 
 Patch versions of a minor version differ in the stock loop: where the counts of another one are stored, what has moved
 is told, but is no failure.

@@ -121,7 +121,6 @@ class Connection(Dialogue):
             self._set_events(self._events & ~READ)
         self._watching = False
 
-    @accelerate
     def _set_events(self, events: int) -> None:
         if events != self._events:
             self._poller.watch(self, self._fd, self._events, events)

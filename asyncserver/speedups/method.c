@@ -73,10 +73,6 @@ static PyObject *method_getattro(PyObject *self, PyObject *name) {
     return PyObject_GetAttr(((Method *)self)->pure, name);
 }
 
-static PyObject *method_repr(Method *self) {
-    return PyUnicode_FromFormat("<compiled %R>", self->pure);
-}
-
 /* Pickled as functions are: by name. */
 static PyObject *method_reduce(PyObject *self, PyObject *Py_UNUSED(ignored)) {
     return PyObject_GetAttrString(self, "__qualname__");
@@ -99,7 +95,6 @@ static PyType_Slot method_slots[] = {
     {Py_tp_call, PyVectorcall_Call},
     {Py_tp_descr_get, method_get},
     {Py_tp_getattro, method_getattro},
-    {Py_tp_repr, method_repr},
     {Py_tp_methods, method_methods},
     {Py_tp_members, method_members},
     {0, NULL},

@@ -111,16 +111,6 @@ static int change_events(State *state, Connection *self, unsigned events) {
     return 0;
 }
 
-/* Connection._set_events(events) */
-static PyObject *set_events(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs, PyObject *names) {
-    if (nargs != 2 || names != NULL || !is_connection(state, args[0]) || ((Connection *)args[0])->poller == NULL)
-        return call_pure(pure, args, nargs, names);
-    unsigned long events = PyLong_AsUnsignedLong(args[1]);
-    if (events == (unsigned long)-1 && PyErr_Occurred())
-        return NULL;
-    return change_events(state, (Connection *)args[0], (unsigned)events) ? NULL : Py_NewRef(Py_None);
-}
-
 static PyObject *set_watching(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs, PyObject *names,
                               int on) {
     if (nargs != 1 || names != NULL || !is_connection(state, args[0]) || ((Connection *)args[0])->poller == NULL)
@@ -159,7 +149,6 @@ static PyObject *count_spin(State *state, PyObject *pure, PyObject *const *args,
 
 const Function poller_functions[] = {
     {"Connection._on_readable", on_readable},
-    {"Connection._set_events", set_events},
     {"Connection._spun", count_spin},
     {"Connection._unwatch", unwatch},
     {"Connection._watch", watch},

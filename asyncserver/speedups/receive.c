@@ -45,7 +45,7 @@ static ssize_t receive_bytes(State *state, Connection *self, Py_ssize_t max, PyO
             return -2;
     }
     if (n > 0) {
-        self->large = n > CHUNK ? 2 : n >= LARGE;
+        self->large = n > CHUNK || (self->large == 2 && n >= CHUNK / 4) ? 2 : n >= LARGE;
         self->bytes_received += n;
     }
     return n;
@@ -80,13 +80,13 @@ static int watch(State *state, Connection *self) {
 }
 
 /* What comes next has been received, and is in `data`; or the end has come, and it is NULL. Or wait for it. */
-static PySendResult next_chunk(State *state, Operation *self, int was, Py_ssize_t max, PyObject **data, PyObject **result) {
+static PySendResult next_chunk(State *state, Operation *self, int was, Py_ssize_t max, PyObject **data,
+                               PyObject **result) {
     Connection *connection = (Connection *)self->args[0];
-    Waiter *waiter = (Waiter *)connection->reading;
-    int ready = was != FRESH;
-    for (;;) {
+    for (int ready = was != FRESH;;) {
         if (!ready) {
-            if (is_busy(waiter))
+            Waiter *waiter = (Waiter *)connection->reading;
+            if (!is_waiter(state, connection->reading) || is_busy(waiter))
                 return operation_leave_to_pure(self, result); /* which raises the error */
             if (connection->watching == Py_True)
                 return operation_wait(self, waiter, result);
@@ -152,8 +152,8 @@ static int is_count(PyObject *given, Py_ssize_t *count) {
 
 static PyObject *receive(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs, PyObject *names) {
     Py_ssize_t max = CHUNK;
-    if (names != NULL || nargs < 1 || nargs > 2 || !is_connection(state, args[0]) || (nargs == 2 && !is_count(args[1], &max)) ||
-        !can_receive(state, (Connection *)args[0]))
+    if (names != NULL || nargs < 1 || nargs > 2 || !is_connection(state, args[0]) ||
+        !can_receive(state, (Connection *)args[0]) || (nargs == 2 && !is_count(args[1], &max)))
         return call_pure(pure, args, nargs, names);
     Operation *self = operation_new(state, receive_step, pure, args, nargs, NULL);
     if (self != NULL) {

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,33 @@ def test_unknown_definition() -> None:
     """A definition that nothing was compiled for is a mistake, found when it is imported."""
     with pytest.raises(LookupError, match="nothing is compiled for"):
         extension.accelerate(can_build)
+
+
+@compiled
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="concurrent.interpreters came with Python 3.14")
+def test_subinterpreters_have_an_extension_each() -> None:
+    """It works there, also with a GIL of their own, and again in the next one."""
+    script = """
+        import concurrent.interpreters, textwrap
+        code = '''
+        import asyncio, asyncserver
+        async def echo(stream):
+            async for data in stream:
+                await stream.send(data)
+        async def main():
+            async with asyncserver.serve(echo, "127.0.0.1", 0) as server:
+                reader, writer = await asyncio.open_connection(*server.addresses[0][:2])
+                writer.write(b"hello")
+                print(asyncserver.accelerated, await reader.readexactly(5))
+                writer.close()
+        asyncio.run(main())
+        '''
+        for _ in range(2):
+            interpreter = concurrent.interpreters.create()
+            interpreter.exec(textwrap.dedent(code))
+            interpreter.close()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True b'hello'\n" * 2
