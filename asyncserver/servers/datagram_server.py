@@ -151,6 +151,7 @@ class DatagramServer(HandlerServer["Datagram"]):
             self._count["datagrams_answered"] += 1
         if exc is not None or source.unsent is not None:
             super()._settle(source, exc, None)
+            del exc  # its traceback holds this frame (f_back): a cycle
             self._pause_if_full()  # if the answer waits for room in the socket
         else:
             self._count["completed"] += 1
