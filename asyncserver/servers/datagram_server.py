@@ -20,6 +20,7 @@ from ..connections.octets import octets
 from ..datagrams.inline_runner import InlineRunner
 from ..datagrams.outlets import Outlets
 from ..datagrams.proxied import ProxiedReader
+from ..datagrams.ring_runner import make_runner
 from ..net.addresses import format_address
 from ..reports.logs import about
 from ..reports.stats import timed
@@ -76,7 +77,7 @@ class DatagramServer(HandlerServer["Datagram"]):
             serving, close = ProtocolEndpoint if proxies is None else ProxiedProtocolEndpoint, self._close_soon
             self._endpoints = [serving(self, one, max_datagram_size, handler, close) for one in bound]
         else:
-            runner = InlineRunner if proxies is None else ProxiedRunner
+            runner = make_runner if proxies is None else ProxiedRunner
             self._endpoints = self._runners = [runner(self, one, max_datagram_size) for one in bound]
         self._intakes = self._endpoints
         self._outlets = Outlets(self._endpoints)

@@ -6,31 +6,6 @@
  */
 #include "speedups.h"
 
-/* What every type with a list of objects has; the list is an X macro in speedups.h. */
-#define VISIT(field, name) Py_VISIT(self->field);
-#define CLEAR(field, name) Py_CLEAR(self->field);
-#define LIFE(Struct, prefix, LIST)                                                                                     \
-    static int prefix##_traverse(Struct *self, visitproc visit, void *arg) {                                           \
-        Py_VISIT(Py_TYPE(self));                                                                                       \
-        LIST(VISIT)                                                                                                    \
-        return 0;                                                                                                      \
-    }                                                                                                                  \
-    static int prefix##_clear(Struct *self) {                                                                          \
-        LIST(CLEAR)                                                                                                    \
-        return 0;                                                                                                      \
-    }                                                                                                                  \
-    static void prefix##_dealloc(Struct *self) {                                                                       \
-        PyTypeObject *type = Py_TYPE(self);                                                                            \
-        PyObject_GC_UnTrack(self);                                                                                     \
-        prefix##_clear(self);                                                                                          \
-        type->tp_free(self);                                                                                           \
-        Py_DECREF(type);                                                                                               \
-    }
-#define SLOTS(prefix, doc)                                                                                             \
-    {Py_tp_doc, doc}, {Py_tp_new, PyType_GenericNew}, {Py_tp_traverse, prefix##_traverse},                             \
-        {Py_tp_clear, prefix##_clear}, {Py_tp_dealloc, prefix##_dealloc}, {Py_tp_members, prefix##_members}
-#define FLAGS (Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE)
-
 /* -- Waiter */
 
 LIFE(Waiter, waiter, WAITER_OBJECTS)

@@ -15,7 +15,7 @@
 #endif
 
 static const Function *const functions[] = {poller_functions, receive_functions, send_functions, NULL};
-static const Class *const classes[] = {field_classes, NULL};
+static const Class *const classes[] = {field_classes, datagram_classes, NULL};
 
 static int is_name(PyObject *name, const char *text) {
     return PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, text) == 0;
@@ -106,6 +106,9 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->operation);
     Py_VISIT(state->waiter);
     Py_VISIT(state->connection);
+    Py_VISIT(state->datagram);
+    Py_VISIT(state->ring);
+    Py_VISIT(state->batch);
     Py_VISIT(state->seen_waiter);
     Py_VISIT(state->seen_connection);
     Py_VISIT(state->end_of_stream);
@@ -120,6 +123,9 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->operation);
     Py_CLEAR(state->waiter);
     Py_CLEAR(state->connection);
+    Py_CLEAR(state->datagram);
+    Py_CLEAR(state->ring);
+    Py_CLEAR(state->batch);
     Py_CLEAR(state->seen_waiter);
     Py_CLEAR(state->seen_connection);
     Py_CLEAR(state->end_of_stream);

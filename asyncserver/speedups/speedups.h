@@ -22,7 +22,7 @@ typedef struct { const char *name; Fast call; } Function;
 typedef struct { const char *name; PyType_Spec *spec; size_t type; /* its place in the state */ } Class;
 
 extern const Function poller_functions[], receive_functions[], send_functions[];
-extern const Class field_classes[];
+extern const Class datagram_classes[], field_classes[];
 
 /* Names that are looked up in Python objects: N(awake) is one. */
 #define NAMES(X)                                                                                                       \
@@ -36,6 +36,7 @@ enum { NAMES(NAME_NUMBER) NAME_COUNT };
 struct State {
     PyTypeObject *method, *operation;
     PyTypeObject *waiter, *connection;           /* fields.c */
+    PyTypeObject *datagram, *ring, *batch;       /* datagrams.h */
     PyTypeObject *seen_waiter, *seen_connection; /* the last subclass of each that was met */
     PyObject *names[NAME_COUNT];
     PyObject *blocked; /* ("blocked",): the keyword of _send_rest() */
@@ -47,9 +48,35 @@ struct State {
     char *scratch;  /* ANY bytes, where small receives land */
 };
 
+/* What every type with a list of objects has; the list is an X macro. */
+#define FIELD(field, name) PyObject *field;
+#define VISIT(field, name) Py_VISIT(self->field);
+#define CLEAR(field, name) Py_CLEAR(self->field);
+#define LIFE(Struct, prefix, LIST)                                                                                     \
+    static int prefix##_traverse(Struct *self, visitproc visit, void *arg) {                                           \
+        Py_VISIT(Py_TYPE(self));                                                                                       \
+        LIST(VISIT)                                                                                                    \
+        return 0;                                                                                                      \
+    }                                                                                                                  \
+    static int prefix##_clear(Struct *self) {                                                                          \
+        LIST(CLEAR)                                                                                                    \
+        return 0;                                                                                                      \
+    }                                                                                                                  \
+    static void prefix##_dealloc(Struct *self) {                                                                       \
+        PyTypeObject *type = Py_TYPE(self);                                                                            \
+        PyObject_GC_UnTrack(self);                                                                                     \
+        prefix##_clear(self);                                                                                          \
+        type->tp_free(self);                                                                                           \
+        Py_DECREF(type);                                                                                               \
+    }
+#define SLOTS(prefix, doc) SLOTS_WITH(prefix, PyType_GenericNew, doc)
+#define SLOTS_WITH(prefix, new, doc)                                                                                   \
+    {Py_tp_doc, doc}, {Py_tp_new, new}, {Py_tp_traverse, prefix##_traverse},                                           \
+        {Py_tp_clear, prefix##_clear}, {Py_tp_dealloc, prefix##_dealloc}, {Py_tp_members, prefix##_members}
+#define FLAGS (Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE)
+
 /* fields.c: the structs behind Python classes, under the same names */
 
-#define FIELD(field, name) PyObject *field;
 #define WAITER_OBJECTS(X)                                                                                              \
     X(action, "_action") X(context, "context") X(get_loop, "get_loop") X(loop, "_loop") X(result, "result")            \
     X(wakeup, "wakeup")
