@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..kernel.features import tell_missing
 from ..kernel.packet_info import pack_control, reply_control, sent_to_many, unpack_control
+from ..net.readers import runs_again
 from ..speedups.extension import accelerate, accelerated
 from .datagram import Datagram, NotForUs
 from .inline_runner import InlineRunner
@@ -184,9 +185,9 @@ async def _awaited(awaitable: Awaitable[object]) -> object:
 def make_runner(server: Handling, bound: BoundSocket, max_datagram_size: int) -> InlineRunner:
     """Make the runner for a socket.
 
-    A ring is for UDP, for the system's own kind of socket, and for a queue that is read by nobody
-    else: what it holds would wait for us although others have time.
+    A ring is for UDP, and for the system's own kind of socket. What it holds waits for the handler
+    that runs; so there is none where others read the same queue, or a handler may run the loop.
     """
-    ours = type(bound.sock) is socket.socket and not bound.contended
-    kind = RingRunner if accelerated and ours and bound.sock.family in _UDP else InlineRunner
+    able = accelerated and type(bound.sock) is socket.socket and bound.sock.family in _UDP
+    kind = RingRunner if able and not (bound.contended or runs_again(server._loop)) else InlineRunner
     return kind(server, bound, max_datagram_size)

@@ -13,14 +13,16 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import asyncserver
 from asyncserver import Datagram
-from asyncserver.datagrams.ring_runner import RingRunner
+from asyncserver.datagrams.ring_runner import RingRunner, make_runner
 from asyncserver.kernel import features
+from asyncserver.listening.binding import BoundSocket
 from tests.kit.batches import MIDDLE, NUMBERS, endpoint_of, send_numbers
 from tests.kit.checks import errors_in, is_balanced_for_datagrams
 from tests.kit.datagrams import DatagramClient, Place
@@ -94,6 +96,31 @@ async def test_no_ring_for_a_kind_of_socket_that_is_the_programs_own(udp: Place)
         assert await udp.client(server).ask(b"x") == b"X"
     assert calls[:1] == ["receive"]
     assert "send" in calls
+
+
+async def test_no_ring_where_a_handler_may_run_the_loop(udp: Place) -> None:
+    """As under nest_asyncio: those that come after it are handled meanwhile."""
+    loop: Any = asyncio.get_running_loop()
+    if not hasattr(loop, "_check_running"):
+        pytest.skip("uvloop cannot be run again")
+    loop._check_running = lambda: None
+    async with udp.serve(upper_datagram) as server:
+        assert not hasattr(endpoint_of(server), "_send_batch")
+    del loop._check_running
+
+
+@pytest.mark.parametrize(("contended", "ring"), [(False, asyncserver.accelerated), (True, False)])
+async def test_no_ring_where_others_read_the_queue(contended: bool, ring: bool) -> None:
+    """What one of the processes holds would wait although another has time."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", 0))
+    sock.setblocking(False)
+    bound = BoundSocket(sock)
+    bound.contended = contended
+    server: Any = SimpleNamespace(_loop=asyncio.get_running_loop())
+    runner = make_runner(server, bound, 100)
+    assert hasattr(runner, "_send_batch") == ring
+    runner.close()
 
 
 @pytest.mark.skipif(not asyncserver.accelerated, reason="needs the compiled extension")
