@@ -2,8 +2,7 @@
 
     places left? -> handlers begin -> those that wait are kept -> all are settled
 
-For how datagrams are read, and in which task a handler begins, see batch_reader.py and
-inline_runner.py.
+How they are read, and in which task a handler begins: batch_reader.py and inline_runner.py.
 """
 
 from __future__ import annotations
