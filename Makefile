@@ -7,18 +7,22 @@ BIN := $(VENV)/bin
 # How many at a time: tests/conftest.py. Who has run out of tests takes some of another's.
 PARALLEL := -n auto --dist worksteal
 
-.PHONY: help serve test test-without-uvloop soak style types coverage docs picture dist bench bench-environment
+.PHONY: help serve test test-pure test-without-uvloop soak style types coverage docs picture dist bench bench-environment
 .PHONY: docs-environment runtime dev clean
 
 help:
 	@sed -n '1,4s/^# \{0,1\}//p' Makefile; \
-	echo "Further targets: docs, bench, soak, style, types, coverage, dist, test-without-uvloop, clean"
+	echo "Further targets: docs, bench, soak, style, types, coverage, dist, test-pure, test-without-uvloop, clean"
 
 serve: runtime
 	@$(BIN)/python -m asyncserver $(ARGS)
 
 test: dev
 	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+
+# The same tests without the compiled extension, which does what it does in C.
+test-pure: dev
+	@ASYNCSERVER_PURE=1 $(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 # The same tests on the standard library's loop alone, in an environment that never saw uvloop.
 test-without-uvloop:
@@ -76,6 +80,8 @@ runtime dev bench-environment docs-environment:
 		echo "$$want" > $(VENV)/.made; }
 	@[ -e $(VENV)/.made-$@ ] || [ $@ = runtime -a -e $(VENV)/.made-dev ] || { \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check $(INSTALL) && touch $(VENV)/.made-$@; }
+	@$(BIN)/python hatch_build.py  # the extension, if it can be had and is not there as its sources are
 
 clean:
-	@rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* dist build
+	@rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* dist build \
+		asyncserver/speedups/*.so

@@ -26,6 +26,7 @@ from .net.addresses import Address
 from .reports.stats import DrainReport, Durations, ServerStats
 from .servers.server import Server
 from .serving import Serving, serve, serve_datagrams
+from .speedups.extension import accelerated
 from .streams.stream import Stream
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ __all__ = [
     "Stream",
     "StreamHandler",
     "TLSContext",
+    "accelerated",
     "background",
     "closing_on_signals",
     "from_callback",

@@ -56,6 +56,7 @@ class Contender:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             cwd=loading.HERE.parent,
+            env={**os.environ, **dict(peer.environment)},
         )
         self._cores = cores
 

@@ -2,9 +2,9 @@
 
 It compares counts that do not depend on the clock (see counting.py) with those stored in guard.json for this version
 of Python, and fails when one has moved by more than the tolerance, in either direction: what became cheaper should be
-stored too, or it may be lost again unseen. When a change is meant, run `python -m benchmarks guard --update` under
-each supported Python that has figures, commit guard.json with the change, and say in the commit message what was
-bought with the difference.
+stored too, or it may be lost again unseen. They are of the Python code: the compiled extension is switched off. When a
+change is meant, run `python -m benchmarks guard --update` under each supported Python that has figures, commit
+guard.json with the change, and say in the commit message what was bought with the difference.
 
 Patch versions of a minor version differ in the stock loop: where the counts of another one are stored, what has moved
 is told, but is no failure.
@@ -57,9 +57,10 @@ def measure(case: str) -> Counts:
     Raises:
         RuntimeError: The case failed; the text is the last thing it said.
     """
+    as_ever = {"ASYNCSERVER_PURE": "1", "PYTHONHASHSEED": "0", "PYTHONDEVMODE": "", "PYTHONASYNCIODEBUG": ""}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.counting", case],
-        env={**os.environ, "PYTHONHASHSEED": "0", "PYTHONDEVMODE": "", "PYTHONASYNCIODEBUG": ""},
+        env={**os.environ, **as_ever},
         cwd=HERE.parent,
         capture_output=True,
         text=True,

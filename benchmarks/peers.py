@@ -23,6 +23,7 @@ class Peer:
         kinds: The kinds of server it can be (see servers/contract.py).
         requires: Distributions whose versions are recorded, and without which it is reported as missing.
         arguments: More words for its command line.
+        environment: More variables for it.
         ours: Whether charts mark it.
         quick: Whether quick mode has it, unless others are named.
     """
@@ -35,6 +36,7 @@ class Peer:
     arguments: tuple[str, ...] = ()
     ours: bool = False
     quick: bool = True
+    environment: tuple[tuple[str, str], ...] = ()
 
     def versions(self) -> dict[str, str]:
         """The version of each required distribution that is installed."""
@@ -64,6 +66,7 @@ def _version(distribution: str) -> str | None:
 def _loops(name: str, title: str, server: str, kinds: frozenset[str], *requires: str, **more: object) -> list[Peer]:
     """The same server on both loops, in quick mode perhaps only on one."""
     arguments: tuple[str, ...] = more.pop("arguments", ())  # type: ignore[assignment]
+    environment: tuple[tuple[str, str], ...] = more.pop("environment", ())  # type: ignore[assignment]
     ours, quick = bool(more.pop("ours", False)), more.pop("quick", ("uvloop", "asyncio"))
     return [
         Peer(
@@ -75,6 +78,7 @@ def _loops(name: str, title: str, server: str, kinds: frozenset[str], *requires:
             ("--loop", loop, *arguments),
             ours,
             loop in quick,  # type: ignore[operator]
+            environment,
         )
         for loop in ("uvloop", "asyncio")
     ]
@@ -83,6 +87,16 @@ def _loops(name: str, title: str, server: str, kinds: frozenset[str], *requires:
 PEERS: tuple[Peer, ...] = (
     Peer("epoll", "C, plain epoll (the limit)", "epoll.c", frozenset({"tcp", "udp", "unix"})),
     *_loops("asyncserver", "asyncserver", "asyncserver_handlers", PROTOCOLS | LINES, "asyncserver", ours=True),
+    *_loops(
+        "pure",
+        "asyncserver without C",
+        "asyncserver_handlers",
+        PROTOCOLS | LINES,
+        "asyncserver",
+        environment=(("ASYNCSERVER_PURE", "1"),),
+        ours=True,
+        quick=("uvloop",),
+    ),
     *_loops(
         "from-protocol",
         "asyncserver.from_protocol",

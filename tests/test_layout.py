@@ -23,6 +23,7 @@ from tests.kit.programs import ROOT
 # own, for the type checker too; folders in one row do not know each other.
 LAYERS = (
     {"_linux", "exceptions", "_logger"},
+    {"speedups"},
     {"kernel"},
     {"net", "tls"},
     {"listening"},

@@ -10,7 +10,7 @@ import ssl
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .. import __version__
+from .. import __version__, accelerated
 from .._logger import logger as _logger
 from ..kernel.memberships import hears, parse_groups
 from ..leaving.threads import watch_end
@@ -75,7 +75,7 @@ def program() -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m asyncserver") -> int:
     """Run the command line, by default this program's, called `prog`; returns its exit status."""
-    parser = make_parser(f"asyncserver {__version__}", prog)
+    parser = make_parser(f"asyncserver {__version__} ({'compiled' if accelerated else 'pure Python'})", prog)
     options = read(parser, arguments)
     set_up(options.log_level, as_json=options.log_json, connection_lines=options.log_connections)
     for text in unknown_variables():

@@ -19,6 +19,7 @@ from ..exceptions import IdleTimeout
 from ..net.poller import READ, WRITE
 from ..net.socket_info import first_words_due, unacknowledged, unread
 from ..net.waiter import Waiter, busy
+from ..speedups.extension import accelerate
 from .dialogue import Dialogue
 from .states import refuse_before_first_byte, refuse_closed, refuse_unadmitted, refuse_undelivered
 
@@ -50,21 +51,11 @@ class Connection(Dialogue):
     """A connected socket of a server."""
 
     __slots__ = (
-        "_buffer",
         "_came_at",
         "_closing",
-        "_events",
-        "_fd",
-        "_idle_read",
         "_idle_write",
-        "_poller",
         "_read",
-        "_reading",
-        "_recv",
-        "_send",
         "_sock",
-        "_spins",
-        "_watching",
         "_writing",
         "peer_address",
         "proxy_header",
@@ -92,6 +83,7 @@ class Connection(Dialogue):
         # `bytes_moved` when the idle timeout was over, until a wait has raised IdleTimeout for it.
         self._idle_read = self._idle_write = -1
         self._spins = 0  # operations of a Stream in a row that need not wait
+        self._shared = False  # whether the program has got at the socket, and may close it
         self.proxy_header: ProxyHeader | None = None
 
     @property
@@ -117,11 +109,13 @@ class Connection(Dialogue):
 
     # -- waiting
 
+    @accelerate
     def _watch(self) -> None:
         if not self._watching:
             self._set_events(self._events | READ)
             self._watching = True
 
+    @accelerate
     def _unwatch(self) -> None:
         if self._watching:
             self._set_events(self._events & ~READ)
@@ -132,6 +126,7 @@ class Connection(Dialogue):
             self._poller.watch(self, self._fd, self._events, events)
             self._events = events
 
+    @accelerate
     def _on_readable(self) -> None:
         waiter = self._reading
         wakeup = waiter.wakeup
@@ -172,6 +167,7 @@ class Connection(Dialogue):
             self._writing = Waiter(self._poller.loop, "sending to")
         return self._writing
 
+    @accelerate
     def _spun(self) -> bool:
         """Count an operation that need not wait; true when it is time to let others run."""
         self._spins += 1

@@ -14,11 +14,13 @@ adds to the counters itself (streams/).
 
 from __future__ import annotations
 
+from .fields import ConnectionFields
 
-class Dialogue:
+
+class Dialogue(ConnectionFields):
     """The counters of one connection, in bytes of payload."""
 
-    __slots__ = ("_answered", "_message_start", "_owed_until", "bytes_received", "bytes_sent")
+    __slots__ = ("_owed_until",)
 
     def __init__(self) -> None:
         self.bytes_received: int = 0

@@ -20,6 +20,7 @@ from .._logger import logger as _logger
 from ..kernel.features import tell_missing, without
 from ..kernel.packet_info import CONTROL_SIZE, ask_for_destination, reply_control, sent_to_many, source_address
 from ..net.addresses import unmapped, url_of
+from ..speedups.extension import accelerate
 
 if TYPE_CHECKING:
     from ..kernel.packet_info import Control
@@ -60,7 +61,14 @@ class NotForUs(Exception):  # noqa: N818 - no error
     """A datagram that no handler here gets: a copy of another worker's, or a refused one."""
 
 
-class Datagram:
+@accelerate
+class DatagramFields:
+    """What a datagram consists of. Compiled, `address` is made when somebody asks for it."""
+
+    __slots__ = ("address", "control", "data", "endpoint", "replied", "truncated", "unsent")
+
+
+class Datagram(DatagramFields):
     """One datagram, as its handler sees it.
 
     Example::
@@ -81,7 +89,7 @@ class Datagram:
 
     proxy_header: ProxyHeader | None = None  # of those behind a proxy: an attribute of their own
 
-    __slots__ = ("address", "control", "data", "endpoint", "replied", "truncated", "unsent")
+    __slots__ = ()
 
     def __init__(
         self, endpoint: Endpoint, data: bytes, address: Address, control: Control | None, truncated: bool

@@ -112,6 +112,7 @@ class InlineRunner(BatchReader):
                     result = await handler(datagram)
                 except BaseException as exc:
                     if self.current is not datagram:
+                        del task  # the error's traceback holds this frame: a cycle
                         raise
                     self.current = None
                     server._settle(datagram, exc, None)

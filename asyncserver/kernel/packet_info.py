@@ -20,6 +20,10 @@ Control: TypeAlias = "list[tuple[int, int, bytes]]"
 #: Bytes for control data: room for both kinds, as sockets for IPv4 and IPv6 at once get them.
 CONTROL_SIZE = 128
 
+# The kernel's form of control data, cmsg(3): each has this header, and is aligned to its length.
+_HEADER = struct.Struct("@Nii")
+_ALIGNMENT = struct.calcsize("@N")
+
 _IP_PKTINFO = 8  # linux/in.h; in `socket` from Python 3.14 on
 _INTERNET = {socket.AF_INET, socket.AF_INET6}
 _MAPPED = bytes(10) + b"\xff\xff"  # how sockets for IPv6 and IPv4 show IPv4: RFC 4291, 2.5.5.2
@@ -108,6 +112,25 @@ def reply_control(control: Control) -> Control | None:
             scoped = data[:2] == b"\xfe\x80"
             return [(level, kind, data[:16] + (data[16:20] if scoped else _ANY))]
     return None
+
+
+def unpack_control(raw: bytes) -> Control:
+    """Read control data in the kernel's form."""
+    control, at = [], 0
+    while at + _HEADER.size <= len(raw):
+        length, level, kind = _HEADER.unpack_from(raw, at)
+        control.append((level, kind, raw[at + _HEADER.size : at + length]))
+        at += length + -length % _ALIGNMENT
+    return control
+
+
+def pack_control(control: Control) -> bytes:
+    """Write control data in the kernel's form."""
+    packed = b""
+    for level, kind, data in control:
+        length = _HEADER.size + len(data)
+        packed += _HEADER.pack(length, level, kind) + data + bytes(-length % _ALIGNMENT)
+    return packed
 
 
 def sent_to_many(control: Control) -> bool:

@@ -12,6 +12,7 @@ import functools
 import select
 from typing import TYPE_CHECKING, Protocol
 
+from ..speedups.extension import accelerate
 from .readers import add_reader
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Poller:
         self.awake: asyncio.Future[None] = loop.create_future()
         self.awake.set_result(None)
         self._epoll = select.epoll()
+        self._epoll_fd = self._epoll.fileno()
         self._connections: dict[int, Watched] = {}
         add_reader(loop, self._epoll.fileno(), self._on_ready)
 
@@ -77,9 +79,11 @@ class Poller:
 
     def close(self) -> None:
         """Stop watching. To be called when every connection has been closed."""
-        self.loop.remove_reader(self._epoll.fileno())
+        self.loop.remove_reader(self._epoll_fd)
+        self._epoll_fd = -1
         self._epoll.close()
 
+    @accelerate
     def _on_ready(self) -> None:
         connections = self._connections
         for fd, events in self._epoll.poll(0, _BATCH):

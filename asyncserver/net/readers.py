@@ -15,7 +15,7 @@ def add_reader(loop: asyncio.AbstractEventLoop, fd: int, callback: Callable[[], 
     The loop's own runs it in one context, which cannot be entered again while a handler runs the
     loop. So a loop that can be run again gets a new context each time.
     """
-    if not _runs_again(loop):
+    if not runs_again(loop):
         loop.add_reader(fd, callback)
         return
 
@@ -26,7 +26,7 @@ def add_reader(loop: asyncio.AbstractEventLoop, fd: int, callback: Callable[[], 
     loop.add_reader(fd, call)
 
 
-def _runs_again(loop: asyncio.AbstractEventLoop) -> bool:
+def runs_again(loop: asyncio.AbstractEventLoop) -> bool:
     """Whether a running loop can be run again: nest_asyncio replaces `_check_running()`."""
     check = getattr(loop, "_check_running", None)
     if check is None or not loop.is_running():

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import anyio
 
+from ..speedups.extension import accelerate
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from contextvars import Context
@@ -43,11 +45,9 @@ def busy(action: str) -> anyio.BusyResourceError:
     return error
 
 
-class Waiter:
-    """Where at most one task at a time waits for an event, again and again.
-
-    A second one gets an error, in which `action` names the wait: "receiving from".
-    """
+@accelerate
+class WaiterFields:
+    """What a waiter keeps."""
 
     __slots__ = (
         "_action",
@@ -58,6 +58,15 @@ class Waiter:
         "result",
         "wakeup",
     )
+
+
+class Waiter(WaiterFields):
+    """Where at most one task at a time waits for an event, again and again.
+
+    A second one gets an error, in which `action` names the wait: "receiving from".
+    """
+
+    __slots__ = ()
 
     def __init__(self, loop: asyncio.AbstractEventLoop, action: str) -> None:
         self._loop = loop
@@ -103,6 +112,7 @@ class Waiter:
 
     # What asyncio.Task calls of a future
 
+    @accelerate
     def add_done_callback(self, callback: Callable[[Waiter], object], *, context: Context) -> None:
         """Keep the task's wake-up; called by the task."""
         self.wakeup = callback

@@ -2,8 +2,7 @@
 
     places left? -> handlers begin -> those that wait are kept -> all are settled
 
-For how datagrams are read, and in which task a handler begins, see batch_reader.py and
-inline_runner.py.
+How they are read, and in which task a handler begins: batch_reader.py and inline_runner.py.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from ..connections.octets import octets
 from ..datagrams.inline_runner import InlineRunner
 from ..datagrams.outlets import Outlets
 from ..datagrams.proxied import ProxiedReader
+from ..datagrams.ring_runner import make_runner
 from ..net.addresses import format_address
 from ..net.tasks import require_loop
 from ..reports.logs import about
@@ -77,7 +77,7 @@ class DatagramServer(HandlerServer["Datagram"]):
             serving, close = ProtocolEndpoint if proxies is None else ProxiedProtocolEndpoint, self._close_soon
             self._endpoints = [serving(self, one, max_datagram_size, handler, close) for one in bound]
         else:
-            runner = InlineRunner if proxies is None else ProxiedRunner
+            runner = make_runner if proxies is None else ProxiedRunner
             self._endpoints = self._runners = [runner(self, one, max_datagram_size) for one in bound]
         self._intakes = self._endpoints
         self._outlets = Outlets(self._endpoints)
@@ -153,6 +153,7 @@ class DatagramServer(HandlerServer["Datagram"]):
             self._count["datagrams_answered"] += 1
         if exc is not None or source.unsent is not None:
             super()._settle(source, exc, None)
+            del exc  # its traceback holds this frame (f_back): a cycle
             self._pause_if_full()  # if the answer waits for room in the socket
         else:
             self._count["completed"] += 1

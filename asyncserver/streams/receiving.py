@@ -17,6 +17,7 @@ from ..connections.octets import check_delimiter, check_number
 from ..connections.states import at_end, refuse_closed
 from ..connections.tls_connection import TLSConnection
 from ..net.waiter import busy, woken
+from ..speedups.extension import accelerate
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -35,6 +36,7 @@ class Receiving(TLSConnection):
 
     bytes_received: int  # again, for pyright
 
+    @accelerate
     async def receive(self, max_bytes: int = CHUNK) -> bytes:
         """Receive what there is, at least one byte.
 
@@ -82,6 +84,7 @@ class Receiving(TLSConnection):
             check_number(nbytes, "receive_exactly")
             raise
 
+    @accelerate
     async def receive_until(self, delimiter: bytes, max_bytes: int) -> bytes:
         """Receive up to a delimiter, and return what came before it. Cancelled, it loses nothing.
 
@@ -142,6 +145,7 @@ class Receiving(TLSConnection):
         if self.draining:
             self._reading.wake_soon()  # another task may wait for what will not come
 
+    @accelerate
     @types.coroutine
     def _chunk(
         self, max_bytes: int = _ANY, end: type[BaseException] = StopAsyncIteration, *, more: bool = False
@@ -193,12 +197,15 @@ class Receiving(TLSConnection):
                 size = len(data)
                 self.bytes_received += size
                 return data if size < max_bytes else self._full(data, max_bytes, end)
-            self._unwatch()  # at its end a descriptor stays readable
-            self._recv = at_end
+            self._reach_end()
             raise end
 
     # Receive the next chunk; the iteration stops at the end of the stream.
     __anext__: Any = _chunk  # anyio says coroutine; the language asks for an awaitable
+
+    def _reach_end(self) -> None:
+        self._unwatch()  # at its end a descriptor stays readable
+        self._recv = at_end
 
     def _full(self, data: bytes, max_bytes: int, end: type[BaseException]) -> bytes:
         """Return what was asked for of a receive that took as much; an iteration asks for more."""

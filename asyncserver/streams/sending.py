@@ -22,6 +22,7 @@ from ..connections.states import (
 )
 from ..connections.tls_connection import TLSConnection
 from ..net.poller import WRITE
+from ..speedups.extension import accelerate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,6 +60,7 @@ class Sending(TLSConnection):
         self._limit = limit
         self._outbox: Outbox | None = None
 
+    @accelerate
     async def send(self, item: bytes | bytearray | memoryview) -> None:
         """Send all the bytes; returns when the kernel has them: a slow peer slows the handler.
 
@@ -82,7 +84,7 @@ class Sending(TLSConnection):
         self.bytes_sent += sent
         if sent != len(item):
             await self._send_rest(memoryview(item)[sent:], blocked=not sent)
-        if self._answered != self.bytes_received:
+        elif self._answered != self.bytes_received:
             self._answered = self.bytes_received
         elif self._spun():
             # Nothing was received since the last send: perhaps this task never waits.
@@ -120,6 +122,7 @@ class Sending(TLSConnection):
                 self.bytes_sent += sent
                 rest = rest[sent:]
                 blocked, after = not tls, write
+            self.answer()
         finally:
             if self._send is refuse_busy:
                 self._send = after

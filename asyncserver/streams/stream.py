@@ -18,7 +18,7 @@ from __future__ import annotations
 import ssl
 from typing import TYPE_CHECKING, Any
 
-from anyio.abc import ByteStream
+from anyio.abc import ByteStream, SocketAttribute
 
 from ..connections.departure import Departure, News
 from ..connections.lingering import close_politely
@@ -180,4 +180,8 @@ class Stream(Sending, Receiving, ByteStream):
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
         """Anyio's typed attributes, for `extra()`: SocketAttribute, and under TLS TLSAttribute."""
-        return socket_attributes(self._sock, self.peer_address)
+        return {**socket_attributes(self._sock, self.peer_address), SocketAttribute.raw_socket: self._share}
+
+    def _share(self) -> socket.socket:
+        self._shared = True
+        return self._sock

@@ -207,11 +207,20 @@ async def test_full_udp_socket_does_not_outlast_the_drain(
 
 async def test_error_of_receiving_does_not_stop_the_server(udp: Place, caplog: pytest.LogCaptureFixture) -> None:
     """What the network reports for something sent before concerns no datagram that comes now."""
+    errors = [OSError(errno.ECONNREFUSED, "icmp")]
     async with udp.serve(upper_datagram) as server:
         (endpoint,) = server._endpoints  # type: ignore[attr-defined]
-        endpoint.sock = Stubborn(endpoint.sock, "recvfrom_into", OSError(errno.ECONNREFUSED, "icmp"))
+        receive = endpoint._receive
+
+        def fail_once() -> Datagram:
+            if errors:
+                raise errors.pop()
+            datagram: Datagram = receive()
+            return datagram
+
+        endpoint._receive = fail_once
         assert await udp.client(server).ask(b"hello") == b"HELLO"
-        assert not endpoint.sock.errors
+        assert not errors
     assert not errors_in(caplog)
 
 

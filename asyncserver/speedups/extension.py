@@ -1,0 +1,59 @@
+"""Extension: the compiled hot paths, if they can be used here.
+
+    class Receiving:
+        @accelerate
+        async def receive(self, max_bytes: int = CHUNK) -> bytes: ...
+
+The Python function is the definition. Without the extension the decorator returns it. With it an
+object stands in its place that does the usual case in C, and calls the function for any other. It
+has the function's name, signature and docstring.
+
+A class becomes one with the same attributes, kept in a C struct: that is how both reach them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import Any, TypeVar
+
+from .._logger import logger
+from .sources import stamp
+
+__all__ = ["accelerated"]
+
+_Definition = TypeVar("_Definition")
+
+
+def _load() -> Any:
+    if os.environ.get("ASYNCSERVER_PURE", "0") not in {"", "0"}:
+        return None
+    try:
+        compiled = importlib.import_module("._compiled", __package__)
+    except ModuleNotFoundError:  # it was not built
+        return None
+    except ImportError as exc:  # as in a subinterpreter
+        logger.warning("the compiled extension cannot be used here, Python does its work: %s", exc)
+        return None
+    if stamp() not in {compiled.stamp, ""}:
+        logger.warning(
+            "the compiled extension is older or newer than its sources, Python does its work: "
+            "build it again, python hatch_build.py"
+        )
+        return None
+    return compiled
+
+
+_compiled = _load()
+
+#: Whether the hot paths are compiled here: False without the extension, or with ASYNCSERVER_PURE=1.
+accelerated: bool = _compiled is not None
+
+
+def accelerate(definition: _Definition) -> _Definition:
+    """Take what is compiled in the place of a function or a class, if it can be had.
+
+    Raises:
+        LookupError: the extension has nothing for it.
+    """
+    return definition if _compiled is None else _compiled.accelerate(definition)
