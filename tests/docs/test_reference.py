@@ -27,7 +27,8 @@ INNER = {
     "ServerCollector": {"collect", "describe"},
     "Serving": {"hold", "open_slots", "send", "take", "throw"},
     "Stream": {
-        "answer", "begin_drain", "begin_message", "bytes_moved", "draining", "may_end", "owe_at_most", "settle",
+        "answer", "begin_drain", "begin_message", "bytes_moved", "draining", "has_what_it_owes", "may_end",
+        "owe_at_most", "settle",
     },
     "TLSContext": {"sslobject_class", "sslsocket_class"},
 }  # fmt: skip
