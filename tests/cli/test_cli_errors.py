@@ -89,6 +89,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["handler"], "argument MODULE:HANDLER: expected MODULE:NAME, such as app:handler; got 'handler'"),
     (["app:"], "expected MODULE:NAME"),
     (["nowhere:handler", "--tcp", ":0"], "there is no module 'nowhere' in the current folder or installed"),
+    (["nowhere.py:handler", "--tcp", ":0"], "installed; leave out .py: nowhere:handler"),
     (["no.where:handler", "--tcp", ":0"], "there is no module 'no.where'"),
     (["app:missing", "--tcp", ":0"], "module 'app' has no 'missing'"),
     (["app:Namespace.missing", "--tcp", ":0"], "module 'app' has no 'Namespace.missing'"),
