@@ -136,6 +136,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["--loop", "trio"], "argument --loop: expected auto, uvloop, asyncio or MODULE:FUNCTION; got 'trio'"),
     (["--no-such-option"], "unrecognized arguments: --no-such-option"),
     (["--tpc", "app:handler"], "unrecognized arguments: --tpc; did you mean --tcp?"),
+    (["--port=7000"], "unrecognized arguments: --port=7000; did you mean --tcp HOST:PORT?"),
     (["--max-conections=5"], "unrecognized arguments: --max-conections=5; did you mean --max-connections?"),
 ]
 
