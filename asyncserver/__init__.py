@@ -6,7 +6,7 @@ Example::
         async for data in stream:
             await stream.send(data.upper())
 
-    asyncio.run(asyncserver.serve(upper, "127.0.0.1", 8080))
+    asyncserver.run(asyncserver.serve(upper, "127.0.0.1", 8080))
 
 Whatever is public is exported here; CONTRIBUTING shows the folders, and what calls what.
 """

@@ -35,7 +35,8 @@ def load(name: str) -> Any:
     except ModuleNotFoundError as exc:
         if exc.name is None or not (module_name == exc.name or module_name.startswith(exc.name + ".")):
             raise  # a module that the handler's module imports
-        raise ValueError(f"there is no module {module_name!r} in the current folder or installed") from exc
+        advice = f"; leave out .py: {module_name[:-3]}:{attributes}" if module_name.endswith(".py") else ""
+        raise ValueError(f"there is no module {module_name!r} in the current folder or installed{advice}") from exc
     finally:
         importing.reset(token)
     try:

@@ -66,6 +66,7 @@ exit status:
 
 _PREFIX = "ASYNCSERVER_"
 # What Kubernetes sets in every container for a service that is called asyncserver.
+_OF_OTHERS = ("--host", "--port", "--bind")  # what other servers call it
 _OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_\d+_|=(tcp|udp|sctp)://")
 
 
@@ -300,5 +301,6 @@ def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
 
 
 def _meant(text: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(text.partition("=")[0], known, 1)
+    name = text.partition("=")[0]
+    near = ["--tcp HOST:PORT"] if name in _OF_OTHERS else difflib.get_close_matches(name, known, 1)
     return f"; did you mean {near[0]}?" if near else ""

@@ -89,6 +89,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["handler"], "argument MODULE:HANDLER: expected MODULE:NAME, such as app:handler; got 'handler'"),
     (["app:"], "expected MODULE:NAME"),
     (["nowhere:handler", "--tcp", ":0"], "there is no module 'nowhere' in the current folder or installed"),
+    (["nowhere.py:handler", "--tcp", ":0"], "installed; leave out .py: nowhere:handler"),
     (["no.where:handler", "--tcp", ":0"], "there is no module 'no.where'"),
     (["app:missing", "--tcp", ":0"], "module 'app' has no 'missing'"),
     (["app:Namespace.missing", "--tcp", ":0"], "module 'app' has no 'Namespace.missing'"),
@@ -135,6 +136,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["--loop", "trio"], "argument --loop: expected auto, uvloop, asyncio or MODULE:FUNCTION; got 'trio'"),
     (["--no-such-option"], "unrecognized arguments: --no-such-option"),
     (["--tpc", "app:handler"], "unrecognized arguments: --tpc; did you mean --tcp?"),
+    (["--port=7000"], "unrecognized arguments: --port=7000; did you mean --tcp HOST:PORT?"),
     (["--max-conections=5"], "unrecognized arguments: --max-conections=5; did you mean --max-connections?"),
 ]
 
