@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from types import CoroutineType
+from collections.abc import Coroutine
 
 
 def octets(given: object, call: str) -> memoryview | bytes:
@@ -19,8 +19,9 @@ def octets(given: object, call: str) -> memoryview | bytes:
 
 def no_octets(given: object, call: str) -> TypeError:
     """Make the error for anything but bytes."""
-    if isinstance(given, CoroutineType):
-        return TypeError(f"{call}() takes bytes; got what {given.__name__}() returns: write `await` before that call")
+    if isinstance(given, Coroutine):
+        name = getattr(given, "__name__", "a coroutine function")
+        return TypeError(f"{call}() takes bytes; got what {name}() returns: write `await` before that call")
     advice = ": encode it, .encode()" if isinstance(given, str) else ""
     return TypeError(f"{call}() takes bytes; got {reprlib.repr(given)}{advice}")
 

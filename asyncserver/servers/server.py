@@ -202,7 +202,9 @@ class Server(Account, ABC):
         """Measure from now on how long handlers take, which costs 0.6 us per handler."""
 
     def pause(self) -> None:
-        """Take nothing new; handlers go on. The kernel queues what comes, until its limits.
+        """Take nothing new; the kernel queues connections and datagrams, until its limits.
+
+        Handlers go on.
 
         Raises:
             RuntimeError: the server has been closed.
@@ -240,11 +242,13 @@ class Server(Account, ABC):
     async def close(self, drain_timeout: float | None = None) -> DrainReport:
         """Stop, politely: no new work, then wait for the handlers, then insist.
 
-        * Nothing new is taken. What the kernel holds already is still served.
+        * Nothing new is taken. Connections and datagrams that the kernel holds already
+          are still served.
         * Every handler is notified (`stream.closing`). A connection that is between two messages
           comes to its end of stream, one that has just begun half a second later; one in a message
           goes on until it has answered.
-        * Handlers that run on after `drain_timeout` seconds are cancelled, a second later aborted.
+        * Handlers that still run after `drain_timeout` seconds are cancelled, and a
+          second later aborted.
 
         Called again, it waits for the same end, sooner if the new timeout says so. Called from
         inside a handler it does not wait for that handler, which has until the deadline, and at

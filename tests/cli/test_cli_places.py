@@ -9,8 +9,6 @@ import pytest
 
 from tests.kit.cli import command
 
-ANY = 0xFFFFFFFF
-
 
 def _has_vsock() -> bool:
     try:
@@ -36,9 +34,9 @@ def test_the_command_line_serves_on_it(folder: Path, workers: str) -> None:
     """Alone and with workers; --check says what the kernel says."""
     with command(folder, "app:handler", "--tcp", "vsock:0", "--workers", workers, "--check") as program:
         assert program.wait() == 0
-        assert f"stream   {ANY}:" in program.output
+        assert "stream   any:" in program.output
     with command(folder, "app:handler", "--tcp", "vsock:0", "--workers", workers) as program:
-        program.wait_for(f"on vsock://{ANY}:")
+        program.wait_for("on vsock://any:")
         assert program.end() == 0
 
 
