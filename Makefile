@@ -7,12 +7,12 @@ BIN := $(VENV)/bin
 # How many at a time: tests/conftest.py. Who has run out of tests takes some of another's.
 PARALLEL := -n auto --dist worksteal
 
-.PHONY: help serve test test-pure test-without-uvloop soak style types coverage docs picture dist bench bench-environment
+.PHONY: help serve test test-pure test-without-uvloop soak style types coverage docs picture dist wheels bench bench-environment
 .PHONY: docs-environment runtime dev clean
 
 help:
 	@sed -n '1,4s/^# \{0,1\}//p' Makefile; \
-	echo "Further targets: docs, bench, soak, style, types, coverage, dist, test-pure, test-without-uvloop, clean"
+	echo "Further targets: docs, bench, soak, style, types, coverage, dist, wheels, test-pure, test-without-uvloop, clean"
 
 serve: runtime
 	@$(BIN)/python -m asyncserver $(ARGS)
@@ -42,9 +42,10 @@ types: dev
 	@PATH="$(abspath $(BIN)):$$PATH" pyright --verifytypes asyncserver --ignoreexternal
 	@PATH="$(abspath $(BIN)):$$PATH" pyright --verifytypes compat --ignoreexternal
 
+# Of the Python that the extension does the same as.
 coverage: dev
 	@rm -f .coverage .coverage.*
-	@$(BIN)/coverage run -m pytest $(PARALLEL) $(ARGS)
+	@ASYNCSERVER_PURE=1 $(BIN)/coverage run -m pytest $(PARALLEL) $(ARGS)
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 
@@ -59,6 +60,17 @@ picture: docs-environment
 # The sdist and the wheel, in dist/, each tried as one gets it.
 dist: dev
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" .ci/try-dist
+
+# A wheel with the extension for each Python that is found, in wheels/, each tried in an environment of its own.
+PYTHONS ?= python3.11 python3.12 python3.13 python3.14 python3.15
+wheels:
+	@mkdir -p wheels
+	@for python in $(PYTHONS); do \
+		$$python -c '' 2>/dev/null || { echo "$$python: not found, left out"; continue; }; \
+		ASYNCSERVER_SPEEDUPS=1 PYTHON=$$python VENV= .ci/try-dist || exit 1; \
+		mv dist/*.whl wheels; \
+	done
+	@ls wheels
 
 bench: bench-environment
 	@echo "Ready. Three minutes at most: $(BIN)/python -m benchmarks --quick"
@@ -83,5 +95,5 @@ runtime dev bench-environment docs-environment:
 	@$(BIN)/python hatch_build.py  # the extension, if it can be had and is not there as its sources are
 
 clean:
-	@rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* dist build \
+	@rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* dist wheels build \
 		asyncserver/speedups/*.so

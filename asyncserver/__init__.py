@@ -98,4 +98,4 @@ __all__ = [
     "tls_context",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
