@@ -95,7 +95,6 @@ PEERS: tuple[Peer, ...] = (
         "asyncserver",
         environment=(("ASYNCSERVER_PURE", "1"),),
         ours=True,
-        quick=("uvloop",),
     ),
     *_loops(
         "from-protocol",

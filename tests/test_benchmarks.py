@@ -93,7 +93,7 @@ def test_quick_mode_fits_into_three_minutes() -> None:
     settings = plan.Settings(rounds=3, seconds=0.1, warm_up=500, quick=True)
     who, work = peers.select([], quick=True), workloads.select([], quick=True)
     planned = plan.stages(who, work, settings)
-    assert 300 < sum(stage.samples for stage in planned) < 400
+    assert 300 < sum(stage.samples for stage in planned) < 450
     assert sum(stage.seconds for stage in planned) < plan.QUICK_GOAL < plan.QUICK_LIMIT == 180
     told = f"{len(who)} of {len(peers.PEERS)} contenders in {len(work)} of {len(workloads.WORKLOADS)} workloads"
     assert told in (Path(plan.__file__).parent / "README.md").read_text()
