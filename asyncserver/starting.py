@@ -196,6 +196,9 @@ def check_servings(function: str, servings: Sequence[object]) -> None:
     for serving in servings:
         if not isinstance(serving, Serving):
             advice = f": write {function}(serve(handler, host, port))" if callable(serving) else ""
+            handler_class = getattr(serving, "RequestHandlerClass", None)
+            if handler_class is not None:  # a server of socketserver, which serves by itself
+                advice = f": write {function}(serve(compat.hosted({handler_class.__name__}), host, port))"
             raise TypeError(f"{function}() expects what serve() and serve_datagrams() return; got {serving!r}{advice}")
     if not servings:
         raise TypeError(

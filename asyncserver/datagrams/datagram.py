@@ -113,7 +113,7 @@ class Datagram(DatagramFields):
 
     @property
     def sender(self) -> Address:
-        """The address that it came from: behind a proxy the proxy's, else `address`."""
+        """The address that it came from, behind a proxy the proxy's, and else `address`."""
         return self.address
 
     @property

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ class Exits:
 
     def run(self, runner: asyncio.Runner, main: Coroutine[Any, Any, None]) -> None:
         """Run it. Raises what it raises, or SystemExit."""
+        interrupt = signal.getsignal(signal.SIGINT)
         try:
             runner.run(self._known(main))
         except SystemExit as exc:
@@ -37,6 +40,9 @@ class Exits:
             while not self._task.done():
                 with contextlib.suppress(SystemExit):  # the first one counts
                     runner.run(self._ended(self._task))
+            # The main coroutine has put back the handler of the first run, which has ended.
+            if interrupt is signal.default_int_handler and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, interrupt)
             raise
 
     async def _known(self, main: Coroutine[Any, Any, None]) -> None:

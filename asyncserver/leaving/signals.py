@@ -32,9 +32,9 @@ def closing_on_signals(*servers: Server) -> contextlib.AbstractAsyncContextManag
         # here they have drained, whatever has ended the block
 
     The first signal closes all of them with their drain; a second one cancels what is left at once.
-    The same signal twice within 0.1 seconds is one. The block is not cancelled: wait in it for the
-    servers. If it waits for something else when they have closed, the next signal cancels that,
-    and what follows the block goes on.
+    The same signal twice within 0.1 seconds is one, and the block ends when these are over. It is
+    not cancelled: wait in it for the servers. If it waits for something else when they have closed,
+    the next signal cancels that, and what follows the block goes on.
 
     When the block ends, for whatever reason, the servers are closed with their drain, while signals
     do what they did; then the handlers that the signals had are put back. (uvloop does not tell
@@ -73,6 +73,7 @@ async def _closing(servers: Sequence[Server]) -> AsyncIterator[None]:
     with block.handled():
         try:
             async with contextlib.AsyncExitStack() as stack:
+                stack.push_async_callback(block.outlast_echo)
                 for server in servers:
                     stack.push_async_exit(server)
                 try:
@@ -123,6 +124,10 @@ class StopSignals:
     def _stop(self, cause: str) -> None:
         """React to a signal."""
         self.close(None if self._stopping.advance(cause) is Stage.DRAINING else 0.0)
+
+    async def outlast_echo(self) -> None:
+        """Wait until the last signal cannot come twice: the handler that is put back may kill."""
+        await asyncio.sleep(self._stopping.echo_left)
 
     def close(self, timeout: float | None) -> None:
         """Begin to close the servers, with `timeout` seconds for their drain; None: their own."""

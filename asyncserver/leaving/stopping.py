@@ -68,6 +68,11 @@ class Stopping:
         self._last_signal = (number, now)
         return False
 
+    @property
+    def echo_left(self) -> float:
+        """Seconds in which the last signal may still come a second time, and must be ignored."""
+        return max(0.0, self._last_signal[1] + _ECHO - time.monotonic())
+
     def has_lost_terminal(self) -> bool:
         """Whether a terminal has closed since the last call: SIGHUP then means what Ctrl-C does."""
         before, self._terminals = self._terminals, _open_terminals()

@@ -48,6 +48,7 @@ async def serve_here(
     try:
         with signals.handled():
             async with contextlib.AsyncExitStack() as stack:
+                stack.push_async_callback(signals.outlast_echo)
                 if monitoring is not None:  # first, so that it can say "not ready" before and after
                     from ..monitoring.monitor import log_urls  # noqa: PLC0415 - an eighth of the import's time
 

@@ -132,7 +132,7 @@ class Server(Account, ABC):
     @property
     @abstractmethod
     def connections(self) -> frozenset[Any]:
-        """A snapshot of the connections whose handlers run now: Streams, or what stands for them.
+        """A snapshot of the connections whose handlers run now, Streams or what stands for them.
 
         A connection whose PROXY header or TLS handshake is not complete is not among
         them: nothing may be sent on it yet.

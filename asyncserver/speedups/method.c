@@ -63,14 +63,19 @@ static PyObject *method_get(PyObject *self, PyObject *instance, PyObject *Py_UNU
 }
 
 static PyObject *method_getattro(PyObject *self, PyObject *name) {
-    /* The type has these two as well, and they would be found first. */
-    if (PyUnicode_CompareWithASCIIString(name, "__doc__") && PyUnicode_CompareWithASCIIString(name, "__module__")) {
+    /* The type has this one as well, and it would be found first. */
+    if (PyUnicode_CompareWithASCIIString(name, "__module__")) {
         PyObject *found = PyObject_GenericGetAttr(self, name);
         if (found != NULL || !PyErr_ExceptionMatches(PyExc_AttributeError))
             return found;
         PyErr_Clear();
     }
     return PyObject_GetAttr(((Method *)self)->pure, name);
+}
+
+/* Not by method_getattro: help() passes it by. */
+static PyObject *method_doc(PyObject *self, void *Py_UNUSED(closure)) {
+    return PyObject_GetAttrString(((Method *)self)->pure, "__doc__");
 }
 
 /* Pickled as functions are: by name. */
@@ -89,6 +94,11 @@ static PyMemberDef method_members[] = {
     {0},
 };
 
+static PyGetSetDef method_getset[] = {
+    {"__doc__", method_doc, NULL, NULL, NULL},
+    {0},
+};
+
 static PyType_Slot method_slots[] = {
     {Py_tp_traverse, method_traverse},
     {Py_tp_dealloc, method_dealloc},
@@ -97,6 +107,7 @@ static PyType_Slot method_slots[] = {
     {Py_tp_getattro, method_getattro},
     {Py_tp_methods, method_methods},
     {Py_tp_members, method_members},
+    {Py_tp_getset, method_getset},
     {0, NULL},
 };
 

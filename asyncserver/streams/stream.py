@@ -179,7 +179,7 @@ class Stream(Sending, Receiving, ByteStream):
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        """Anyio's typed attributes, for `extra()`: SocketAttribute, and under TLS TLSAttribute."""
+        """Anyio's typed attributes, those of SocketAttribute, and under TLS of TLSAttribute."""
         return {**socket_attributes(self._sock, self.peer_address), SocketAttribute.raw_socket: self._share}
 
     def _share(self) -> socket.socket:

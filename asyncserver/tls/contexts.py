@@ -44,7 +44,7 @@ class KeyExchangeAttribute(TypedAttributeSet):
         group = stream.extra(asyncserver.KeyExchangeAttribute.group, None)
     """
 
-    #: the key exchange group in use, by OpenSSL's name: "X25519MLKEM768"; None if there is none
+    #: the key exchange group in use as OpenSSL calls it, such as "X25519MLKEM768", or None
     group: str | None = typed_attribute()
 
 

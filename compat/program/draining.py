@@ -81,6 +81,8 @@ class Drain:
             with contextlib.suppress(OSError, ValueError):
                 if server.fileno() >= 0:
                     server.server_close()
+        # The same signal once more would meet the interpreter's end, where it kills.
+        time.sleep(max(0.0, self._told + _ECHO - time.monotonic()))
         reports = (getattr(server, "close_report", None) for server in self.servers)
         if any(report is not None and report.running for report in reports):
             sys.stdout.flush()

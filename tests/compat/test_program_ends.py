@@ -55,6 +55,24 @@ def test_sigterm_ends_a_program_that_serves_in_a_thread() -> None:
         assert process.wait(20) == 0
 
 
+def test_sigterm_is_handled_as_long_as_it_may_come_twice(tmp_path: Path) -> None:
+    """A second one, which `timeout` sends, would kill a program that has drained sooner."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import atexit, os, signal, socketserver, time\n"
+        "class Server(socketserver.TCPServer):\n"
+        "    def service_actions(self):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "before = time.monotonic()\n"
+        "atexit.register(lambda: print(time.monotonic() - before, flush=True))\n"
+        "with Server(('127.0.0.1', 0), None) as server:\n"
+        "    server.serve_forever(0.01)\n"
+    )
+    with started("-m", "compat", script) as process:
+        assert float(line_of(process)[0]) >= 0.1
+        assert process.wait(20) == 0
+
+
 def test_sigterm_ends_a_program_whose_main_thread_has_ended(tmp_path: Path) -> None:
     """No SystemExit can be raised there: the interpreter waits for the thread that serves."""
     script = tmp_path / "script.py"

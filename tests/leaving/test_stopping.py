@@ -34,11 +34,14 @@ def test_signal_that_comes_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("time.monotonic", lambda: now)
     stopping = Stopping(0.0)
     assert not stopping.is_echo(15)
+    assert stopping.echo_left == pytest.approx(0.1)
     now = 100.09
     assert stopping.is_echo(15)
+    assert stopping.echo_left == pytest.approx(0.01)
     assert not stopping.is_echo(2)
     assert not stopping.is_echo(15)
     now = 100.2
+    assert stopping.echo_left == 0.0
     assert not stopping.is_echo(15)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import signal
+import socketserver
 import sys
 import threading
 import types
@@ -242,6 +243,11 @@ def test_wrong_arguments_are_refused_at_once() -> None:
         background()  # type: ignore[call-overload]
     with pytest.raises(TypeError, match=r"background\(\) expects what serve\(\) .* got <function upper"):
         background(serve(upper, *HERE), upper)  # type: ignore[call-overload]
+    with (
+        socketserver.TCPServer(HERE, socketserver.BaseRequestHandler) as server,
+        pytest.raises(TypeError, match=r"write background\(serve\(compat\.hosted\(BaseRequestHandler\), "),
+    ):
+        background(server)  # type: ignore[call-overload]
     for wrong in ({"loop": "nonsense"}, {"drain_timeout": -1}, {"lifespan": 5}):
         with pytest.raises((TypeError, ValueError), match=r"loop must be|drain_timeout must be|lifespan"):
             background(serve(upper, *HERE), **wrong)

@@ -154,13 +154,11 @@ def test_a_function_makes_the_loop(folder: Path) -> None:
         assert asyncio.get_running_loop() is made[0]
 
     serving = asyncserver.serve(handler, path=str(folder / "a.sock"))
-
-    async def end() -> None:
-        raise SystemExit(3)
-
+    interrupt = signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit):
         asyncserver.run(serving, loop=lambda: _ending(make()))
     assert made[0].is_closed()
+    assert signal.getsignal(signal.SIGINT) is interrupt
 
 
 def _ending(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:

@@ -91,6 +91,44 @@ def test_signal_while_it_starts_leaves_nothing_behind(tmp_path: Path, number: st
     assert not (tmp_path / "first.sock").exists()
 
 
+# -- a signal that comes twice
+
+TWICE = """
+import contextlib, pathlib
+
+def stop():
+    with contextlib.suppress(FileExistsError), open("at", "x") as file:  # the first of the workers
+        print(time.monotonic(), file=file, flush=True)
+        os.kill(os.getppid() if workers > 1 else os.getpid(), signal.SIGTERM)
+
+@contextlib.asynccontextmanager
+async def life(servers):
+    asyncio.get_running_loop().call_soon(stop)
+    yield
+
+async def block():
+    async with asyncserver.serve(upper, "127.0.0.1", 0) as server, asyncserver.closing_on_signals(server), life(()):
+        await server.wait_closed()
+
+loop, workers = sys.argv[1], int(sys.argv[2])
+if workers:
+    asyncserver.run(asyncserver.serve(upper, "127.0.0.1", 0), lifespan=life, loop=loop, workers=workers)
+else:
+    asyncio.run(block())
+print(time.monotonic() - float(pathlib.Path("at").read_text()))
+"""
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("workers", ["0", "1", "2"], ids=["block", "one", "workers"])
+def test_signal_is_handled_as_long_as_it_may_come_twice(tmp_path: Path, loop: str, workers: str) -> None:
+    """Behind a quick drain the second one, which `timeout` sends, would find the default, and kill the program."""
+    with program(tmp_path, TWICE, loop, workers) as running:
+        assert running.wait() == 0
+        assert float(running.output) >= 0.1
+        assert "Traceback" not in running.errors
+
+
 # -- SIGHUP
 
 RELOADING = """

@@ -7,6 +7,7 @@ import inspect
 import logging
 import os
 import pickle
+import pydoc
 import shutil
 import subprocess
 import sys
@@ -128,6 +129,7 @@ def test_it_looks_like_the_function(function: object) -> None:
     for name in ("__name__", "__qualname__", "__doc__", "__module__"):
         assert getattr(function, name) == getattr(pure, name)
     assert pickle.loads(pickle.dumps(function)) is function
+    assert (pure.__doc__ or "").partition("\n")[0] in pydoc.render_doc(function)
 
 
 @compiled
