@@ -18,7 +18,7 @@ import anyio
 from ..exceptions import IdleTimeout
 from ..net.poller import READ, WRITE
 from ..net.socket_info import first_words_due, unacknowledged, unread
-from ..net.waiter import Waiter, busy
+from ..net.waiter import Waiter, busy, woken
 from ..speedups.extension import accelerate
 from .dialogue import Dialogue
 from .states import refuse_before_first_byte, refuse_closed, refuse_unadmitted, refuse_undelivered
@@ -135,7 +135,7 @@ class Connection(Dialogue):
             self._came_at = self.bytes_received
             if self._departure is not None:
                 self._departure.look()
-        else:  # Waiter.wake(), inlined, with a future whose result a task takes without a call
+        elif wakeup is not woken:  # Waiter.wake(), inlined, with a future whose result a task takes without a call
             waiter.context.run(wakeup, self._poller.awake)
             # A cycle: it holds the task, the task its error, the error's traceback this frame.
             del wakeup

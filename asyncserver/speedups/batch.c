@@ -44,6 +44,24 @@ static PyObject *next_datagram(Batch *self) {
     return datagram;
 }
 
+/* A StopIteration of the handler's would be ours, and end the batch: as PEP 479 has it for generators. */
+static void replace_stop_iteration(void) {
+    PyObject *type, *stop, *traceback;
+    PyErr_Fetch(&type, &stop, &traceback);
+    PyErr_NormalizeException(&type, &stop, &traceback);
+    if (traceback)
+        PyException_SetTraceback(stop, traceback);
+    PyObject *error = PyObject_CallFunction(PyExc_RuntimeError, "s", "the handler raised StopIteration");
+    if (error) {
+        PyException_SetCause(error, Py_NewRef(stop));
+        PyErr_SetObject(PyExc_RuntimeError, error);
+    }
+    Py_XDECREF(error);
+    Py_DECREF(type);
+    Py_DECREF(stop);
+    Py_XDECREF(traceback);
+}
+
 /* Begin the next handler; false with an exception, or because there is no datagram. */
 static int begin(Batch *self) {
     Py_CLEAR(self->datagram);
@@ -55,6 +73,8 @@ static int begin(Batch *self) {
     /* Python shall await, or refuse, what is no coroutine, or one that others have as well. */
     if (self->coroutine && (!PyCoro_CheckExact(self->coroutine) || Py_REFCNT(self->coroutine) > 1))
         Py_SETREF(self->coroutine, PyObject_CallOneArg(self->awaited, self->coroutine));
+    if (!self->coroutine && PyErr_ExceptionMatches(PyExc_StopIteration))
+        replace_stop_iteration();
     return self->coroutine != NULL;
 }
 
@@ -175,4 +195,5 @@ static PyType_Slot slots[] = {
     SLOTS_WITH(batch, batch_new, "Runs the handlers of a batch."), {Py_tp_iter, PyObject_SelfIter}, {Py_am_await, PyObject_SelfIter},
     {Py_tp_iternext, batch_iternext}, {Py_tp_methods, methods}, {Py_tp_getset, getset}, {0, NULL},
 };
-PyType_Spec batch_spec = {"asyncserver.datagrams.ring_runner.Batch", sizeof(Batch), 0, FLAGS, slots};
+PyType_Spec batch_spec = {"asyncserver.datagrams.ring_runner.Batch", sizeof(Batch), 0,
+                          Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, slots}; /* no base: see batch_new() */

@@ -40,6 +40,7 @@ Operation *operation_new(State *state, Step step, PyObject *pure, PyObject *cons
     self->delegate = self->end = NULL;
     self->max = 0;
     self->state = FRESH;
+    self->running = 0;
     self->warns = 1;
     PyObject_GC_Track(self);
     return self;
@@ -78,7 +79,7 @@ static int operation_clear(Operation *self) {
 
 /* __name__ and __qualname__ are the function's. */
 static PyObject *operation_get_name(Operation *self, void *attribute) {
-    return PyObject_GetAttrString(self->pure, attribute);
+    return PyObject_GetAttrString(self->pure == NULL ? Py_None : self->pure, attribute);
 }
 
 static void warn_never_awaited(Operation *self) {
@@ -93,12 +94,13 @@ static void warn_never_awaited(Operation *self) {
 
 static void operation_dealloc(Operation *self) {
     PyTypeObject *type = Py_TYPE(self);
-    State *state = state_of(self);
+    PyObject *module = ((PyHeapTypeObject *)type)->ht_module; /* NULL: at the end the collector took the type first */
+    State *state = module == NULL ? NULL : PyModule_GetState(module);
     PyObject_GC_UnTrack(self);
     if (self->state == FRESH && self->warns)
         warn_never_awaited(self);
     operation_clear(self);
-    if (state->operation != NULL && state->free_count < FREE_OPERATIONS)
+    if (state != NULL && state->operation != NULL && state->free_count < FREE_OPERATIONS)
         state->free[state->free_count++] = self;
     else
         PyObject_GC_Del(self);
@@ -187,11 +189,19 @@ PySendResult operation_raised(State *state, Operation *self, PyObject **result) 
 
 /* -- as a coroutine */
 
-static PySendResult operation_am_send(Operation *self, PyObject *arg, PyObject **result) {
+/* Whether another call of it has not returned yet: a state's function, a signal's handler may get at it. */
+static int is_running(Operation *self) {
+    if (self->running)
+        PyErr_SetString(PyExc_ValueError, "coroutine already executing");
+    return self->running;
+}
+
+static PySendResult operation_go_on(Operation *self, PyObject *arg, PyObject **result) {
     State *state = state_of(self);
     int was = self->state;
-    *result = NULL;
-    if (state->stop != NULL)
+    if (state == NULL)
+        return PYGEN_ERROR;
+    if (state->stop != NULL && Py_REFCNT(state->stop) == 1)
         Py_CLEAR(((PyStopIterationObject *)state->stop)->value); /* the last result need not stay */
     if (was == DELEGATED)
         return from_delegate(self, arg, result);
@@ -202,6 +212,16 @@ static PySendResult operation_am_send(Operation *self, PyObject *arg, PyObject *
     if (self->waiter != NULL)
         Py_CLEAR(self->waiter->wakeup);
     return self->step(state, self, was, result);
+}
+
+static PySendResult operation_am_send(Operation *self, PyObject *arg, PyObject **result) {
+    *result = NULL;
+    if (is_running(self))
+        return PYGEN_ERROR;
+    self->running = 1;
+    PySendResult how = operation_go_on(self, arg, result);
+    self->running = 0;
+    return how;
 }
 
 /* Raise StopIteration(value); takes the reference. Making one each time costs ten times as much, so it is used again,
@@ -235,7 +255,13 @@ static PyObject *operation_send(Operation *self, PyObject *arg) {
     PyObject *result;
     if (operation_am_send(self, arg, &result) != PYGEN_RETURN)
         return result;
-    stop_with(state_of(self), result);
+    if (result == Py_None)
+        PyErr_SetNone(PyExc_StopIteration);
+    PyObject *stop = result == Py_None ? NULL : PyObject_CallOneArg(PyExc_StopIteration, result); /* with `args`, too */
+    if (stop != NULL)
+        PyErr_SetObject(PyExc_StopIteration, stop);
+    Py_XDECREF(stop);
+    Py_DECREF(result);
     return NULL;
 }
 
@@ -244,15 +270,23 @@ static PyObject *operation_throw(Operation *self, PyObject *const *args, Py_ssiz
     State *state = state_of(self);
     if (nargs < 1 || nargs > 3)
         return PyErr_Format(PyExc_TypeError, "throw() takes an exception; got %zd arguments", nargs);
+    if (state == NULL || is_running(self))
+        return NULL;
     if (self->delegate != NULL) {
         PyObject *throw = PyObject_GetAttr(self->delegate, N(throw));
+        self->running = 1;
         PyObject *result = throw == NULL ? NULL : PyObject_Vectorcall(throw, args, (size_t)nargs, NULL);
+        self->running = 0;
         Py_XDECREF(throw);
         if (result == NULL) {
             self->state = DONE;
             Py_CLEAR(self->delegate);
         }
         return result;
+    }
+    if (self->state == DONE) {
+        PyErr_SetString(PyExc_RuntimeError, "cannot reuse already awaited coroutine");
+        return NULL;
     }
     operation_leave(self);
     if (PyExceptionInstance_Check(args[0]))
@@ -264,6 +298,8 @@ static PyObject *operation_throw(Operation *self, PyObject *const *args, Py_ssiz
 
 static PyObject *operation_close(Operation *self, PyObject *Py_UNUSED(ignored)) {
     State *state = state_of(self);
+    if (state == NULL || is_running(self))
+        return NULL;
     PyObject *delegate = self->delegate;
     self->delegate = NULL;
     operation_leave(self);
@@ -274,8 +310,11 @@ static PyObject *operation_close(Operation *self, PyObject *Py_UNUSED(ignored)) 
     return result;
 }
 
-static PyObject *operation_await(PyObject *self) {
-    return Py_NewRef(self);
+static PyObject *operation_await(Operation *self) {
+    if (self->state != WAITING && self->state != PAUSED && self->state != DELEGATED)
+        return Py_NewRef(self);
+    PyErr_SetString(PyExc_RuntimeError, "coroutine is being awaited already");
+    return NULL;
 }
 
 static PyObject *operation_repr(Operation *self) {

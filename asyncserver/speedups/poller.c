@@ -34,7 +34,7 @@ static PyObject *on_readable(State *state, PyObject *pure, PyObject *const *args
         return call_pure(pure, args, nargs, names);
     PyObject *awake = self->poller == NULL ? NULL : PyObject_GetAttr(self->poller, N(awake));
     if (awake == NULL)
-        return call_pure(pure, args, nargs, names);
+        return PyErr_Occurred() ? NULL : call_pure(pure, args, nargs, names);
     PyObject *wakeup = Py_NewRef(waiter->wakeup), *context = Py_NewRef(waiter->context);
     int failure = wake(wakeup, context, awake);
     Py_DECREF(awake);

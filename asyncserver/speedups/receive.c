@@ -55,9 +55,11 @@ static ssize_t receive_bytes(State *state, Connection *self, Py_ssize_t max, PyO
 static ssize_t receive_by_state(State *state, Connection *self, Py_ssize_t max, PyObject **data) {
     if (is_plain(self, self->recv, state->recv))
         return receive_bytes(state, self, max, data);
-    PyObject *number = PyLong_FromSsize_t(max);
-    *data = number == NULL ? NULL : PyObject_CallOneArg(self->recv, number);
+    PyObject *recv = PyObject_GetAttr((PyObject *)self, N(_recv)); /* our own reference: it may set another state */
+    PyObject *number = recv == NULL ? NULL : PyLong_FromSsize_t(max);
+    *data = number == NULL ? NULL : PyObject_CallOneArg(recv, number);
     Py_XDECREF(number);
+    Py_XDECREF(recv);
     if (*data == NULL) {
         if (!PyErr_ExceptionMatches(PyExc_BlockingIOError))
             return -2;
@@ -99,6 +101,8 @@ static PySendResult next_chunk(State *state, Operation *self, int was, Py_ssize_
             int pause = spun(state, connection);
             if (pause < 0)
                 return operation_fail(self);
+            if (pause && connection->reading != (PyObject *)waiter)
+                continue;
             if (pause)
                 return operation_pause(state, self, waiter, result);
         }
@@ -254,7 +258,7 @@ static PySendResult receive_until_step(State *state, Operation *self, int was, P
     if (buffer == NULL)
         return operation_fail(self);
     Py_XSETREF(connection->buffer, buffer); /* which was empty */
-    if (!may_have_line(connection, delimiter, self->max))
+    if (!is_waiter(state, connection->reading) || !may_have_line(connection, delimiter, self->max))
         return operation_leave_to_pure(self, result);
     return operation_return(self, cut_line(connection, delimiter, self->max), result);
 }

@@ -27,7 +27,7 @@ extern const Class datagram_classes[], field_classes[];
 /* Names that are looked up in Python objects: N(awake) is one. */
 #define NAMES(X)                                                                                                       \
     X(awake) X(close) X(throw) X(_SPIN_LIMIT) X(_broken) X(_check_idle_read) X(_connections) X(_epoll_fd)              \
-    X(_on_readable) X(_on_writable) X(_reach_end) X(_send_rest) X(_spun) X(_watch) X(watch) X(woken)
+    X(_on_readable) X(_on_writable) X(_reach_end) X(_recv) X(_send_rest) X(_spun) X(_watch) X(watch) X(woken)
 #define NAME_NUMBER(name) NAME_##name,
 enum { NAMES(NAME_NUMBER) NAME_COUNT };
 #define N(name) (state->names[NAME_##name])
@@ -129,6 +129,7 @@ struct Operation {
     PyObject *end;      /* receive: what the end of the stream raises */
     Py_ssize_t max;     /* receive: bytes; receive_until: bytes to search */
     char state;
+    char running; /* as no other may go on, or end it, meanwhile */
     char warns; /* about never having been awaited */
 };
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import inspect
 import socket
 import sys
 import traceback
@@ -294,6 +295,30 @@ async def test_errors_in_the_middle_of_a_batch(place: Place, caplog: pytest.LogC
     errors = errors_in(caplog)
     assert sorted(str(one.exc_info[1]) for one in errors) == ["b'1'", "b'5'", "b'9'"]
     assert {traceback.extract_tb(one.exc_info[2])[-1].name for one in errors} == {"handler"}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="inspect.markcoroutinefunction came with Python 3.12")
+async def test_call_that_raises_stop_iteration(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    """It fails, and ends nothing but itself: one without `async` raises it where coroutines raise RuntimeError."""
+
+    async def echo(datagram: Datagram) -> bytes:
+        return datagram.data
+
+    @inspect.markcoroutinefunction
+    def handler(datagram: Datagram) -> Any:
+        return echo(datagram) if datagram.data != MIDDLE else next(iter(()))
+
+    asyncio.get_running_loop().set_debug(False)  # there a coroutine is around each handler
+
+    async with place.serve(handler) as server:
+        client = place.client(server)
+        for _ in range(2):  # the second time there is a task ready
+            await send_numbers(client, server)
+            for _ in NUMBERS[1:]:
+                await client.receive()
+        await until(lambda: is_balanced_for_datagrams(server) and server.stats().active == 0)
+        assert server.stats().failed == 2
+    assert {str(one.exc_info[1]) for one in errors_in(caplog)} <= {"", "the handler raised StopIteration"}
 
 
 @pytest.mark.parametrize("size", [1, 100, 100_000])

@@ -105,6 +105,22 @@ async def test_while_another_task_receives(transport: Transport) -> None:
         await within(waiting)
 
 
+async def test_news_while_another_task_pauses(transport: Transport) -> None:
+    """A task that has received for so long that others may run is not woken, and nothing fails."""
+    async with transport.pair() as (stream, client):
+        errors: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+        await client.send(b"." * 200)
+        client.close()
+        await within(stream.wait_disconnected())
+        waiting = asyncio.create_task(stream.wait_disconnected())
+        await asyncio.sleep(0)
+        for _ in range(200):
+            assert await within(stream.receive(1)) == b"."
+        await within(waiting)
+        assert errors == []
+
+
 async def test_while_another_task_sends(transport: Transport) -> None:
     """A send that is blocked goes on, and breaks by itself."""
     async with transport.pair() as (stream, client):

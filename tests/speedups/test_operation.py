@@ -1,0 +1,113 @@
+"""What a program can do with the coroutine of a stream besides awaiting it: refused or taken, compiled or not."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+import pytest
+
+from tests.kit.programs import ROOT
+from tests.kit.transports import Transport
+from tests.kit.waiting import blocked, within
+
+#: What a program may call of a coroutine that it has.
+CALLS: dict[str, Any] = {
+    "send": lambda coroutine: coroutine.send(None),
+    "throw": lambda coroutine: coroutine.throw(KeyError("thrown")),
+    "close": lambda coroutine: coroutine.close(),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+async def test_called_while_it_runs(transport: Transport, call: str) -> None:
+    """Whoever gets at it meanwhile, as a signal's handler can, is refused, and it goes on."""
+    async with transport.pair() as (stream, _):
+        refused = []
+
+        def send(item: bytes) -> int:
+            with pytest.raises(ValueError, match="coroutine already executing") as info:
+                CALLS[call](sending)
+            refused.append(info.value)
+            return len(item)
+
+        sending: Any = stream.send(b"abc")
+        send_before, stream._send = stream._send, send
+        await within(sending)
+        stream._send = send_before
+        assert len(refused) == 1
+
+
+async def test_awaited_by_two(transport: Transport) -> None:
+    """The second is refused; the first gets what comes."""
+    async with transport.pair() as (stream, client):
+        receiving = stream.receive()
+        waiting = await blocked(receiving)
+        with pytest.raises(RuntimeError, match="coroutine is being awaited already"):
+            await within(receiving)
+        await client.send(b"abc")
+        assert await within(waiting) == b"abc"
+
+
+async def test_thrown_into_when_it_is_done(transport: Transport) -> None:
+    """It refuses, as it does to be awaited again."""
+    async with transport.pair() as (stream, _):
+        sending: Any = stream.send(b"abc")
+        await within(sending)
+        with pytest.raises(RuntimeError, match="cannot reuse already awaited coroutine"):
+            sending.throw(KeyError("thrown"))
+
+
+async def test_result_is_kept_by_who_has_it(transport: Transport) -> None:
+    """A StopIteration is its owner's: what is received later does not change it."""
+    async with transport.pair() as (stream, client):
+        kept = []
+        for word in (b"first", b"then"):
+            await client.send(word)
+            receiving: Any = stream.receive()
+            with pytest.raises(StopIteration) as info:
+                while True:
+                    receiving.send(None)
+                    await asyncio.sleep(0)
+            kept.append(info.value)
+        assert [(one.value, one.args) for one in kept] == [(b"first", (b"first",)), (b"then", (b"then",))]
+
+
+async def test_state_that_is_missing(transport: Transport) -> None:
+    """A program that has broken a stream gets an AttributeError."""
+    async with transport.pair() as (stream, _):
+        waiting = await blocked(stream.receive())
+        recv = stream._recv
+        del stream._recv
+        stream._reading.wake_soon()
+        with pytest.raises(AttributeError, match="_recv"):
+            await within(waiting)
+        stream._recv = recv
+
+
+def test_end_of_the_interpreter_while_it_waits() -> None:
+    """What the last collection finds together with the type goes as well."""
+    script = """
+        import asyncio, socket
+        from asyncserver import Stream
+        from asyncserver.net.poller import Poller
+        from asyncserver.streams.sending import PostLimit
+
+        loop = asyncio.new_event_loop()
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+
+        async def main():
+            stream = Stream(Poller(loop), ours, "", asyncio.Event(), PostLimit(1, print))
+            waiting = stream.receive()
+            while waiting.send(None) is None:
+                pass
+            Stream.__init__.kept = [waiting, stream]  # for as long as there is a class
+
+        loop.run_until_complete(main())
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, check=False)
+    assert done.returncode == 0
