@@ -30,7 +30,7 @@ from asyncserver import (
 )
 from tests.kit.handlers import RaiseOrEcho, upper, upper_datagram
 from tests.kit.programs import LOOPS
-from tests.kit.sockets import ask, ask_once, connect
+from tests.kit.sockets import ask, ask_once, connect, free_port
 from tests.kit.waiting import PATIENCE
 
 HERE = ("127.0.0.1", 0)
@@ -100,9 +100,8 @@ async def test_block_in_a_running_loop() -> None:
 
 def test_error_of_the_start_is_raised_where_the_block_begins() -> None:
     """What had started by then is closed."""
-    with socket.create_server(HERE) as taken, socket.create_server(HERE) as free:
-        address = free.getsockname()
-        free.close()
+    with socket.create_server(HERE) as taken:
+        address = ("127.0.0.1", free_port())
         servings = serve(upper, *address), serve(upper, *taken.getsockname())
         with pytest.raises(BindError, match="it is taken"), background(*servings):
             pytest.fail("the block has begun")
