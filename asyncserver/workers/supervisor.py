@@ -158,7 +158,7 @@ class Supervisor:
             try:
                 yield
             finally:
-                time.sleep(self._stopping.echo_left)
+                time.sleep(self._stopping.echo_left)  # the handler that is put back may kill
                 signal.set_wakeup_fd(descriptor)
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
                 for number, handler in before.items():
