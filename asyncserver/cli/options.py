@@ -66,6 +66,7 @@ exit status:
 
 _PREFIX = "ASYNCSERVER_"
 # What Kubernetes sets in every container for a service that is called asyncserver.
+_OF_THE_EXTENSION = ["ASYNCSERVER_PURE", "ASYNCSERVER_SPEEDUPS"]  # docs/speedups.md
 _OF_OTHERS = ("--host", "--port", "--bind")  # what other servers call it
 _OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_\d+_|=(tcp|udp|sctp)://")
 
@@ -292,7 +293,7 @@ def read(
 
 def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
     """Return variables that look like ours and are none, each with the nearest that is."""
-    known = [option.variable for option in OPTIONS]
+    known = [option.variable for option in OPTIONS] + _OF_THE_EXTENSION
     return [
         name + _meant(name, known)
         for name, text in environment.items()

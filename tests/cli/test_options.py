@@ -223,7 +223,8 @@ def test_option_that_is_switched_off_needs_no_effect() -> None:
 
 
 def test_unknown_variables() -> None:
-    """Those that Kubernetes makes of a service's name are nobody's mistake."""
+    """Those that Kubernetes makes of a service's name are nobody's mistake, nor are the extension's."""
+    extension = {"ASYNCSERVER_PURE": "1", "ASYNCSERVER_SPEEDUPS": "0"}
     kubernetes = {
         "ASYNCSERVER_SERVICE_HOST": "10.0.0.1",
         "ASYNCSERVER_SERVICE_PORT_HTTP": "80",
@@ -231,7 +232,7 @@ def test_unknown_variables() -> None:
         "ASYNCSERVER_PORT_80_TCP_ADDR": "10.0.0.1",
     }
     mistakes = {"ASYNCSERVER_MAXCONNECTIONS": "5", "ASYNCSERVER_PORT": "80"}
-    assert unknown_variables({**kubernetes, "PATH": "/", "ASYNCSERVER_TCP": ":0"}) == []
+    assert unknown_variables({**kubernetes, **extension, "PATH": "/", "ASYNCSERVER_TCP": ":0"}) == []
     told = unknown_variables(mistakes)
     assert told[0] == "ASYNCSERVER_MAXCONNECTIONS; did you mean ASYNCSERVER_MAX_CONNECTIONS?"
     assert told[1].startswith("ASYNCSERVER_PORT")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socketserver
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -114,16 +115,24 @@ async def test_who_was_greeted_is_between_two_messages(tmp_path: Path, monkeypat
             assert await server.close(PATIENCE) == asyncserver.DrainReport(completed=1)
 
 
+#: Set once the server drains: then it is time to greet.
+DRAINING = threading.Event()
+
+
 class Greeting(UpperProtocol):
-    """Speaks first, a moment after the connection."""
+    """Speaks first, once the server drains."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        asyncio.get_running_loop().call_later(0.02, self.transport.write, b"welcome")
+        self.greeting = asyncio.create_task(self.greet())
+
+    async def greet(self) -> None:
+        await until(DRAINING.is_set)
+        self.transport.write(b"welcome")
 
 
 async def greet(stream: asyncserver.Stream) -> None:
-    await asyncio.sleep(0.02)
+    await until(DRAINING.is_set)
     await stream.send(b"welcome")
     await upper(stream)
 
@@ -132,7 +141,7 @@ class HostedGreeting(socketserver.BaseRequestHandler):
     """The same in a thread."""
 
     def handle(self) -> None:
-        time.sleep(0.02)
+        DRAINING.wait(PATIENCE)
         self.request.sendall(b"welcome")
         while data := self.request.recv(1000):
             self.request.sendall(data.upper())
@@ -145,13 +154,19 @@ GREETINGS = {
 }
 
 
-@pytest.mark.usefixtures("short_silence", "short_pause")
+@pytest.mark.usefixtures("short_pause")
 @pytest.mark.parametrize("name", GREETINGS)
-async def test_who_is_greeted_while_first_words_are_waited_for_holds_no_drain(name: str, tmp_path: Path) -> None:
+async def test_who_is_greeted_while_first_words_are_waited_for_holds_no_drain(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What the server sends meanwhile is no first word of the client."""
+    monkeypatch.setattr(_kernel, "_FIRST_WORDS", 1.5)  # as a busy machine begins the drain late
+    DRAINING.clear()
     transport = Transport("tcp", tmp_path)
     async with transport.serve(GREETINGS[name]) as server, transport.connect(server) as client:
         await until(lambda: server.connections)
         closing = asyncio.create_task(server.close(2 * PATIENCE))
+        await until(lambda: not server.sockets)
+        DRAINING.set()
         assert await client.receive_all() == b"welcome"
         assert await within(closing) == asyncserver.DrainReport(completed=1)
