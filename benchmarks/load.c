@@ -3,6 +3,7 @@
  *     load MODE ADDRESS [--connections N] [--size BYTES] [--depth N] [--seconds S] [--operations N] [--pids P,P]
  *
  * MODE      tcp, unix, tls   echo over N open connections, `depth` messages in flight on each
+ *           broadcast        a message on one of N open connections, and all of them get it: one operation
  *           connect          N clients that connect, echo one message, half-close, wait for the server's close
  *           udp              echo over N sockets, one datagram in flight on each
  *           burst            `depth` datagrams at once from N sockets, then silence; what is not answered is lost
@@ -235,6 +236,14 @@ static void open_connection(Connection *c) {
     c->received = 0;
 }
 
+static void open_connections(void) {
+    for (int i = 0; i < connections; i++) {
+        open_connection(&all[i]);
+        set_blocking(all[i].fd, 0);
+        watch(&all[i], EPOLL_CTL_ADD, EPOLLIN);
+    }
+}
+
 static void close_connections(void) {
     for (int i = 0; i < connections; i++) close(all[i].fd);
 }
@@ -297,7 +306,7 @@ static void read_arguments(int count, char **arguments) {
         else exit(2);
     }
     if (optind != count - 2 || connections < 1 || depth < 1 || size < 4) {
-        fprintf(stderr, "usage: load tcp|unix|tls|connect|udp|burst|idle ADDRESS [options]; see the head of load.c\n");
+        fprintf(stderr, "usage: load tcp|unix|tls|broadcast|connect|udp|burst|idle ADDRESS [options]; see the head of load.c\n");
         exit(2);
     }
     mode = arguments[optind];
@@ -322,6 +331,7 @@ int main(int count, char **arguments) {
     for (int i = 0; i < connections; i++) all[i].starts = calloc(depth, sizeof *all[i].starts);
     epoll = epoll_create1(EPOLL_CLOEXEC);
     if (!strcmp(mode, "tcp") || !strcmp(mode, "unix") || !strcmp(mode, "tls")) run_streams();
+    else if (!strcmp(mode, "broadcast")) run_broadcasts();
     else if (!strcmp(mode, "connect")) run_clients();
     else if (!strcmp(mode, "udp")) run_datagrams();
     else if (!strcmp(mode, "burst")) run_bursts();

@@ -49,11 +49,7 @@ static void on_echo(Connection *c) {
 static void run_streams(void) {
     struct epoll_event events[EVENTS];
     uint64_t end = 0;
-    for (int i = 0; i < connections; i++) {
-        open_connection(&all[i]);
-        set_blocking(all[i].fd, 0);
-        watch(&all[i], EPOLL_CTL_ADD, EPOLLIN);
-    }
+    open_connections();
     begin();
     for (int i = 0; i < connections; i++) issue(&all[i], depth, now());
     while (completed < issued && (!end || now() < end)) {
@@ -66,6 +62,36 @@ static void run_streams(void) {
         if (!end && (stopping || now() >= deadline)) end = now() + GRACE;
     }
     lost = issued - completed;
+    report();
+}
+
+/* ---- one sends, and all receive ---- */
+
+/* What is there of a broadcast; whether that is all of it. */
+static int on_broadcast(Connection *c) {
+    ssize_t n = read_some(c, buffer, size - c->received);
+    if (n < 0 && errno == EAGAIN) return 0;
+    if (n <= 0) fail("the server ended a connection in the middle of a broadcast");
+    check(c, n);
+    c->received = (c->received + n) % size;
+    return !c->received;
+}
+
+static void run_broadcasts(void) {
+    struct epoll_event events[EVENTS];
+    open_connections();
+    for (size_t i = 0; i < CHUNK + 2 * size; i += size) pattern[i] = '!'; /* anything else is echoed */
+    begin();
+    for (uint64_t at = now(); may_issue(at); at = now()) {
+        issued++;
+        if (write_some(&all[0], pattern, size) != (ssize_t)size) fail("send");
+        for (int missing = connections; missing;) {
+            int n = epoll_wait(epoll, events, EVENTS, GRACE / (SECOND / 1000));
+            if (n <= 0) fail("not all have got a broadcast");
+            for (int i = 0; i < n; i++) missing -= on_broadcast(events[i].data.ptr);
+        }
+        record(now() - at), completed++;
+    }
     report();
 }
 

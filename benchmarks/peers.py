@@ -8,7 +8,8 @@ from importlib import metadata
 
 STREAMS = frozenset({"tcp", "unix", "tls"})
 PROTOCOLS = STREAMS | {"udp"}
-LINES = frozenset({"lines"})
+BROADCAST = frozenset({"broadcast"})
+LINES = BROADCAST | {"lines"}
 LEGACY = PROTOCOLS | {"legacy-tcp", "legacy-udp"}
 
 
@@ -85,7 +86,7 @@ def _loops(name: str, title: str, server: str, kinds: frozenset[str], *requires:
 
 
 PEERS: tuple[Peer, ...] = (
-    Peer("epoll", "C, plain epoll (the limit)", "epoll.c", frozenset({"tcp", "udp", "unix"})),
+    Peer("epoll", "C, plain epoll (the limit)", "epoll.c", BROADCAST | {"tcp", "udp", "unix"}),
     *_loops("asyncserver", "asyncserver", "asyncserver_handlers", PROTOCOLS | LINES, "asyncserver", ours=True),
     *_loops(
         "pure",

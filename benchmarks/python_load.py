@@ -162,6 +162,28 @@ def streams(options: argparse.Namespace) -> dict[str, float]:
     return window.report()
 
 
+def broadcasts(options: argparse.Namespace) -> dict[str, float]:
+    """One sends, and all receive: one operation."""
+    poll = select.epoll()
+    sockets = [connect_and_echo(options) for _ in range(options.connections)]
+    by_fd = {sock.fileno(): sock for sock in sockets}
+    for fd in by_fd:
+        poll.register(fd, select.EPOLLIN)
+    message = b"!" + options.message[1:]  # anything else is echoed
+    window = Window(options)
+    while window.may_issue():
+        begin = time.perf_counter()
+        sockets[0].sendall(message)
+        missing = len(message) * len(sockets)
+        while missing:
+            ready = poll.poll(GRACE)
+            if not ready:
+                raise SystemExit("load: not all have got a broadcast")
+            missing -= sum(len(by_fd[fd].recv(CHUNK)) for fd, _ in ready)
+        window.latencies.append(time.perf_counter() - begin)
+    return window.report()
+
+
 def clients(options: argparse.Namespace) -> dict[str, float]:
     """Connect, echo, half-close, wait for the server's close."""
     poll = select.epoll()
@@ -288,6 +310,7 @@ MODES: dict[str, Any] = {
     "tcp": streams,
     "unix": streams,
     "tls": streams,
+    "broadcast": broadcasts,
     "connect": clients,
     "udp": datagrams,
     "burst": bursts,

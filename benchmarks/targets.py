@@ -83,6 +83,8 @@ TARGETS: tuple[Target, ...] = (
     Target("lines", "asyncserver-uvloop", 0.65, "streams-uvloop"),
     Target("lines", "pure-uvloop", 0.85, "streams-uvloop"),
     Target("lines", "pure-asyncio", 1.0, "streams-asyncio"),
+    Target("broadcast", "asyncserver-uvloop", 0.7, "streams-uvloop"),
+    Target("broadcast", "pure-uvloop", 1.0, "streams-uvloop"),
     Target("connect", "asyncserver-uvloop", 1.05, "protocol-uvloop"),
     Target("connect", "pure-uvloop", 1.25, "protocol-uvloop"),
     Target("connect", "pure-uvloop", 1.0, "streams-uvloop"),

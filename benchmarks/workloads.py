@@ -91,6 +91,7 @@ WORKLOADS: tuple[Workload, ...] = (
     Workload("tcp-256k", "TCP echo, 256 KiB, 8 connections", "tcp", "tcp", connections=8, size=262144),
     Workload("pipelined", "TCP echo, 16 x 64 B pipelined, 64 connections", "tcp", "tcp", connections=64, depth=16),
     Workload("lines", "TCP echo line by line, 64 B, 64 connections", "lines", "tcp", connections=64),
+    Workload("broadcast", "Broadcast of 64 B to 1,000 connections", "broadcast", "broadcast", connections=1000),
     Workload("connect", "Connect, echo, close; 32 clients", "tcp", "connect", connections=32),
     Workload(
         "memory",

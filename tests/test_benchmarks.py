@@ -68,6 +68,18 @@ def test_harness_measures_a_peer_and_writes_valid_json(
 
 
 @linux
+@pytest.mark.parametrize("more", [[], ["--python-load"]], ids=["compiled load", "python load"])
+def test_broadcasts_reach_all_connections(tmp_path: Path, more: list[str]) -> None:
+    """Of our server and of those it is compared with; the load generator fails if one misses any."""
+    target = tmp_path / "run.json"
+    words = ["--workload", "broadcast", "--peer", "asyncserver-asyncio", "--peer", "streams-asyncio", "--peer", "epoll"]
+    assert cli.main([*words, *more, "--rounds", "1", "--seconds", "0.1", "--json", str(target)]) == 0
+    results = read(target).results
+    assert [result.error for result in results] == [None] * 3
+    assert all(result.samples[0]["operations"] >= 1 and not result.samples[0]["lost_percent"] for result in results)
+
+
+@linux
 @pytest.mark.parametrize(
     ("late", "samples", "note"),
     [

@@ -87,8 +87,11 @@ class HandlerServer(Server, Generic[AnySource]):
     @property
     def connections(self) -> frozenset[Any]:
         """See Server."""
-        starting = () if self._starting is None else (self._starting,)
-        return frozenset((*self._live.copy().values(), *starting))  # whole, in any thread
+        return frozenset(self._running(self._live.copy()))  # whole, in any thread
+
+    def _running(self, live: dict[asyncio.Task[object], AnySource]) -> tuple[AnySource, ...]:
+        """Those whose handlers run, in the order in which they came."""
+        return (*live.values(),) if self._starting is None else (*live.values(), self._starting)
 
     def measure_durations(self) -> None:
         """See Server."""

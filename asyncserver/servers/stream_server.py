@@ -23,7 +23,7 @@ from ..net.probes import probes_come_in_time
 from ..net.tasks import name_task, require_loop
 from ..reports.logs import about, raised_at, with_lines
 from ..reports.stats import outcome_of, timed
-from ..streams.sending import PostLimit
+from ..streams.sending import PostLimit, post_to_all
 from ..streams.stream import Stream
 from .handlers import HandlerServer
 from .keepalive import KeepAlive
@@ -123,11 +123,10 @@ class StreamServer(HandlerServer[Connected]):
     def _admitted(self) -> list[tuple[asyncio.Task[object], Connected]]:
         return [(task, one) for task, one in self._live.items() if one not in self._entering]
 
-    @property
-    def connections(self) -> frozenset[Any]:
-        """See Server. Without those that have not been let in."""
-        running = super().connections
-        return frozenset(one for one in running if one not in self._entering) if self._bars else running
+    def _running(self, live: dict[asyncio.Task[object], Connected]) -> tuple[Connected, ...]:
+        """See HandlerServer. Without those that have not been let in."""
+        running = super()._running(live)
+        return tuple(one for one in running if one not in self._entering) if self._bars else running
 
     # -- what comes in
 
@@ -245,16 +244,8 @@ class StreamServer(HandlerServer[Connected]):
             raise TypeError(f"broadcast() posts to streams; {self!r} serves a protocol, which writes by its transports")
         if not isinstance(but, Stream | None):
             raise TypeError(f"broadcast(): but is one Stream, which does not get it; got {but!r}")
-        data = bytes(octets(data, "broadcast"))
-        posted = 0
-        for stream in self.connections:
-            if stream is but:
-                continue
-            try:
-                posted += stream.post(data)
-            except anyio.ClosedResourceError:  # its handler has closed it, and has not returned yet
-                continue
-        return posted
+        streams = cast("tuple[Stream, ...]", self._running(self._live))
+        return post_to_all(streams, bytes(octets(data, "broadcast")), but)
 
     def _accept_failed(self) -> None:
         self._count["accept_errors"] += 1

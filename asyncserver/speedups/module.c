@@ -14,7 +14,7 @@
 #error "asyncserver's extension relies on the GIL; free-threaded Pythons use the Python code"
 #endif
 
-static const Function *const functions[] = {poller_functions, receive_functions, send_functions, NULL};
+static const Function *const functions[] = {poller_functions, post_functions, receive_functions, send_functions, NULL};
 static const Class *const classes[] = {field_classes, datagram_classes, NULL};
 
 static int is_name(PyObject *name, const char *text) {

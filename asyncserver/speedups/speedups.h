@@ -21,7 +21,7 @@ typedef PyObject *(*Fast)(State *state, PyObject *pure, PyObject *const *args, P
 typedef struct { const char *name; Fast call; } Function;
 typedef struct { const char *name; PyType_Spec *spec; size_t type; /* its place in the state */ } Class;
 
-extern const Function poller_functions[], receive_functions[], send_functions[];
+extern const Function poller_functions[], post_functions[], receive_functions[], send_functions[];
 extern const Class datagram_classes[], field_classes[];
 
 /* Names that are looked up in Python objects: N(awake) is one. */

@@ -160,6 +160,7 @@ class Sending(TLSConnection):
             raise self._broken(exc) from exc
         self.answer()
 
+    @accelerate
     def post(self, data: bytes | bytearray | memoryview) -> bool:
         """Send without waiting: what the kernel has no room for now is kept, and sent in order.
 
@@ -201,13 +202,14 @@ class Sending(TLSConnection):
             return False
         self.bytes_sent += sent
         self._answered = self.bytes_received
-        return sent == len(data) or self._keep(memoryview(data)[sent:] if sent else data)  # views need 320 bytes
+        return sent == len(data) or self._keep(data, sent)
 
-    def _keep(self, rest: bytes | memoryview) -> bool:
+    def _keep(self, data: bytes, sent: int) -> bool:
+        """Keep what the kernel has not taken of a post; false if that is too much."""
         outbox = self._outbox
         if outbox is None:
             outbox = self._outbox = Outbox(self)
-        outbox.add(rest)
+        outbox.add(memoryview(data)[sent:] if sent else data)  # views need 320 bytes
         self.settle(len(self._buffer or b""))
         if self.draining:
             self._notice_answers()
@@ -281,3 +283,17 @@ class Sending(TLSConnection):
         """Close at once: what is unsent is thrown away and the peer gets a reset. Never waits."""
         super().abort()
         self._outbox = None
+
+
+@accelerate
+def post_to_all(streams: tuple[Sending, ...], data: bytes, but: Sending | None) -> int:
+    """Post to all of them but one; returns to how many it is on its way."""
+    posted = 0
+    for stream in streams:
+        if stream is but:
+            continue
+        try:
+            posted += stream.post(data)
+        except anyio.ClosedResourceError:  # its handler has closed it, and has not returned yet
+            continue
+    return posted

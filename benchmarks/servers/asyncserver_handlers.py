@@ -5,7 +5,7 @@ from typing import Any
 
 import asyncserver
 from benchmarks.servers.asyncio_protocol import DatagramEcho, Echo
-from benchmarks.servers.contract import BACKLOG, HOST, MAX_LINE, arguments, ready, run_on_loop, tls_context
+from benchmarks.servers.contract import BACKLOG, BROADCAST, HOST, MAX_LINE, arguments, ready, run_on_loop, tls_context
 
 
 async def echo(stream: asyncserver.Stream) -> None:
@@ -19,6 +19,17 @@ async def echo_lines(stream: asyncserver.Stream) -> None:
         await stream.send(line + b"\n")
 
 
+servers: list[asyncserver.Server] = []
+
+
+async def broadcast(stream: asyncserver.Stream) -> None:
+    async for data in stream:
+        if data.startswith(BROADCAST):
+            servers[0].broadcast(data)
+        else:
+            await stream.send(data)
+
+
 async def answer(datagram: asyncserver.Datagram) -> bytes:
     return datagram.data
 
@@ -28,7 +39,11 @@ def serving() -> Any:
     if options.kind == "udp":
         handler = asyncserver.from_protocol(DatagramEcho) if protocol else answer
         return asyncserver.serve_datagrams(handler, HOST, options.port)
-    handlers: dict[str, Any] = {"protocol": asyncserver.from_protocol(Echo), "lines": echo_lines}
+    handlers: dict[str, Any] = {
+        "protocol": asyncserver.from_protocol(Echo),
+        "lines": echo_lines,
+        "broadcast": broadcast,
+    }
     stream_handler = handlers.get(options.variant or options.kind, echo)
     if options.kind == "unix":
         return asyncserver.serve(stream_handler, path=options.path, backlog=BACKLOG)
@@ -44,6 +59,7 @@ def serving() -> Any:
 
 async def main() -> None:
     async with serving() as server:
+        servers.append(server)
         ready(server.addresses[0])
         await asyncio.get_running_loop().create_future()
 

@@ -7,8 +7,8 @@ Command line:
 
 The process prints one line of JSON, `{"address": "127.0.0.1:40001"}`, when it accepts connections (for
 workers, when it is about to), and serves until SIGTERM. It echoes what it receives. Kinds are tcp, udp, unix,
-tls, lines for handlers that read line by line, and legacy-tcp and legacy-udp for handler classes written for
-socketserver.
+tls, lines for handlers that read line by line, broadcast for handlers that send to all connections what begins
+with BROADCAST, and legacy-tcp and legacy-udp for handler classes written for socketserver.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ HOST = "127.0.0.1"
 BACKLOG = 4096
 DATAGRAM_BUFFER = 1 << 20
 MAX_READ = 65536
+BROADCAST = b"!"
 MAX_LINE = 1 << 20  # the load generator warms up with a line of 256 KiB
 
 

@@ -1,6 +1,7 @@
 /* The limit: an echo server in C over plain epoll, one thread, one read and one write per message.
+ * Kind broadcast: what begins with `!` goes to all connections, in one write for each.
  *
- *     epoll --kind tcp|udp|unix [--path PATH]
+ *     epoll --kind tcp|udp|unix|broadcast [--path PATH]
  *
  * The same contract as the Python servers: it prints one line of JSON with its address and serves until SIGTERM. */
 #define _GNU_SOURCE
@@ -23,7 +24,8 @@ typedef struct { char *data; size_t from, length; } Unsent;
 
 static Unsent unsent[MAX_FD];
 static char buffer[CHUNK];
-static int epoll;
+static int epoll, broadcasts, highest;
+static char is_open[MAX_FD];
 
 static void fail(const char *what) { perror(what), exit(1); }
 
@@ -35,13 +37,13 @@ static void watch(int operation, int fd, uint32_t events) {
 static void drop(int fd) {
     free(unsent[fd].data);
     memset(&unsent[fd], 0, sizeof unsent[fd]);
+    is_open[fd] = 0;
     close(fd);
 }
 
-static void on_readable(int fd) {
-    ssize_t n = recv(fd, buffer, CHUNK, 0);
-    if (n < 0 && errno == EAGAIN) return;
-    if (n <= 0) { drop(fd); return; }
+/* Send what is in the buffer; who has not taken the last yet is too slow for broadcasts. */
+static void answer(int fd, ssize_t n) {
+    if (unsent[fd].length) { drop(fd); return; }
     ssize_t sent = send(fd, buffer, n, MSG_NOSIGNAL);
     if (sent < 0 && errno == EAGAIN) sent = 0;
     if (sent < 0) { drop(fd); return; }
@@ -49,6 +51,15 @@ static void on_readable(int fd) {
     unsent[fd] = (Unsent){malloc(n - sent), 0, n - sent};
     memcpy(unsent[fd].data, buffer + sent, n - sent);
     watch(EPOLL_CTL_MOD, fd, EPOLLOUT);
+}
+
+static void on_readable(int fd) {
+    ssize_t n = recv(fd, buffer, CHUNK, 0);
+    if (n < 0 && errno == EAGAIN) return;
+    if (n <= 0) { drop(fd); return; }
+    if (!broadcasts || *buffer != '!') { answer(fd, n); return; }
+    for (int each = 0; each <= highest; each++)
+        if (is_open[each]) answer(each, n);
 }
 
 static void on_writable(int fd) {
@@ -65,8 +76,10 @@ static void on_writable(int fd) {
 
 static void on_acceptable(int listener) {
     for (int fd; (fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0;) {
-        if (fd >= MAX_FD) close(fd);
-        else watch(EPOLL_CTL_ADD, fd, EPOLLIN);
+        if (fd >= MAX_FD) { close(fd); continue; }
+        is_open[fd] = 1;
+        if (fd > highest) highest = fd;
+        watch(EPOLL_CTL_ADD, fd, EPOLLIN);
     }
 }
 
@@ -104,6 +117,7 @@ int main(int count, char **arguments) {
         if (!strcmp(arguments[i], "--path")) path = arguments[i + 1];
     }
     epoll = epoll_create1(EPOLL_CLOEXEC);
+    broadcasts = !strcmp(kind, "broadcast");
     int listener = listen_on(kind, strcmp(kind, "unix") ? NULL : path), udp = !strcmp(kind, "udp");
     fflush(stdout);
     watch(EPOLL_CTL_ADD, listener, EPOLLIN);

@@ -1,4 +1,4 @@
-"""Stream.post() and Server.broadcast(): never wait, keep the order, and give up who is too slow."""
+"""Stream.post(): never waits, keeps the order, and gives up who is too slow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 
 import asyncserver
 from asyncserver import Stream
-from tests.kit.clients import Client, TLSClient
+from tests.kit.clients import TLSClient
+from tests.kit.handlers import upper
 from tests.kit.transports import Transport
 from tests.kit.waiting import blocked, until, within
 
@@ -276,95 +277,4 @@ async def test_wrong_data(tcp: Transport, wrong: Any, error: type[Exception]) ->
 def test_wrong_limit(wrong: Any) -> None:
     """max_unsent is a number of bytes."""
     with pytest.raises((TypeError, ValueError), match="max_unsent"):
-        asyncserver.serve(listen, "127.0.0.1", 0, max_unsent=wrong)
-
-
-# -- broadcasts
-
-
-async def listen(stream: Stream) -> None:
-    """Wait for the peer's end."""
-    async for _ in stream:
-        pass
-
-
-async def test_broadcast(transport: Transport) -> None:
-    """All get it, or all but one."""
-    async with transport.serve(listen) as server, transport.connect(server) as one, transport.connect(server) as two:
-        await until(lambda: len(server.connections) == 2)
-        assert server.broadcast(bytearray(b"all")) == 2
-        assert [await client.receive_exactly(3) for client in (one, two)] == [b"all", b"all"]
-        assert server.broadcast(b"some", but=next(iter(server.connections))) == 1
-        assert server.broadcast(b"!") == 2
-        received = [await client.receive_exactly(1) for client in (one, two)]
-        assert sorted(received) == [b"!", b"s"]
-
-
-async def test_a_deaf_member_delays_nobody(transport: Transport) -> None:
-    """It is given up when too much waits for it; the other gets every byte, and nobody an error."""
-    async with transport.serve(listen, max_unsent=16 << 20) as server, transport.connect(server) as hearing:
-        await until(lambda: server.connections)
-        async with transport.connect(server):
-            await until(lambda: len(server.connections) == 2)
-            sent = 0
-            while server.broadcast(MUCH) == 2:
-                sent += len(MUCH)
-                assert await client_has(hearing, len(MUCH)) == MUCH
-            assert await client_has(hearing, len(MUCH)) == MUCH
-            await until(lambda: len(server.connections) == 1)
-            assert server.broadcast(b"to the rest") == 1
-            assert await hearing.receive_exactly(11) == b"to the rest"
-            stats = server.stats()
-            assert (stats.slow_consumers, stats.failed, stats.active) == (1, 0, 1)
-
-
-async def client_has(client: Client, nbytes: int) -> bytes:
-    """What it received."""
-    return await within(client.receive_exactly(nbytes))
-
-
-async def test_broadcast_skips_who_is_ending(tcp: Transport) -> None:
-    """Its handler has closed it and still runs."""
-    released = asyncio.Event()
-
-    async def end_early(stream: Stream) -> None:
-        await stream.receive()
-        await stream.aclose()
-        await released.wait()
-
-    async with tcp.serve(end_early) as server, tcp.connect(server) as one, tcp.connect(server):
-        await one.send(b"end")
-        assert await one.receive() == b""
-        await until(lambda: len(server.connections) == 2)
-        assert server.broadcast(b"abc") == 1
-        released.set()
-
-
-async def test_broadcast_reaches_nobody_before_its_handshake(tls: Transport) -> None:
-    """A client that has only connected gets no plain byte."""
-    async with tls.serve(listen) as server, Client.connect(server.addresses[0]) as plain, tls.connect(server) as secure:
-        await until(lambda: server.stats().entering == 1)
-        assert server.broadcast(b"secret") == 1
-        assert await secure.receive_exactly(6) == b"secret"
-        plain.sock.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            plain.sock.recv(1)
-
-
-async def test_broadcast_needs_streams(tcp: Transport) -> None:
-    """A protocol's connections and datagrams get a clear refusal."""
-    async with tcp.serve(asyncserver.from_protocol(asyncio.Protocol)) as server:
-        with pytest.raises(TypeError, match="protocol"):
-            server.broadcast(b"abc")
-    async with asyncserver.serve_datagrams(answer, "127.0.0.1", 0) as server:
-        with pytest.raises(TypeError, match="datagrams"):
-            server.broadcast(b"abc")
-    async with tcp.serve(listen) as server:
-        with pytest.raises(TypeError, match=r"broadcast\(\) takes bytes"):
-            server.broadcast("abc")  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match=r"broadcast\(\): but is one Stream, which does not get it; got \[\]"):
-            server.broadcast(b"abc", but=[])
-
-
-async def answer(datagram: asyncserver.Datagram) -> None:
-    """Answer nothing."""
+        asyncserver.serve(upper, "127.0.0.1", 0, max_unsent=wrong)

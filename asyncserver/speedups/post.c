@@ -1,0 +1,72 @@
+/* Posting: `post()` and broadcasts, as long as the kernel has room for all of it.
+ *
+ * Theory of operation. Of a broadcast nearly all the time is the kernel's; ours is the way to each connection, whose
+ * memory the processor has not seen for long: it is asked for some sends ahead. Python does all that is not usual.
+ */
+#include "speedups.h"
+#include <sys/socket.h>
+
+#define LARGE 16384 /* bytes; for more Python releases the GIL */
+#define TURN 64     /* sends in a row, until other threads have their turn */
+
+static int is_usual(State *state, PyObject *stream, PyObject *data) {
+    return is_connection(state, stream) && is_plain((Connection *)stream, ((Connection *)stream)->send, state->send) &&
+           PyBytes_CheckExact(data) && PyBytes_GET_SIZE(data) <= LARGE;
+}
+
+static PyObject *post_usual(State *state, Connection *self, PyObject *data) {
+    Py_ssize_t size = PyBytes_GET_SIZE(data), sent = send(self->fd, PyBytes_AS_STRING(data), (size_t)size, MSG_NOSIGNAL);
+    int error = errno;
+    if (sent < 0 && error != EAGAIN && error != EINTR) {
+        PyObject *text = PyUnicode_DecodeLocale(strerror(error), NULL), *none = NULL;
+        PyObject *exc = text == NULL ? NULL : PyObject_CallFunction(PyExc_OSError, "iN", error, text);
+        none = exc == NULL ? NULL : PyObject_CallMethodOneArg((PyObject *)self, N(_broken), exc);
+        Py_XDECREF(exc);
+        return failed(none) ? NULL : Py_NewRef(Py_False);
+    }
+    sent = sent < 0 ? 0 : sent;
+    self->bytes_sent += sent;
+    self->answered = self->bytes_received;
+    return sent == size ? Py_NewRef(Py_True) : PyObject_CallMethod((PyObject *)self, "_keep", "On", data, sent);
+}
+
+static PyObject *post(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs, PyObject *names) {
+    if (names != NULL || nargs != 2 || !is_usual(state, args[0], args[1]))
+        return call_pure(pure, args, nargs, names);
+    return post_usual(state, (Connection *)args[0], args[1]);
+}
+
+static void begin_turn(State *state, PyObject *const *streams, Py_ssize_t count) {
+    Py_BEGIN_ALLOW_THREADS
+    Py_END_ALLOW_THREADS
+    for (; count > 0; count--, streams++)
+        if (is_connection(state, *streams)) {
+            __builtin_prefetch(((Connection *)*streams)->send);
+            __builtin_prefetch(&((Connection *)*streams)->fd);
+        }
+}
+
+static PyObject *post_to_all(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs, PyObject *names) {
+    if (names != NULL || nargs != 3 || !PyTuple_CheckExact(args[0]))
+        return call_pure(pure, args, nargs, names);
+    long posted = 0;
+    for (Py_ssize_t i = 0, count = PyTuple_GET_SIZE(args[0]); i < count; i++) {
+        PyObject *stream = PyTuple_GET_ITEM(args[0], i), *alone = NULL, *number;
+        if (i % TURN == 0)
+            begin_turn(state, &PyTuple_GET_ITEM(args[0], i), count - i < TURN ? count - i : TURN);
+        if (stream != args[2] && is_usual(state, stream, args[1]))
+            number = post_usual(state, (Connection *)stream, args[1]);
+        else if ((alone = PyTuple_Pack(1, stream)) == NULL)
+            return NULL;
+        else
+            number = call_pure(pure, ((PyObject *[]){alone, args[1], args[2]}), 3, NULL);
+        Py_XDECREF(alone);
+        if (number == NULL)
+            return NULL;
+        posted += PyObject_IsTrue(number);
+        Py_DECREF(number);
+    }
+    return PyLong_FromLong(posted);
+}
+
+const Function post_functions[] = {{"Sending.post", post}, {"post_to_all", post_to_all}, {0}};
