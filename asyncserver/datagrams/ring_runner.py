@@ -157,9 +157,9 @@ class RingRunner(Ring, InlineRunner):
 
     @staticmethod
     async def _awaited(made: Awaitable[object] | StopIteration) -> object:
-        """For the batch: what a call made that is no coroutine; or has raised, which ends generators."""
+        """For the batch: what a call made that is no coroutine, or raised, which would end it."""
         if isinstance(made, StopIteration):
-            raise RuntimeError("the handler raised StopIteration") from made
+            raise RuntimeError("the handler raised StopIteration") from made  # noqa: TRY004 - it is not the type
         return await made
 
     def _send_answers(self) -> None:

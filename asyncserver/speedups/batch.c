@@ -125,7 +125,7 @@ static PyObject *of_coroutine(Batch *self, void *name) {
     return self->coroutine ? PyObject_GetAttrString(self->coroutine, name) : Py_NewRef(Py_None);
 }
 
-/* Batch(runner, cancelling, context), for one task, whose method that is; the context is as it is while nobody has set anything. */
+/* Batch(runner, cancelling, context), the last two of its task; the context is as while nobody has set anything. */
 static PyObject *batch_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(names)) {
     State *state = PyType_GetModuleState(type);
     PyObject *runner, *cancelling, *context;

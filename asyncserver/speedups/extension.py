@@ -19,7 +19,7 @@ import functools
 import importlib
 import operator
 import os
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import anyio
 
@@ -69,6 +69,10 @@ def accelerate(definition: _Definition) -> _Definition:
     """
     if _compiled is None:
         return definition
+    made: Any
     if isinstance(definition, type):
-        return vars(_compiled)[definition.__name__]
-    return functools.update_wrapper(_compiled.Method(definition), definition, _ATTRIBUTES, ())
+        made = vars(_compiled)[definition.__name__]
+    else:
+        made = _compiled.Method(definition)
+        functools.update_wrapper(made, cast("Any", definition), _ATTRIBUTES, ())
+    return cast("_Definition", made)

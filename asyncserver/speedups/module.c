@@ -50,8 +50,6 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
 #define VISIT_TYPE(type) Py_VISIT(self->type);
     TYPES(VISIT_TYPE)
     STATE_OBJECTS(VISIT)
-    Py_VISIT(self->seen_waiter);
-    Py_VISIT(self->seen_connection);
     return 0;
 }
 
@@ -63,8 +61,6 @@ static void module_free(void *module) {
 #define CLEAR_NAME(name) Py_CLEAR(self->name_##name);
     NAMES(CLEAR_NAME)
     STATE_OBJECTS(CLEAR)
-    Py_CLEAR(self->seen_waiter);
-    Py_CLEAR(self->seen_connection);
 }
 
 static PyMethodDef module_methods[] = {

@@ -29,7 +29,7 @@ struct slots {
 
 /* -- receiving */
 
-/* The control data for an answer, a new reference; NULL with an exception, NotForUs if no handler gets this datagram. */
+/* The control data for an answer, a new reference; NULL with an exception, NotForUs if no handler gets this one. */
 static PyObject *judge(Ring *self, struct msghdr *header) {
     Py_ssize_t length = (Py_ssize_t)header->msg_controllen;
     if (!self->judge)

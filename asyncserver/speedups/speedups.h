@@ -41,15 +41,15 @@ TYPES(TYPE_DECLARED)
 #define NAME_FIELD(name) PyObject *name_##name;
 #define N(name) (state->name_##name)
 
-/* ("blocked",): the keyword of _send_rest(). `stop` see stop_with() in operation.c. */
-#define STATE_OBJECTS(X) X(blocked, ) X(end_of_stream, ) X(stop, )
+/* ("blocked",), the keyword of _send_rest(); `stop` see stop_with() in operation.c; the last subclass of each that was
+ * met: see has_struct(). */
+#define STATE_OBJECTS(X) X(blocked, ) X(end_of_stream, ) X(stop, ) X(seen_waiter, ) X(seen_connection, )
 
 /* Everything that is kept between calls: one for each interpreter, as PEP 630 asks. */
 struct State {
     TYPES(TYPE_FIELD)
     NAMES(NAME_FIELD)
     STATE_OBJECTS(FIELD)
-    PyTypeObject *seen_waiter, *seen_connection; /* the last subclass of each that was met */
     PyCFunction recv, send; /* what implements socket.recv and socket.send */
     struct Operation *free[FREE_OPERATIONS];
     int free_count;
@@ -167,14 +167,14 @@ static inline int failed(PyObject *value) {
 }
 
 /* Whether an object has a struct of fields.c. Mostly it is of the class that the last one had: no look at its bases. */
-static inline int has_struct(PyObject *object, PyTypeObject *base, PyTypeObject **seen) {
+static inline int has_struct(PyObject *object, PyTypeObject *base, PyObject **seen) {
     if (object == NULL)
         return 0;
-    if (Py_IS_TYPE(object, *seen))
+    if ((PyObject *)Py_TYPE(object) == *seen)
         return 1;
     if (!PyObject_TypeCheck(object, base))
         return 0;
-    Py_XSETREF(*seen, (PyTypeObject *)Py_NewRef(Py_TYPE(object)));
+    Py_XSETREF(*seen, Py_NewRef(Py_TYPE(object)));
     return 1;
 }
 
