@@ -53,7 +53,7 @@ class Ring:
         def _receive_next(self) -> Datagram:
             """See `Endpoint._receive`."""
 
-        def _send_batch(self, answers: list[tuple[Datagram, object]], start: int) -> int:
+        def _send_batch(self, answers: list[tuple[Datagram, object]]) -> int:
             """Send answers, in order, up to one that Python has to send; returns how many."""
 
 
@@ -62,20 +62,11 @@ class Batch:
     """Runs handlers in one task: speedups/batch.c. There is none in pure Python."""
 
     if TYPE_CHECKING:
+        handler: Run  # what is called for each datagram
         datagram: Datagram | None  # whose handler began last
         over: bool  # whether the task has to end
 
-        def __init__(
-            self,
-            runner: Ring,
-            take: Callable[[], Datagram | None],
-            cancelling: Callable[[], int],
-            context: contextvars.Context,
-            awaited: Callable[[Awaitable[object]], object],
-        ) -> None: ...
-
-        def run(self, handler: Run) -> Batch:
-            """Run this handler for each datagram; wants to be awaited."""
+        def __init__(self, runner: Ring, cancelling: Callable[[], int], context: contextvars.Context) -> None: ...
 
         def __await__(self) -> Generator[Any, None, object]: ...
 
@@ -141,14 +132,15 @@ class RingRunner(Ring, InlineRunner):
     async def _run_handlers(self) -> object:
         task = asyncio.current_task()
         assert task is not None
-        batch = Batch(self, self._take, task.cancelling, contextvars.copy_context(), _awaited)
+        batch = Batch(self, task.cancelling, contextvars.copy_context())
         del task  # an error's traceback holds this frame: a cycle
         try:
             while True:
                 await self._next_batch
                 if self._remaining is not None:
                     return None
-                result = await batch.run(self._server._run)
+                batch.handler = self._server._run
+                result = await batch
                 if batch.over:
                     return result
         except BaseException as exc:
@@ -163,23 +155,25 @@ class RingRunner(Ring, InlineRunner):
         finally:
             del batch
 
+    @staticmethod
+    async def _awaited(made: Awaitable[object] | StopIteration) -> object:
+        """For the batch: what a call made that is no coroutine, or raised, which would end it."""
+        if isinstance(made, StopIteration):
+            raise RuntimeError("the handler raised StopIteration") from made  # noqa: TRY004 - it is not the type
+        return await made
+
     def _send_answers(self) -> None:
         answers, self._answers = self._answers, []
-        done = together = 0
-        while done < len(answers):
-            batch = self._send_batch(answers, done)
+        together = 0
+        while answers:
+            batch = self._send_batch(answers)
             together += batch
-            done += batch
-            if done < len(answers):
-                self._answers = [answers[done]]
+            del answers[:batch]
+            if answers:
+                self._answers = [answers.pop(0)]
                 super()._send_answers()
-                done += 1
         if together:
             self._server._count_answered(together)
-
-
-async def _awaited(awaitable: Awaitable[object]) -> object:
-    return await awaitable
 
 
 def make_runner(server: Handling, bound: BoundSocket, max_datagram_size: int) -> InlineRunner:

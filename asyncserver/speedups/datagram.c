@@ -46,10 +46,3 @@ static PyMemberDef datagram_members[] = {
 static PyGetSetDef getset[] = {{"address", (getter)get_address, (setter)set_address, NULL, NULL}, {0}};
 static PyType_Slot slots[] = {SLOTS(datagram, "What a datagram consists of."), {Py_tp_getset, getset}, {0, NULL}};
 PyType_Spec datagram_spec = {"asyncserver.datagrams.datagram.DatagramFields", sizeof(Datagram), 0, FLAGS, slots};
-
-const Class datagram_classes[] = {
-    {"DatagramFields", &datagram_spec, offsetof(State, datagram)},
-    {"Ring", &ring_spec, offsetof(State, ring)},
-    {"Batch", &batch_spec, offsetof(State, batch)},
-    {0},
-};

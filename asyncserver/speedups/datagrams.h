@@ -48,14 +48,12 @@ typedef struct {
     PyObject_HEAD
     RING_OBJECTS(FIELD)
     long long received, sent;
-    int left;
-    char watching;
+    int left; /* to take in this batch; none while it pauses */
     int next, held; /* the next datagram of the ring, and how many it has */
+    int size; /* bytes of a datagram that are kept */
 } Ring;
 
 /* The next datagram, a new reference; NULL with what `BatchReader._take()` expects of `_receive()`. */
 PyObject *ring_receive(Ring *self, PyObject *ignored);
-
-extern PyType_Spec datagram_spec, ring_spec, batch_spec;
 
 #endif

@@ -13,9 +13,15 @@ A class becomes one with the same attributes, kept in a C struct: that is how bo
 
 from __future__ import annotations
 
+import _socket
+import copyreg
+import functools
 import importlib
+import operator
 import os
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
+
+import anyio
 
 from .._logger import logger
 from .sources import stamp
@@ -41,10 +47,15 @@ def _load() -> Any:
             "build it again, python hatch_build.py"
         )
         return None
+    compiled.prepare(_socket.socket.recv, _socket.socket.send, anyio.EndOfStream)
+    copyreg.pickle(compiled.Method, operator.attrgetter("__qualname__"))  # as functions are: by name
     return compiled
 
 
 _compiled = _load()
+
+# What of a function its Method has, too; `inspect` wants the last three of a function.
+_ATTRIBUTES = (*functools.WRAPPER_ASSIGNMENTS, "__annotations__", "__code__", "__defaults__", "__kwdefaults__")
 
 #: Whether the hot paths are compiled here: False without the extension, or with ASYNCSERVER_PURE=1.
 accelerated: bool = _compiled is not None
@@ -56,4 +67,12 @@ def accelerate(definition: _Definition) -> _Definition:
     Raises:
         LookupError: the extension has nothing for it.
     """
-    return definition if _compiled is None else _compiled.accelerate(definition)
+    if _compiled is None:
+        return definition
+    made: Any
+    if isinstance(definition, type):
+        made = vars(_compiled)[definition.__name__]
+    else:
+        made = _compiled.Method(definition)
+        functools.update_wrapper(made, cast("Any", definition), _ATTRIBUTES, ())
+    return cast("_Definition", made)

@@ -19,7 +19,7 @@ static PyMemberDef waiter_members[] = {
 #undef MEMBER
 
 static PyType_Slot waiter_slots[] = {SLOTS(waiter, "What a waiter keeps."), {0, NULL}};
-static PyType_Spec waiter_spec = {"asyncserver.net.waiter.WaiterFields", sizeof(Waiter), 0, FLAGS, waiter_slots};
+PyType_Spec waiter_spec = {"asyncserver.net.waiter.WaiterFields", sizeof(Waiter), 0, FLAGS, waiter_slots};
 
 /* -- Connection */
 
@@ -60,12 +60,6 @@ static PyMemberDef connection_members[] = {
 static PyType_Slot connection_slots[] = {
     SLOTS(connection, "What a connection keeps."), {Py_tp_getset, connection_getset}, {0, NULL},
 };
-static PyType_Spec connection_spec = {
+PyType_Spec connection_spec = {
     "asyncserver.connections.fields.ConnectionFields", sizeof(Connection), 0, FLAGS, connection_slots,
-};
-
-const Class field_classes[] = {
-    {"WaiterFields", &waiter_spec, offsetof(State, waiter)},
-    {"ConnectionFields", &connection_spec, offsetof(State, connection)},
-    {0},
 };

@@ -1,4 +1,4 @@
-/* The extension module: `accelerate()`, and the state that all its files share.
+/* The extension module: its types, and the state that all its files share.
  *
  * Theory of operation. Python classes stay as they are written. Where one stands under `@accelerate`, a type takes its
  * place that has the same attributes, but in a struct, so that C and Python both reach them; where a function does, a
@@ -6,6 +6,7 @@
  * to the Python function whatever is not its usual case.
  *
  * Multi-phase initialisation (PEP 489); all state is the module's (PEP 630), so that each subinterpreter has its own.
+ * There is no m_clear: the types, which the collector can clear, break the cycles, and the state is whole to its end.
  * Free-threaded Pythons get no extension (hatch_build.py): the GIL is what guards it.
  */
 #include "speedups.h"
@@ -14,137 +15,56 @@
 #error "asyncserver's extension relies on the GIL; free-threaded Pythons use the Python code"
 #endif
 
-static const Function *const functions[] = {poller_functions, post_functions, receive_functions, send_functions, NULL};
-static const Class *const classes[] = {field_classes, datagram_classes, NULL};
-
-static int is_name(PyObject *name, const char *text) {
-    return PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, text) == 0;
-}
-
-/* A type that takes a class's place; the state keeps it, for checks. */
-static PyObject *class_new(PyObject *module, const Class *class) {
-    PyTypeObject **kept = (PyTypeObject **)((char *)PyModule_GetState(module) + class->type);
-    PyObject *type = PyType_FromModuleAndSpec(module, class->spec, NULL);
-    if (type != NULL)
-        Py_XSETREF(*kept, (PyTypeObject *)Py_NewRef(type));
-    return type;
-}
-
-/* accelerate(definition): what is compiled in its place. */
-static PyObject *accelerate(PyObject *module, PyObject *definition) {
-    PyObject *name = PyObject_GetAttrString(definition, "__qualname__"), *made = NULL;
-    if (name == NULL)
+/* prepare(recv, send, end_of_stream): the methods of the system's sockets, and what receive() raises at the end.
+ *
+ * A state of a connection that is such a method, by the C function behind it, is the usual one. */
+static PyObject *prepare(PyObject *module, PyObject *args) {
+    State *state = PyModule_GetState(module);
+    PyMethodDescrObject *recv, *send;
+    PyObject *end_of_stream;
+    if (!PyArg_ParseTuple(args, "O!O!O", &PyMethodDescr_Type, &recv, &PyMethodDescr_Type, &send, &end_of_stream))
         return NULL;
-    for (int i = 0; functions[i] != NULL; i++)
-        for (const Function *one = functions[i]; one->name != NULL; one++)
-            if (is_name(name, one->name)) {
-                made = method_new(module, definition, one->call);
-                goto found;
-            }
-    for (int i = 0; classes[i] != NULL; i++)
-        for (const Class *one = classes[i]; one->name != NULL; one++)
-            if (is_name(name, one->name)) {
-                made = class_new(module, one);
-                goto found;
-            }
-    PyErr_Format(PyExc_LookupError, "nothing is compiled for %R", definition);
-found:
-    Py_DECREF(name);
-    return made;
-}
-
-/* The C function behind a method of socket.socket: states of a connection that are it are the usual ones. */
-static PyCFunction socket_method(PyObject *socket_type, const char *name) {
-    PyObject *method = PyObject_GetAttrString(socket_type, name);
-    PyCFunction function = NULL;
-    if (method != NULL && Py_IS_TYPE(method, &PyMethodDescr_Type))
-        function = ((PyMethodDescrObject *)method)->d_method->ml_meth;
-    else if (method != NULL)
-        PyErr_Format(PyExc_ImportError, "socket.%s() is not as expected", name);
-    Py_XDECREF(method);
-    return function;
-}
-
-static int import_all(State *state) {
-    PyObject *sockets = PyImport_ImportModule("_socket");
-    PyObject *type = sockets == NULL ? NULL : PyObject_GetAttrString(sockets, "socket");
-    Py_XDECREF(sockets);
-    if (type == NULL)
-        return -1;
-    state->recv = socket_method(type, "recv");
-    state->send = state->recv == NULL ? NULL : socket_method(type, "send");
-    Py_DECREF(type);
-    PyObject *anyio = state->send == NULL ? NULL : PyImport_ImportModule("anyio");
-    state->end_of_stream = anyio == NULL ? NULL : PyObject_GetAttrString(anyio, "EndOfStream");
-    Py_XDECREF(anyio);
-    return state->end_of_stream == NULL ? -1 : 0;
+    state->recv = recv->d_method->ml_meth;
+    state->send = send->d_method->ml_meth;
+    Py_XSETREF(state->end_of_stream, Py_NewRef(end_of_stream));
+    Py_RETURN_NONE;
 }
 
 static int module_exec(PyObject *module) {
-#define NAME_TEXT(name) #name,
-    static const char *const names[NAME_COUNT] = {NAMES(NAME_TEXT)};
     State *state = PyModule_GetState(module);
-    for (int i = 0; i < NAME_COUNT; i++)
-        if ((state->names[i] = PyUnicode_InternFromString(names[i])) == NULL)
-            return -1;
-    if ((state->blocked = Py_BuildValue("(s)", "blocked")) == NULL || import_all(state))
+#define INTERN(name)                                                                                                   \
+    if ((state->name_##name = PyUnicode_InternFromString(#name)) == NULL)                                              \
         return -1;
-    if ((state->scratch = PyMem_Malloc(ANY)) == NULL) {
-        PyErr_NoMemory();
+    NAMES(INTERN)
+#define MAKE(type)                                                                                                     \
+    state->type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &type##_spec, NULL);                                \
+    if (state->type == NULL || PyModule_AddType(module, state->type))                                                  \
         return -1;
-    }
-    state->method = (PyTypeObject *)PyType_FromModuleAndSpec(module, &method_spec, NULL);
-    state->operation = (PyTypeObject *)PyType_FromModuleAndSpec(module, &operation_spec, NULL);
-    if (state->method == NULL || state->operation == NULL)
-        return -1;
-    return PyModule_AddStringConstant(module, "stamp", STAMP); /* sources.py compares it */
+    TYPES(MAKE)
+    state->blocked = Py_BuildValue("(s)", "blocked");
+    return state->blocked == NULL ? -1 : PyModule_AddStringConstant(module, "stamp", STAMP); /* see sources.py */
 }
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg) {
-    State *state = PyModule_GetState(module);
-    Py_VISIT(state->method);
-    Py_VISIT(state->operation);
-    Py_VISIT(state->waiter);
-    Py_VISIT(state->connection);
-    Py_VISIT(state->datagram);
-    Py_VISIT(state->ring);
-    Py_VISIT(state->batch);
-    Py_VISIT(state->seen_waiter);
-    Py_VISIT(state->seen_connection);
-    Py_VISIT(state->end_of_stream);
-    Py_VISIT(state->stop);
-    return 0;
-}
-
-static int module_clear(PyObject *module) {
-    State *state = PyModule_GetState(module);
-    operations_forget(state);
-    Py_CLEAR(state->method);
-    Py_CLEAR(state->operation);
-    Py_CLEAR(state->waiter);
-    Py_CLEAR(state->connection);
-    Py_CLEAR(state->datagram);
-    Py_CLEAR(state->ring);
-    Py_CLEAR(state->batch);
-    Py_CLEAR(state->seen_waiter);
-    Py_CLEAR(state->seen_connection);
-    Py_CLEAR(state->end_of_stream);
-    Py_CLEAR(state->stop);
+    State *self = PyModule_GetState(module);
+#define VISIT_TYPE(type) Py_VISIT(self->type);
+    TYPES(VISIT_TYPE)
+    STATE_OBJECTS(VISIT)
     return 0;
 }
 
 static void module_free(void *module) {
-    State *state = PyModule_GetState(module);
-    module_clear(module);
-    for (int i = 0; i < NAME_COUNT; i++)
-        Py_CLEAR(state->names[i]);
-    Py_CLEAR(state->blocked);
-    PyMem_Free(state->scratch);
-    state->scratch = NULL;
+    State *self = PyModule_GetState(module);
+    operations_forget(self);
+#define CLEAR_TYPE(type) Py_CLEAR(self->type);
+    TYPES(CLEAR_TYPE)
+#define CLEAR_NAME(name) Py_CLEAR(self->name_##name);
+    NAMES(CLEAR_NAME)
+    STATE_OBJECTS(CLEAR)
 }
 
 static PyMethodDef module_methods[] = {
-    {"accelerate", accelerate, METH_O, NULL},
+    {"prepare", prepare, METH_VARARGS, NULL},
     {0},
 };
 
@@ -153,25 +73,19 @@ static PyModuleDef_Slot module_slots[] = {
 #if PY_VERSION_HEX >= 0x030C0000
     {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
 #endif
-#if PY_VERSION_HEX >= 0x030D0000
-    {Py_mod_gil, Py_MOD_GIL_USED},
-#endif
     {0, NULL},
 };
 
-static struct PyModuleDef definition = {
+struct PyModuleDef module_definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "asyncserver.speedups._compiled",
     .m_size = sizeof(State),
     .m_methods = module_methods,
     .m_slots = module_slots,
     .m_traverse = module_traverse,
-    .m_clear = module_clear,
     .m_free = module_free,
 };
 
-PyMODINIT_FUNC
-PyInit__compiled(void)
-{
-    return PyModuleDef_Init(&definition);
+PyMODINIT_FUNC PyInit__compiled(void) {
+    return PyModuleDef_Init(&module_definition);
 }

@@ -22,7 +22,6 @@ struct slots {
     struct iovec vectors[MOST];
     Name names[MOST];
     Control controls[MOST];
-    size_t size;
     char memory[]; /* `size` bytes for each, touched as needed */
 };
 
@@ -30,7 +29,7 @@ struct slots {
 
 /* -- receiving */
 
-/* The control data for an answer, a new reference; NULL with an exception, NotForUs if no handler gets this datagram. */
+/* The control data for an answer, a new reference; NULL with an exception, NotForUs if no handler gets this one. */
 static PyObject *judge(Ring *self, struct msghdr *header) {
     Py_ssize_t length = (Py_ssize_t)header->msg_controllen;
     if (!self->judge)
@@ -67,11 +66,13 @@ static int descriptor(Ring *self) {
 static int fill(Ring *self) {
     struct slots *slots = slots_of(self);
     int wanted = 1;
-    if (self->watching && self->remaining == Py_None && self->left > 0) /* `left` is without the next one */
+    if (self->remaining == Py_None && self->left > 0) /* `left` is without the next one */
         wanted = self->left < MOST ? self->left + 1 : MOST;
     for (int i = 0; i < wanted; i++) {
-        slots->messages[i].msg_hdr.msg_namelen = sizeof(Name);
-        slots->messages[i].msg_hdr.msg_controllen = self->judge ? CONTROL : 0;
+        slots->vectors[i] = (struct iovec){slots->memory + (size_t)i * self->size, self->size};
+        slots->messages[i].msg_hdr = (struct msghdr){
+            .msg_name = &slots->names[i], .msg_namelen = sizeof(Name), .msg_iov = &slots->vectors[i], .msg_iovlen = 1,
+            .msg_control = &slots->controls[i], .msg_controllen = self->judge ? CONTROL : 0};
     }
     /* With MSG_TRUNC the length is the datagram's own, recv(2). */
     int got = recvmmsg(descriptor(self), slots->messages, (unsigned)wanted, MSG_TRUNC | MSG_DONTWAIT, NULL);
@@ -96,7 +97,7 @@ PyObject *ring_receive(Ring *self, PyObject *Py_UNUSED(ignored)) {
     self->held--;
     int i = self->next++;
     struct msghdr *header = &slots->messages[i].msg_hdr;
-    size_t length = slots->messages[i].msg_len;
+    Py_ssize_t length = slots->messages[i].msg_len;
     PyObject *control = judge(self, header);
     Datagram *datagram = control ? (Datagram *)type->tp_alloc(type, 0) : NULL;
     if (!datagram) {
@@ -108,9 +109,9 @@ PyObject *ring_receive(Ring *self, PyObject *Py_UNUSED(ignored)) {
     datagram->unsent = Py_NewRef(Py_None);
     datagram->name = slots->names[i];
     datagram->name_length = header->msg_namelen;
-    datagram->truncated = length > slots->size;
-    length = datagram->truncated ? slots->size : length;
-    datagram->data = PyBytes_FromStringAndSize(slots->vectors[i].iov_base, (Py_ssize_t)length);
+    datagram->truncated = length > self->size;
+    length = datagram->truncated ? self->size : length;
+    datagram->data = PyBytes_FromStringAndSize(slots->vectors[i].iov_base, length);
     if (!datagram->data)
         Py_CLEAR(datagram);
     return (PyObject *)datagram;
@@ -138,19 +139,16 @@ static int message(Ring *self, PyObject *pair, struct msghdr *header, struct iov
     return datagram->name_length > 0;
 }
 
-/* _send_batch(answers, start): how many were sent, in order, up to one that Python has to send. */
-static PyObject *send_batch(Ring *self, PyObject *args) {
-    PyObject *answers;
-    Py_ssize_t start;
+/* _send_batch(answers): how many were sent, in order, up to one that Python has to send. */
+static PyObject *send_batch(Ring *self, PyObject *answers) {
     struct mmsghdr messages[MOST];
     struct iovec vectors[MOST];
     int n = 0, sent = 0;
-    if (!PyArg_ParseTuple(args, "O!n", &PyList_Type, &answers, &start))
-        return NULL;
     /* A kind of socket that is the program's own, or stands in for it, gets each call. */
-    if (self->datagram_type && self->sock && Py_IS_TYPE(self->sock, (PyTypeObject *)self->sock_type) && start >= 0)
-        while (n < MOST && start + n < PyList_GET_SIZE(answers)
-               && message(self, PyList_GET_ITEM(answers, start + n), &messages[n].msg_hdr, &vectors[n]))
+    if (self->datagram_type && self->sock && Py_IS_TYPE(self->sock, (PyTypeObject *)self->sock_type)
+        && PyList_CheckExact(answers))
+        while (n < MOST && n < PyList_GET_SIZE(answers)
+               && message(self, PyList_GET_ITEM(answers, n), &messages[n].msg_hdr, &vectors[n]))
             n++;
     if (n)
         sent = sendmmsg(descriptor(self), messages, (unsigned)n, MSG_DONTWAIT);
@@ -166,39 +164,34 @@ static PyObject *send_batch(Ring *self, PyObject *args) {
  *
  * `judge(raw)` makes of control data those for an answer, as Python and as the kernel wants them. In the place of the
  * former it returns `not_for_us`, an exception, where that is to be raised. It is None if there are no control data. */
-static PyObject *ring_open(Ring *self, PyTypeObject *defining, PyObject *const *args, Py_ssize_t nargs,
-                           PyObject *Py_UNUSED(names)) {
-    State *state = PyType_GetModuleState(defining);
-    Py_ssize_t size = nargs == 4 ? PyLong_AsSsize_t(args[0]) : 0;
-    if (size <= 0 || size > 65535 || self->memory || !self->sock || !state->datagram || !PyType_Check(args[1])
-        || !PyType_IsSubtype((PyTypeObject *)args[1], state->datagram))
-        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_TypeError, "_open(size, datagram, not_for_us, judge), once");
+static PyObject *ring_open(Ring *self, PyObject *args) {
+    int size;
+    PyObject *type, *not_for_us, *judge, *module = PyType_GetModuleByDef(Py_TYPE(self), &module_definition);
+    if (!module || !PyArg_ParseTuple(args, "iO!OO", &size, &PyType_Type, &type, &not_for_us, &judge))
+        return NULL;
+    PyTypeObject *base = ((State *)PyModule_GetState(module))->datagram;
+    if (size <= 0 || size > 65535 || self->memory || !self->sock || !PyType_IsSubtype((PyTypeObject *)type, base))
+        return PyErr_Format(PyExc_ValueError, "_open(size, datagram, not_for_us, judge), once");
+    struct mmsghdr none = {0};
+    if (recvmmsg(-1, &none, 1, MSG_DONTWAIT, NULL) < 0 && errno != EBADF) /* not here, or not allowed */
+        return PyErr_SetFromErrno(PyExc_OSError);
     self->memory = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)sizeof(struct slots) + MOST * size);
     if (!self->memory)
         return NULL;
-    struct slots *slots = slots_of(self);
-    memset(slots, 0, sizeof *slots);
-    slots->size = (size_t)size;
-    for (int i = 0; i < MOST; i++) {
-        slots->vectors[i] = (struct iovec){slots->memory + i * size, (size_t)size};
-        slots->messages[i].msg_hdr = (struct msghdr){.msg_name = &slots->names[i], .msg_iov = &slots->vectors[i],
-                                                     .msg_iovlen = 1, .msg_control = &slots->controls[i]};
-    }
-    if (recvmmsg(-1, slots->messages, 1, MSG_DONTWAIT, NULL) < 0 && errno != EBADF) /* not here, or not allowed */
-        return PyErr_SetFromErrno(PyExc_OSError);
+    self->size = size;
     self->sock_type = Py_NewRef(Py_TYPE(self->sock));
-    self->datagram_type = Py_NewRef(args[1]);
-    self->not_for_us = Py_NewRef(args[2]);
-    self->judge = args[3] == Py_None ? NULL : Py_NewRef(args[3]);
+    self->datagram_type = Py_NewRef(type);
+    self->not_for_us = Py_NewRef(not_for_us);
+    self->judge = judge == Py_None ? NULL : Py_NewRef(judge);
     Py_RETURN_NONE;
 }
 
 LIFE(Ring, ring, RING_OBJECTS)
 
 static PyMethodDef methods[] = {
-    {"_open", (PyCFunction)(void (*)(void))ring_open, METH_METHOD | METH_FASTCALL | METH_KEYWORDS, NULL},
+    {"_open", (PyCFunction)ring_open, METH_VARARGS, NULL},
     {"_receive_next", (PyCFunction)ring_receive, METH_NOARGS, NULL},
-    {"_send_batch", (PyCFunction)send_batch, METH_VARARGS, NULL},
+    {"_send_batch", (PyCFunction)send_batch, METH_O, NULL},
     {0},
 };
 #define MEMBER(field, name) {name, T_OBJECT_EX, offsetof(Ring, field), 0, NULL},
@@ -207,7 +200,6 @@ static PyMemberDef ring_members[] = {
     {"received", T_LONGLONG, offsetof(Ring, received), 0, NULL},
     {"sent", T_LONGLONG, offsetof(Ring, sent), 0, NULL},
     {"_left", T_INT, offsetof(Ring, left), 0, NULL},
-    {"_watching", T_BOOL, offsetof(Ring, watching), 0, NULL},
     {"_held", T_INT, offsetof(Ring, held), READONLY, NULL},
     {0},
 };

@@ -17,41 +17,62 @@ typedef struct State State;
 /* Does the usual case of a Python function, and calls it, `pure`, for any other. Arguments as in PEP 590. */
 typedef PyObject *(*Fast)(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs, PyObject *names);
 
-/* What `accelerate()` finds, by the qualified name of the definition. A table ends with {0}. */
+/* What Methods there are, by the qualified name of the Python function. A table ends with {0}. */
 typedef struct { const char *name; Fast call; } Function;
-typedef struct { const char *name; PyType_Spec *spec; size_t type; /* its place in the state */ } Class;
 
 extern const Function poller_functions[], post_functions[], receive_functions[], send_functions[];
-extern const Class datagram_classes[], field_classes[];
 
-/* Names that are looked up in Python objects: N(awake) is one. */
-#define NAMES(X)                                                                                                       \
-    X(awake) X(close) X(throw) X(_SPIN_LIMIT) X(_broken) X(_check_idle_read) X(_connections) X(_epoll_fd)              \
-    X(_on_readable) X(_on_writable) X(_reach_end) X(_recv) X(_send_rest) X(_spun) X(_watch) X(watch) X(woken)
-#define NAME_NUMBER(name) NAME_##name,
-enum { NAMES(NAME_NUMBER) NAME_COUNT };
-#define N(name) (state->names[NAME_##name])
-
-/* Everything that is kept between calls: one for each interpreter, as PEP 630 asks. */
-struct State {
-    PyTypeObject *method, *operation;
-    PyTypeObject *waiter, *connection;           /* fields.c */
-    PyTypeObject *datagram, *ring, *batch;       /* datagrams.h */
-    PyTypeObject *seen_waiter, *seen_connection; /* the last subclass of each that was met */
-    PyObject *names[NAME_COUNT];
-    PyObject *blocked; /* ("blocked",): the keyword of _send_rest() */
-    PyObject *end_of_stream;
-    PyCFunction recv, send; /* what implements socket.recv and socket.send */
-    struct Operation *free[FREE_OPERATIONS];
-    int free_count;
-    PyObject *stop; /* operation.c, stop_with() */
-    char *scratch;  /* ANY bytes, where small receives land */
-};
-
-/* What every type with a list of objects has; the list is an X macro. */
+/* Lists that are written once, for the struct, its life and what Python sees of it: X macros. */
 #define FIELD(field, name) PyObject *field;
 #define VISIT(field, name) Py_VISIT(self->field);
 #define CLEAR(field, name) Py_CLEAR(self->field);
+
+/* The types: of each its `_spec`, and its place in the state. */
+#define TYPES(X) X(method) X(operation) X(waiter) X(connection) X(datagram) X(ring) X(batch)
+#define TYPE_DECLARED(type) extern PyType_Spec type##_spec;
+#define TYPE_FIELD(type) PyTypeObject *type;
+TYPES(TYPE_DECLARED)
+
+/* Names that are looked up in Python objects: N(awake) is one. */
+#define NAMES(X)                                                                                                       \
+    X(awake) X(close) X(throw) X(_SPIN_LIMIT) X(_awaited) X(_broken) X(_check_idle_read) X(_connections) \
+    X(_epoll_fd) X(_on_readable) X(_on_writable) X(_reach_end) X(_recv) X(_send_rest) X(_spun) X(_take) X(_watch)      \
+    X(watch) X(woken)
+#define NAME_FIELD(name) PyObject *name_##name;
+#define N(name) (state->name_##name)
+
+/* ("blocked",), the keyword of _send_rest(); `stop` see stop_with() in operation.c; the last subclass of each that was
+ * met: see has_struct(). */
+#define STATE_OBJECTS(X) X(blocked, ) X(end_of_stream, ) X(stop, ) X(seen_waiter, ) X(seen_connection, )
+
+/* Everything that is kept between calls: one for each interpreter, as PEP 630 asks. */
+struct State {
+    TYPES(TYPE_FIELD)
+    NAMES(NAME_FIELD)
+    STATE_OBJECTS(FIELD)
+    PyCFunction recv, send; /* what implements socket.recv and socket.send */
+    struct Operation *free[FREE_OPERATIONS];
+    int free_count;
+    char scratch[ANY]; /* where small receives land */
+};
+
+extern struct PyModuleDef module_definition;
+
+#if PY_VERSION_HEX < 0x030C0000
+/* Take the exception that is set, as Python 3.12 has it. */
+static inline PyObject *PyErr_GetRaisedException(void) {
+    PyObject *type, *exc, *traceback;
+    PyErr_Fetch(&type, &exc, &traceback);
+    PyErr_NormalizeException(&type, &exc, &traceback);
+    if (traceback != NULL)
+        PyException_SetTraceback(exc, traceback);
+    Py_XDECREF(type);
+    Py_XDECREF(traceback);
+    return exc;
+}
+#endif
+
+/* What every type with a list of objects has. */
 #define LIFE(Struct, prefix, LIST)                                                                                     \
     static int prefix##_traverse(Struct *self, visitproc visit, void *arg) {                                           \
         Py_VISIT(Py_TYPE(self));                                                                                       \
@@ -101,11 +122,6 @@ typedef struct {
     char large; /* the last receive took much, or (2) all that it could: the next one needs room, and time */
 } Connection;
 
-/* method.c */
-
-extern PyType_Spec method_spec;
-PyObject *method_new(PyObject *module, PyObject *pure, Fast call);
-
 /* For arguments that the C code leaves to Python. */
 #define call_pure(pure, args, nargs, names) PyObject_Vectorcall(pure, args, (size_t)(nargs), names)
 
@@ -133,7 +149,6 @@ struct Operation {
     char warns; /* about never having been awaited */
 };
 
-extern PyType_Spec operation_spec;
 Operation *operation_new(State *state, Step step, PyObject *pure, PyObject *const *args, Py_ssize_t nargs,
                          PyObject *keywords);
 PySendResult operation_wait(Operation *self, Waiter *waiter, PyObject **result);
@@ -152,14 +167,14 @@ static inline int failed(PyObject *value) {
 }
 
 /* Whether an object has a struct of fields.c. Mostly it is of the class that the last one had: no look at its bases. */
-static inline int has_struct(PyObject *object, PyTypeObject *base, PyTypeObject **seen) {
-    if (object == NULL || base == NULL)
+static inline int has_struct(PyObject *object, PyTypeObject *base, PyObject **seen) {
+    if (object == NULL)
         return 0;
-    if (Py_IS_TYPE(object, *seen))
+    if ((PyObject *)Py_TYPE(object) == *seen)
         return 1;
     if (!PyObject_TypeCheck(object, base))
         return 0;
-    Py_XSETREF(*seen, (PyTypeObject *)Py_NewRef(Py_TYPE(object)));
+    Py_XSETREF(*seen, Py_NewRef(Py_TYPE(object)));
     return 1;
 }
 
