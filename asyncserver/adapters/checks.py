@@ -159,19 +159,16 @@ def _check_decorated(given: object, advice: str) -> None:
         function = function.func
     if not inspect.isroutine(function):
         function = type(function).__call__  # of an object
-    code, shown = getattr(function, "__code__", None), name_of(function)  # a method has its function's
+    code = getattr(function, "__code__", None)  # a method has its function's
     if code is _SYNC_MANAGER:
-        raise TypeError(
-            f"lifespan got {shown} under @contextlib.contextmanager, which makes a plain context manager; "
-            f"expected an async one: {advice}"
-        )
-    wrapped = function.__wrapped__ if code is _ASYNC_MANAGER else None
-    if inspect.iscoroutinefunction(wrapped) or inspect.isgeneratorfunction(wrapped):
-        lack = "a `yield`" if inspect.iscoroutinefunction(wrapped) else "`async def`"
-        raise TypeError(
-            f"lifespan got {shown}, which lacks {lack}; expected @contextlib.asynccontextmanager above an "
-            "`async def` function with one `yield`, where the servers serve"
-        )
+        mistake = "is under @contextlib.contextmanager"
+    elif code is _ASYNC_MANAGER and inspect.iscoroutinefunction(function.__wrapped__):
+        mistake = "has no `yield`"
+    elif code is _ASYNC_MANAGER and inspect.isgeneratorfunction(function.__wrapped__):
+        mistake = "lacks its `async`"
+    else:
+        return
+    raise TypeError(f"lifespan got {name_of(function)}, which {mistake}; expected an async context manager: {advice}")
 
 
 def check_loop(function: object, shown: str) -> None:

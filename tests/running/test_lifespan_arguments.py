@@ -103,13 +103,16 @@ def run(lifespan: Any, workers: int = 1) -> None:
         (generator, "got the generator function generator: put @contextlib.asynccontextmanager above an `async def`"),
         (
             synchronous,
-            "got synchronous under @contextlib.contextmanager, .*; expected an async one: put @contextlib.async",
+            "got synchronous, which is under @contextlib.contextmanager; expected an async context manager: put @con",
         ),
-        (functools.partial(synchronous), "got synchronous under @contextlib.contextmanager, which makes a plain"),
-        (Plain().method, "got Plain.method under @contextlib.contextmanager, .*: put @contextlib.asynccontextmanager"),
-        (Plain(), "got Plain.__call__ under @contextlib.contextmanager, .*: put @contextlib.asynccontextmanager"),
-        (without_yield, "got coroutine, which lacks a `yield`; expected @contextlib.asynccontextmanager above"),
-        (without_async, "got generator, which lacks `async def`; expected @contextlib.asynccontextmanager above"),
+        (
+            functools.partial(synchronous),
+            "got synchronous, which is under @contextlib.contextmanager; expected an async",
+        ),
+        (Plain().method, "got Plain.method, which is under @contextlib.contextmanager; .*: put @contextlib.async"),
+        (Plain(), "got Plain.__call__, which is under @contextlib.contextmanager; .*: put @contextlib.async"),
+        (without_yield, "got coroutine, which has no `yield`; expected an async context manager: put @context"),
+        (without_async, "got generator, which lacks its `async`; expected an async context manager: put @cont"),
         (of_two, r"called without arguments, or with the tuple of Servers; got of_two\(first, second\)"),
     ],
 )
@@ -244,7 +247,7 @@ def test_command_line_checks_it(folder: Path) -> None:
         assert "put @contextlib.asynccontextmanager above it" in program.errors.splitlines()[-1]
     with command(folder, *options, "app:plain", "--check") as program:
         assert program.wait() == 2
-        assert "got plain under @contextlib.contextmanager" in program.errors.splitlines()[-1]
+        assert "got plain, which is under @contextlib.contextmanager" in program.errors.splitlines()[-1]
     with command(folder, *options, "app:life", "--check") as program:
         assert program.wait() == 0
         assert "lifespan app:life\n" in program.output
