@@ -6,6 +6,9 @@
                              unless it is there already
 
 ASYNCSERVER_SPEEDUPS=0 never builds it, =1 builds it or fails. CC and CFLAGS are used.
+
+The package's URLs are those of the public repository that it is built from: its remote "origin", or
+ASYNCSERVER_HOME=https://... An sdist keeps what it was built with.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import pathlib
+import re
 import shlex
 import subprocess
 import sys
@@ -22,13 +26,28 @@ from typing import Any
 
 try:
     from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+    from hatchling.metadata.plugin.interface import MetadataHookInterface
 except ImportError:  # run by hand
-    BuildHookInterface = object
+    BuildHookInterface = MetadataHookInterface = object
 
 PACKAGE = pathlib.Path(__file__).parent / "asyncserver" / "speedups"
 # The suffix names interpreter, version and platform: those of several Pythons lie side by side.
 NAME = "_compiled" + (sysconfig.get_config_var("EXT_SUFFIX") or ".so")
 FLAGS = ("-std=c11", "-O3", "-DNDEBUG", "-Wall", "-Wextra", "-fPIC", "-shared", "-fvisibility=hidden")
+
+# Where public forges show files of the newest version, and issues; "" where that is not the same
+# for every repository: Codeberg has the branch's name there, the last two have issues elsewhere.
+FORGES = {
+    "github.com": ("blob/HEAD/", "issues"),
+    "gitlab.com": ("-/blob/HEAD/", "-/issues"),
+    "codeberg.org": ("", "issues"),
+    "bitbucket.org": ("src/HEAD/", ""),
+    "git.sr.ht": ("tree/HEAD/item/", ""),
+}
+# https://USER:TOKEN@HOST/OWNER/NAME.git, ssh://git@HOST:22/OWNER/NAME.git, git@HOST:OWNER/NAME.git
+REMOTE = re.compile(
+    r"(?:(?:https|ssh)://(?:[^@/]+@)?|[^@/:]+@)([a-z.]+)(?::\d+(?=/))?[:/](~?[\w.-]+(?:/[\w.-]+)+)/?", re.IGNORECASE
+)
 
 
 class CannotBuildError(Exception):
@@ -103,11 +122,60 @@ def attempt(build: Any, tell: Any) -> bool:
     return True
 
 
+def home(root: pathlib.Path) -> str:
+    """The public address of the repository in this folder, without what is secret in it; or "".
+
+    Raises:
+        ValueError: ASYNCSERVER_HOME is no such address.
+    """
+    if given := os.environ.get("ASYNCSERVER_HOME", ""):
+        if not re.fullmatch(r"https://[^\s/@?#]+(/[^\s@?#]*)?", given):
+            raise ValueError(f"ASYNCSERVER_HOME must be https://HOST/PATH, without a user; got {given!r}")
+        return given.rstrip("/")
+    if not (root / ".git").exists():  # an sdist, perhaps inside of somebody else's repository
+        return ""
+    command = ["git", "-C", str(root), "remote", "get-url", "origin"]
+    try:
+        remote = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # no git
+        return ""
+    found = REMOTE.fullmatch(remote)
+    if found is None or found[1].lower() not in FORGES:
+        return ""
+    return f"https://{found[1].lower()}/{found[2].removesuffix('.git')}"
+
+
+def urls(address: str) -> dict[str, str]:
+    """The project's URLs at this home, by the labels that PyPI knows."""
+    if not address:
+        return {}
+    files, issues = FORGES.get(address.split("/")[2], ("", ""))
+    found = {"Homepage": address, "Source": address}
+    if issues:
+        found["Issues"] = f"{address}/{issues}"
+    if files:
+        found["Changelog"] = f"{address}/{files}CHANGELOG.md"
+        found["Documentation"] = f"{address}/{files}docs/index.md"
+    return found
+
+
+class CustomMetadataHook(MetadataHookInterface):  # type: ignore[misc]  # hatchling finds it by its base
+    """Adds the URLs; those of an sdist are in its PKG-INFO, where hatchling has found them."""
+
+    def update(self, metadata: dict[str, Any]) -> None:
+        """Called by hatchling with the table `project` of pyproject.toml."""
+        metadata.setdefault("urls", urls(home(pathlib.Path(self.root))))
+
+
 class CustomBuildHook(BuildHookInterface):  # type: ignore[misc]  # hatchling finds it by its base
     """Puts the extension into the wheel; an editable install uses this tree, so into that."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Called by hatchling before it collects the files."""
+        if not self.metadata.core.urls:
+            self.app.display_warning(
+                "asyncserver without URLs: no remote `origin` on a public forge; ASYNCSERVER_HOME=https://... gives one"
+            )
         if self.target_name != "wheel":
             return
         if version == "editable":

@@ -35,6 +35,7 @@ _RECENT = 10  # refreshes that percentiles cover: over fewer they jump about
 _TIMEOUT = 5.0  # seconds for an answer
 # Without the environment's proxies: they do not reach a program's metrics.
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+_UNKNOWN = "-"  # a rate, when there is one reading
 _BARS = "▁▂▃▄▅▆▇█"
 _BOLD, _DIM, _RED, _GREEN, _CYAN, _PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[36m", "\x1b[0m"
 # To the alternate screen, without a cursor, with long lines cut off; and back.
@@ -79,18 +80,18 @@ class Row:
         elif self.now:
             self._past.append(self.now)
         self.now, self._seconds = numbers, seconds
-        if self._past:
-            self.rates.append(self.rate(self.work))
+        if (rate := self.rate(self.work)) is not None:
+            self.rates.append(rate)
 
     @property
     def work(self) -> str:
         """The counter that RATE shows."""
         return "datagrams_received" if "datagrams_received" in self.now else "connections_accepted"
 
-    def rate(self, name: str) -> float:
-        """A counter's growth in the last interval, per second."""
+    def rate(self, name: str) -> float | None:
+        """A counter's growth in the last interval, per second; None after the first reading."""
         if not self._past:
-            return 0.0
+            return None
         return max(0.0, self.now.get(name, 0) - self._past[-1].get(name, 0)) / self._seconds
 
     def percentile(self, share: float) -> float | None:
@@ -116,6 +117,7 @@ class Row:
         """The cells of its row, without the name and the sparkline."""
         now = self.now
         unit = "msg/s" if self.work == "datagrams_received" else "conn/s"
+        rate = self.rate(self.work)
         per_second = [_bytes(self.rate(name)) if name in now else "" for name in ("received_bytes", "sent_bytes")]
         threads = f"{now['pool_threads']:.0f}" if "pool_threads" in now else ""
         if waiting := now.get("pool_waiting", 0):
@@ -123,7 +125,7 @@ class Row:
         if now.get("pool_starved", 0):
             threads += " starved"
         return [
-            f"{self.rate(self.work):,.0f} {unit}",
+            _UNKNOWN if rate is None else f"{rate:,.0f} {unit}",
             f"{now.get('handlers_active', 0):,.0f}",
             *per_second,
             *(_duration(self.percentile(share)) for share in (0.5, 0.99)),
@@ -134,7 +136,7 @@ class Row:
     def alarms(self) -> list[bool]:
         """Which of the cells show trouble: counters that grow, a pool short of threads."""
         shortage = self.now.get("pool_waiting", 0) + self.now.get("pool_starved", 0)
-        return [False] * 6 + [*(self.rate(name) > 0 for name in _TROUBLES), shortage > 0]
+        return [False] * 6 + [*((self.rate(name) or 0) > 0 for name in _TROUBLES), shortage > 0]
 
 
 class NoMetricsError(OSError):
@@ -211,7 +213,9 @@ def _padded(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
     return [f"{cells[0]:{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(cells[1:], widths[1:], strict=True))]
 
 
-def _bytes(number: float) -> str:
+def _bytes(number: float | None) -> str:
+    if number is None:
+        return _UNKNOWN
     for unit in ("B/s", "kB/s", "MB/s"):
         if number < 999.5:
             return f"{number:.3g} {unit}"

@@ -92,6 +92,19 @@ class Serving(Coroutine[Any, Any, None]):
         assert self._server is not None
         await self._server._end()
 
+    if not TYPE_CHECKING:  # which refuses a plain `with` by itself
+
+        def __enter__(self) -> None:
+            """Raise, and say what to write: a server begins and ends in a loop."""
+            self._used = True
+            raise TypeError(
+                f"`with {self._name}(...)` lacks its async: write `async with {self._name}(...) as server`; in a "
+                f"program without a loop `with asyncserver.background({self._name}(...)) as server`"
+            )
+
+        def __exit__(self, *exc: object) -> None:
+            """Never called; without it Python does not call `__enter__()`."""
+
     def __await__(self) -> Generator[Any, Any, None]:
         """Serve until closed or cancelled."""
         return self._running().__await__()

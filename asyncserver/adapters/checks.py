@@ -16,6 +16,10 @@ _PROTOCOLS: dict[str, tuple[type, ...]] = {
     "serve_datagrams": (asyncio.DatagramProtocol,),
 }
 
+# What contextlib's decorators put around a function: the same code around each.
+_SYNC_MANAGER: object = getattr(contextlib.contextmanager(iter), "__code__", None)
+_ASYNC_MANAGER: object = getattr(contextlib.asynccontextmanager(aiter), "__code__", None)
+
 # Methods written in C, without annotations: `object.__init__`, `object.__new__`, a `__call__`.
 _IN_C = (types.WrapperDescriptorType, types.BuiltinFunctionType, types.MethodWrapperType)
 
@@ -140,11 +144,31 @@ def check_lifespan(function: object) -> None:
         )
     if inspect.isgeneratorfunction(function) or inspect.isgeneratorfunction(called):
         raise TypeError(f"lifespan got the generator function {name_of(function)}: {advice}")
+    _check_decorated(function, advice)
     if not _takes(function, 0, unwrap=True) and not _takes(function, 1, unwrap=True):
         raise TypeError(
             f"lifespan is called without arguments, or with the tuple of Servers; got {name_of(function)}"
             f"{_signature(function, unwrap=True)}: give others by functools.partial"
         )
+
+
+def _check_decorated(given: object, advice: str) -> None:
+    """Raise TypeError for what contextlib's decorators have made, if that cannot be entered."""
+    function: Any = given
+    while isinstance(function, functools.partial):
+        function = function.func
+    if not inspect.isroutine(function):
+        function = type(function).__call__  # of an object
+    code = getattr(function, "__code__", None)  # a method has its function's
+    if code is _SYNC_MANAGER:
+        mistake = "is under @contextlib.contextmanager"
+    elif code is _ASYNC_MANAGER and inspect.iscoroutinefunction(function.__wrapped__):
+        mistake = "has no `yield`"
+    elif code is _ASYNC_MANAGER and inspect.isgeneratorfunction(function.__wrapped__):
+        mistake = "lacks its `async`"
+    else:
+        return
+    raise TypeError(f"lifespan got {name_of(function)}, which {mistake}; expected an async context manager: {advice}")
 
 
 def check_loop(function: object, shown: str) -> None:

@@ -16,11 +16,11 @@ from ..net.tasks import name_task
 from .callback_protocol import CallbackProtocol
 from .checks import check_callback, check_factory
 from .loop_transports import transport_for
+from .protocol_connection import ProtocolConnection
+from .silent_connection import SilentConnection
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
-
-    from .protocol_connection import ProtocolConnection
 
 __all__ = ["ProtocolHandler", "from_callback", "from_protocol"]
 
@@ -34,9 +34,10 @@ class ProtocolHandler:
         asyncserver.run(asyncserver.serve(handler, "127.0.0.1", 8080))
     """
 
-    def __init__(self, factory: Callable[[], asyncio.BaseProtocol]) -> None:
+    def __init__(self, factory: Callable[[], asyncio.BaseProtocol], *, answers: bool = True) -> None:
         check_factory(factory)
         self._factory = factory
+        self.connection_class: type[ProtocolConnection] = ProtocolConnection if answers else SilentConnection
 
     def __repr__(self) -> str:
         """Show the factory."""
@@ -52,10 +53,11 @@ class ProtocolHandler:
 
 
 class _CallbackHandler(ProtocolHandler):
-    def __init__(self, callback: Callable[..., Awaitable[object] | None], limit: int) -> None:
+    def __init__(self, callback: Callable[..., Awaitable[object] | None], limit: int, *, answers: bool) -> None:
         check_callback(callback)
         self._callback = callback
         self._limit = limit
+        self.connection_class = ProtocolConnection if answers else SilentConnection
 
     def __repr__(self) -> str:
         return f"from_callback({self._callback!r})"
@@ -83,7 +85,7 @@ class _CallbackHandler(ProtocolHandler):
         return protocol
 
 
-def from_protocol(factory: Callable[[], asyncio.BaseProtocol]) -> ProtocolHandler:
+def from_protocol(factory: Callable[[], asyncio.BaseProtocol], *, answers: bool = True) -> ProtocolHandler:
     """Use an `asyncio.Protocol`, `BufferedProtocol` or `DatagramProtocol` as a handler, unchanged.
 
     For `serve()` the factory is called once per connection, for `serve_datagrams()` once
@@ -114,14 +116,18 @@ def from_protocol(factory: Callable[[], asyncio.BaseProtocol]) -> ProtocolHandle
 
     Args:
         factory: called without arguments, returns the protocol.
+        answers: False for one that only takes what comes, such as a receiver of logs: a drain gives
+            it what had reached this host, and closes. The rest of half a message is not waited for.
 
     Raises:
         TypeError: it cannot be called so, or is a class of another kind.
     """
-    return ProtocolHandler(factory)
+    return ProtocolHandler(factory, answers=answers)
 
 
-def from_callback(callback: Callable[..., Awaitable[object] | None], *, limit: int = 2**16) -> ProtocolHandler:
+def from_callback(
+    callback: Callable[..., Awaitable[object] | None], *, limit: int = 2**16, answers: bool = True
+) -> ProtocolHandler:
     """Use the `(reader, writer)` callback of an `asyncio.start_server` as a handler, unchanged.
 
     As there, the connection stays open until the writer is closed, even when the callback has
@@ -144,8 +150,10 @@ def from_callback(callback: Callable[..., Awaitable[object] | None], *, limit: i
     Args:
         callback: called with a StreamReader and a StreamWriter for each connection; async or plain.
         limit: bytes that the reader buffers, as in `asyncio.start_server`.
+        answers: False for one that only takes what comes, such as a receiver of logs: in a drain
+            its reader ends when it has read what had reached this host, and the rest of its line.
 
     Raises:
         TypeError: it cannot be called so, or is a class of another kind.
     """
-    return _CallbackHandler(callback, limit)
+    return _CallbackHandler(callback, limit, answers=answers)

@@ -76,6 +76,10 @@ class Dialogue(ConnectionFields):
         """Whether all bytes have been received to which an answer is owed."""
         return self.bytes_received >= (self._owed_until or 0)
 
+    def owe_more(self, nbytes: int) -> None:
+        """Owe an answer to bytes that were in neither count when the drain began."""
+        self._owed_until = (self._owed_until or 0) + nbytes
+
     def owe_at_most(self, nbytes: int) -> None:
         """Owe an answer to at most `nbytes` more: TLS bytes in the kernel are more than payload."""
         self._owed_until = min(self._owed_until or 0, self.bytes_received + nbytes)

@@ -36,6 +36,8 @@ class Loan:
         "_loop",
         "_said",
         "_sock",
+        "_uncounted",
+        "answers",
         "buffered",
         "decrypted",
         "draining",
@@ -43,7 +45,10 @@ class Loan:
         "waiting",
     )
 
-    def __init__(self, dialogue: Dialogue, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, dialogue: Dialogue, sock: socket.socket, loop: asyncio.AbstractEventLoop, *, answers: bool
+    ) -> None:
+        self.answers: bool = answers  # else what the thread has taken is done with
         self._dialogue = dialogue
         self._sock = sock
         self._loop = loop
@@ -54,6 +59,8 @@ class Loan:
         # `bytes_received` when something last came, if no payload was found in it.
         self._came_at = -1
         self.draining: bool = False  # the drain has begun
+        # It began while the thread may have held bytes that are neither unread nor counted yet.
+        self._uncounted = False
         self.ended: bool = False  # the drain has ended the receiving side
 
     # -- for the thread
@@ -62,7 +69,10 @@ class Loan:
         """Whether the next receive is an end of stream, by the drain and between two messages."""
         if not self.draining:
             return False
-        self._dialogue.begin_message(self.buffered)
+        if self.answers:
+            self._dialogue.begin_message(self.buffered)
+        else:
+            self._dialogue.settle(self.buffered)
         return self._dialogue.may_end()
 
     def received(self, nbytes: int) -> None:
@@ -70,6 +80,9 @@ class Loan:
         dialogue = self._dialogue
         if self.draining:
             with contextlib.suppress(OSError):  # closed meanwhile
+                if self._uncounted and nbytes:
+                    dialogue.owe_more(nbytes)
+                    self._uncounted = False
                 dialogue.owe_at_most(nbytes + self._unread())
         dialogue.bytes_received += nbytes
 
@@ -107,7 +120,9 @@ class Loan:
         self.draining = True
         with contextlib.suppress(OSError):  # closed meanwhile
             due = first_words_due(self._sock, waited)
-            if dialogue.begin_drain(self._unread(), due, self._said):
+            waits = dialogue.begin_drain(self._unread(), due, self._said)
+            self._uncounted = True
+            if waits:
                 self._loop.call_later(due, self.begin_drain, waited + due)
             self._look()
 

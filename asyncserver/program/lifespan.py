@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from .._logger import logger as _logger
@@ -61,6 +62,7 @@ class Life:
         """Enter it, if there is one. Raises what it raises; an error is logged."""
         if self._function is None:
             return
+        before = asyncio.all_tasks()
         try:
             self._manager = self._made(tuple(servers))
             await self._manager.__aenter__()
@@ -68,6 +70,11 @@ class Life:
             self._fail(exc, "could not be entered, so nothing is served")
             raise
         self.entered = True
+        # A task group cancels the program when a task of it fails, and says why when it is left,
+        # which is after the drain.
+        program = asyncio.current_task()
+        for task in asyncio.all_tasks() - before:
+            task.add_done_callback(partial(self._on_task_done, program))
 
     def begin(self, servers: Sequence[Server]) -> None:
         """Let the servers take work, with the context variables that are set now."""
@@ -112,8 +119,21 @@ class Life:
         advice = "put @contextlib.asynccontextmanager above an `async def` function with one `yield`"
         raise TypeError(f"it must return an async context manager, and returned {made!r}: {advice}")
 
+    def _on_task_done(self, program: asyncio.Task[Any] | None, task: asyncio.Task[Any]) -> None:
+        """Say at once what a task raised that was started as it was entered, if that is its end."""
+        # Called behind the task group's own callback. Without a group nothing is cancelled, and
+        # what a task raised is left to who waits for it, or to asyncio's word that nobody does.
+        if program is None or not program.cancelling() or self._leaving is not None or task.cancelled():
+            return
+        if (exc := task.exception()) is not None:
+            self._log(exc, f"has lost its task {task.get_name()}")
+
     def _fail(self, exc: Exception, how: str) -> None:
-        self.failure, place = exc, raised_at(exc, "")
+        self.failure = exc
+        self._log(exc, how)
+
+    def _log(self, exc: BaseException, how: str) -> None:
+        place = raised_at(exc, "")
         _logger.error(
             "lifespan %s %s: %s: %s%s",
             name_of(self._function),

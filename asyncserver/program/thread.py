@@ -183,6 +183,19 @@ class _Background:
             _logger.error("background(): beside what has ended its block: %r", self._failure)
             exc.add_note(f"background(): {self._failure!r}")
 
+    if not TYPE_CHECKING:  # which refuses `async with` by itself
+
+        def __aenter__(self) -> None:
+            """Raise, and say what to write: where a loop runs, no other thread is needed."""
+            give_up(self._servings)
+            raise TypeError(
+                "`async with background(...)`: in a coroutine write `async with serve(...) as server`, without "
+                "background(); in a program without a loop `with background(...) as server`"
+            )
+
+        def __aexit__(self, *exc: object) -> None:
+            """Never called; without it Python does not call `__aenter__()`."""
+
     # -- outside of the thread
 
     def _finish(self) -> None:

@@ -26,6 +26,7 @@ from ..adapters.protocols import ProtocolHandler
 from ..net.addresses import format_address
 from ..net.tasks import give_up, start_task
 from ..reports.error_handler import ErrorCalls
+from ..reports.hints import add_hints
 from ..reports.logs import about
 from ..reports.stats import Durations, fault_of_peer, outcome_of
 from .server import Server
@@ -220,6 +221,7 @@ class HandlerServer(Server, Generic[AnySource]):
         """Log a handler's error once, and pass it to `on_error`, whose errors are logged too."""
         if exc is None or isinstance(exc, SystemExit | KeyboardInterrupt):
             return  # the last two end the loop, and come out of it
+        add_hints(exc)
         _logger.error(
             "handler of %r failed", source.peer_address, exc_info=exc, extra=about(self, source, outcome="failed")
         )

@@ -88,9 +88,10 @@ class StreamServer(HandlerServer[Connected]):
         self._unnamed: set[Connected] = set()
         self._seldom = Seldom(loop.time)
         # The class of the connections is the one whose handler `_layers()` builds on.
-        protocols = isinstance(self._handler, ProtocolHandler)
         limit = PostLimit(max_unsent, partial(self._tell_given_up, "slow_consumers", _SLOW))
-        self._connect: Callable[..., Connected] = ProtocolConnection if protocols else partial(Stream, limit=limit)
+        self._connect: Callable[..., Connected] = partial(Stream, limit=limit)
+        if isinstance(self._handler, ProtocolHandler):
+            self._connect = self._handler.connection_class
         self._run = self._layers()
         self._poller = Poller(loop)
         self._waiting: deque[tuple[socket.socket, Address]] = deque()

@@ -134,9 +134,9 @@ class Stream(Sending, Receiving, ByteStream):
         self._release()
         return self._sock
 
-    def _lend(self, sock: socket.socket) -> Loan:
+    def _lend(self, sock: socket.socket, *, answers: bool) -> Loan:
         """Count and drain what was detached: a thread blocks in it. See loan.py."""
-        self._loan = loan = Loan(self, sock, self._poller.loop)
+        self._loan = loan = Loan(self, sock, self._poller.loop, answers=answers)
         if self._closing.is_set():
             loan.begin_drain()
         return loan

@@ -109,6 +109,8 @@ class Supervisor:
         with self._watching_signals():
             try:
                 self._bind()
+                message = "the supervisor is process %d: SIGHUP to it replaces the workers, SIGTERM ends all"
+                _logger.info(message, os.getpid())
                 for slot in self._slots:
                     slot.worker = self._fork(slot)
                 while self._workers or not self._stopping.draining:

@@ -121,8 +121,15 @@ class HostedHandler:
     """
 
     def __init__(
-        self, handler_class: Callable[..., object], max_threads: int | None, attributes: object, reuse_threads: bool
+        self,
+        handler_class: Callable[..., object],
+        max_threads: int | None,
+        attributes: object,
+        *,
+        reuse_threads: bool,
+        answers: bool,
     ) -> None:
+        self._answers = answers
         self._handler_class = handler_class
         self._attributes = attributes
         name = getattr(handler_class, "__name__", "hosted")
@@ -162,7 +169,7 @@ class HostedHandler:
         return serve_datagram
 
     async def _serve_stream(self, stream: Stream, facade: HostedServer) -> None:
-        request = lent(stream, facade._server.idle_timeout)
+        request = lent(stream, facade._server.idle_timeout, answers=self._answers)
         try:
             call = self.pool.submit(self._handle_stream, request, stream.peer_address, facade)
         except (RuntimeError, MemoryError):  # no thread can be started, or the pool is shut down
@@ -312,6 +319,7 @@ def hosted(
     max_threads: int | None = threads_to_be_had(),
     server: object = None,
     reuse_threads: bool = True,
+    answers: bool = True,
 ) -> HostedHandler:
     """Make a socketserver handler class a handler for `asyncserver.serve()` or `serve_datagrams()`.
 
@@ -343,6 +351,10 @@ def hosted(
         server: an object whose attributes handlers find in `self.server`.
         reuse_threads: False for a new thread for each connection or datagram; otherwise a thread is
             used again where the handler has left it as new (docs/compat.md says what is looked at).
+        answers: False for a class that only takes what comes over a connection, such as a receiver
+            of logs: the drain then waits for no answer, and the next receive is the end of the
+            stream once all that had reached this host has been received. A line of `rfile` that
+            lacks its end is waited for; the rest of a message that comes by `recv()` is not.
 
     Raises:
         TypeError: the class cannot be called, or is an asyncio protocol.
@@ -352,4 +364,4 @@ def hosted(
         raise TypeError(f"hosted() got {name}, a protocol class; wrap it: asyncserver.from_protocol({name})")
     if not callable(handler_class):
         raise TypeError(f"hosted() expects a subclass of BaseRequestHandler, or the like; got {handler_class!r}")
-    return HostedHandler(handler_class, max_threads, server, reuse_threads)
+    return HostedHandler(handler_class, max_threads, server, reuse_threads=reuse_threads, answers=answers)

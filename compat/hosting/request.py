@@ -274,8 +274,11 @@ def _tls_request(kind: Any) -> type[ssl.SSLSocket]:
     return type(kind.__name__, (_TLSRequest, kind), {})
 
 
-def lent(stream: Stream, idle_timeout: float | None) -> Any:
-    """Take a stream's socket as a request. The server goes on to count and drain the stream."""
+def lent(stream: Stream, idle_timeout: float | None, *, answers: bool) -> Any:
+    """Take a stream's socket as a request. The server goes on to count and drain the stream.
+
+    Without `answers` its drain waits for none.
+    """
     request: Any = stream.detach()
     if isinstance(request, ssl.SSLSocket):
         kind: Any = type(request)
@@ -284,5 +287,5 @@ def lent(stream: Stream, idle_timeout: float | None) -> Any:
         request = _PlainRequest(request.family, request.type, request.proto, fileno=request.detach())
     request.idle_timeout = idle_timeout
     request.settimeout(idle_timeout)  # None: blocking, as handlers expect it
-    request.loan = stream._lend(request)
+    request.loan = stream._lend(request, answers=answers)
     return request

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import socket
 import socketserver
+import threading
 from pathlib import Path
 
 import pytest
 
 import asyncserver
 import compat
+from compat.hosting import request
 from tests.kit.clients import Client
 from tests.kit.waiting import until
 
@@ -108,3 +110,38 @@ async def test_copy_of_a_request_is_a_plain_socket(tmp_path: Path) -> None:
         await until(lambda: server.stats().completed)
         stats = server.stats()
     assert (stats.bytes_received, stats.bytes_sent) == (0, 11)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+async def test_drain_that_begins_as_a_thread_has_bytes_forgets_none(
+    answers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Received, and not counted yet: these are neither unread nor received when the drain looks."""
+    has_some, go_on = threading.Event(), threading.Event()
+    receive, taken = request._recv, []
+
+    def receive_and_wait(sock: socket.socket, *arguments: int) -> bytes:
+        data = receive(sock, *arguments)
+        has_some.set()
+        go_on.wait(60)
+        return data
+
+    class Collect(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            while data := self.request.recv(5):
+                taken.append(data)
+                if answers:
+                    self.request.sendall(data)
+
+    monkeypatch.setattr(request, "_recv", receive_and_wait)
+    handler = compat.hosted(Collect, answers=answers)
+    async with asyncserver.serve(handler, "127.0.0.1", 0) as server, Client.connect(server.addresses[0]) as client:
+        await client.send(b"first")
+        await until(has_some.is_set)
+        await client.send(b"otherthird")
+        closing = asyncio.create_task(server.close(60))
+        await until(lambda: not server.sockets)
+        go_on.set()
+        assert await asyncio.wait_for(closing, 20) == asyncserver.DrainReport(completed=1)
+        assert await client.receive_all() == (b"firstotherthird" if answers else b"")
+    assert taken == [b"first", b"other", b"third"]

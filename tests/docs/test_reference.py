@@ -28,7 +28,7 @@ INNER = {
     "Serving": {"hold", "open_slots", "send", "take", "throw"},
     "Stream": {
         "answer", "begin_drain", "begin_message", "bytes_moved", "draining", "has_what_it_owes", "may_end",
-        "owe_at_most", "settle",
+        "owe_at_most", "owe_more", "settle",
     },
     "TLSContext": {"sslobject_class", "sslsocket_class"},
 }  # fmt: skip

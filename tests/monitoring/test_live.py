@@ -78,6 +78,20 @@ def test_rates_are_per_second_and_the_workers_stand_below_their_server() -> None
     assert second.split()[:4] == ["worker", "2", "15", "conn/s"]
 
 
+def test_first_reading_has_totals_and_no_rates() -> None:
+    """A dash is no zero; what has been counted, and is going on, is shown at once."""
+    numbers = accepted(2, 3) | {
+        ("received_bytes_total", TCP, "1"): 700.0,
+        ("handlers_active", TCP, "1"): 4.0,
+        ('handlers_ended_total{outcome="failed",', TCP, "1"): 1.0,
+    }
+    one = view(text(numbers))
+    assert drawn(one, 80)[2].split() == ["SERVER", "RATE", "ACTIVE", "IN", "FAILED", "LAST", "MINUTE"]
+    assert drawn(one, 80)[3].split() == [TCP, "-", "4", "-", "1"]
+    one.update(text(numbers), 2.0)
+    assert drawn(one, 80)[3].split()[:7] == [TCP, "0", "conn/s", "4", "0", "B/s", "1"]
+
+
 def test_one_process_has_no_rows_of_workers_and_datagrams_are_messages() -> None:
     """What does not apply has no column."""
     numbers = {("datagrams_received_total", UDP, "1"): 5.0, ("datagrams_dropped_total", UDP, "1"): 1.0}
@@ -87,9 +101,9 @@ def test_one_process_has_no_rows_of_workers_and_datagrams_are_messages() -> None
 
 
 def test_program_that_was_started_anew_has_no_negative_rates() -> None:
-    """Its counters begin again; so does the rate."""
+    """Its counters begin again; so does the rate, which takes two readings."""
     one = view(text(accepted(100, 100)), text(accepted(1, 0)))
-    assert drawn(one)[3].split()[1] == "0"
+    assert drawn(one)[3].split()[1:3] == ["-", "0"]
     one.update(text(accepted(5, 0)), 4.0)
     assert drawn(one)[3].split()[1] == "2"
 

@@ -121,8 +121,27 @@ async def tick():
 @contextlib.asynccontextmanager
 async def life():
     async with asyncio.TaskGroup() as group:
-        group.create_task(tick())
+        group.create_task(tick(), name="ticker")
         yield
+
+run(life)
+"""
+
+LOST = r"ERROR lifespan life has lost its task ticker: LookupError: out of ticks \(raised in tick, line \d+ of .*\)"
+
+# What the program itself waits for is its own.
+WAITED_FOR = """
+async def tick():
+    raise LookupError("out of ticks")
+
+@contextlib.asynccontextmanager
+async def life():
+    ticker = asyncio.create_task(tick())
+    yield
+    try:
+        await ticker
+    except LookupError:
+        say("known")
 
 run(life)
 """
@@ -287,6 +306,7 @@ def test_task_of_it_that_fails_drains_the_program(loop: str, tmp_path: Path, gat
             running.wait_for("handled")
             gate()
             running.expect("INFO cancelled: no new work, waiting for what runs")
+            assert re.search(LOST, running.errors)  # before the drain has ended
             client.sendall(b"lo\n")
             assert client.recv(100) == b"HELLO nobody\n"
         assert running.wait() == 1
@@ -299,9 +319,23 @@ def test_task_of_it_that_fails_has_the_worker_replaced(loop: str, tmp_path: Path
     with program(tmp_path, TICKER, loop, 2) as running:
         running.expect("2 workers serve")
         gate()
+        running.expect(LOST)
         running.expect(r"ERROR worker \d+: cancelled; no new work, waiting for what runs")
         running.expect("2 workers serve")
         with connect(tmp_path) as client:
             client.sendall(b"hello\n")
             assert client.recv(100) == b"HELLO nobody\n"
         assert running.end() == 0
+
+
+def test_task_of_it_that_fails_alone_is_the_programs(tmp_path: Path) -> None:
+    """What cancels nothing ends nothing, and is not told of: who waits for the task hears it."""
+    with program(tmp_path, WAITED_FOR, "asyncio", 1) as running:
+        running.expect("serving on ")
+        with connect(tmp_path) as client:
+            client.sendall(b"hello\n")
+            assert client.recv(100) == b"HELLO nobody\n"
+        assert running.end() == 0
+        running.wait()
+        assert running.output.endswith("known\nreturned\n")
+        assert "LookupError" not in running.errors

@@ -47,6 +47,23 @@ def generator() -> Iterator[None]:
     yield
 
 
+# What a type checker refuses, and a program without one does.
+without_yield: Any = contextlib.asynccontextmanager(coroutine)  # type: ignore[arg-type]
+without_async: Any = contextlib.asynccontextmanager(generator)  # type: ignore[arg-type]
+
+
+class Plain:
+    """Lifespans that are plain context managers."""
+
+    @contextlib.contextmanager
+    def method(self) -> Iterator[None]:
+        yield
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        yield
+
+
 @contextlib.asynccontextmanager
 async def of_two(first: object, second: object) -> AsyncIterator[None]:
     yield
@@ -84,6 +101,18 @@ def run(lifespan: Any, workers: int = 1) -> None:
         (functools.partial(bare), "async generator function .*: put @contextlib.asynccontextmanager above it"),
         (coroutine, "got coroutine, which returns a coroutine, no async context manager: put @contextlib"),
         (generator, "got the generator function generator: put @contextlib.asynccontextmanager above an `async def`"),
+        (
+            synchronous,
+            "got synchronous, which is under @contextlib.contextmanager; expected an async context manager: put @con",
+        ),
+        (
+            functools.partial(synchronous),
+            "got synchronous, which is under @contextlib.contextmanager; expected an async",
+        ),
+        (Plain().method, "got Plain.method, which is under @contextlib.contextmanager; .*: put @contextlib.async"),
+        (Plain(), "got Plain.__call__, which is under @contextlib.contextmanager; .*: put @contextlib.async"),
+        (without_yield, "got coroutine, which has no `yield`; expected an async context manager: put @context"),
+        (without_async, "got generator, which lacks its `async`; expected an async context manager: put @cont"),
         (of_two, r"called without arguments, or with the tuple of Servers; got of_two\(first, second\)"),
     ],
 )
@@ -94,7 +123,7 @@ def test_wrong_lifespan_is_told_at_once(wrong: Any, message: str, workers: int) 
     gc.collect()
 
 
-@pytest.mark.parametrize("wrong", [synchronous, lambda: None, lambda: coroutine(), lambda: bare(), dict])
+@pytest.mark.parametrize("wrong", [lambda: None, lambda: coroutine(), lambda: bare(), dict])
 def test_what_returns_something_else_is_told(wrong: Any, caplog: pytest.LogCaptureFixture) -> None:
     """Only calling it shows that: nothing is served."""
     with pytest.raises(TypeError, match=r"must return an async context manager, and returned .*: put @contextlib"):
@@ -165,6 +194,10 @@ async def fails_at_the_end():
 
 async def bare():
     yield
+
+@contextlib.contextmanager
+def plain():
+    yield
 """
 
 
@@ -212,6 +245,9 @@ def test_command_line_checks_it(folder: Path) -> None:
     with command(folder, *options, "app:bare") as program:
         assert program.wait() == 2
         assert "put @contextlib.asynccontextmanager above it" in program.errors.splitlines()[-1]
+    with command(folder, *options, "app:plain", "--check") as program:
+        assert program.wait() == 2
+        assert "got plain, which is under @contextlib.contextmanager" in program.errors.splitlines()[-1]
     with command(folder, *options, "app:life", "--check") as program:
         assert program.wait() == 0
         assert "lifespan app:life\n" in program.output

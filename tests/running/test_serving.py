@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import gc
 import re
@@ -315,3 +316,31 @@ async def test_infinite_and_no_drain_timeout() -> None:
             await until(lambda server=server: server.stats().active == 1)  # type: ignore[misc]
             report = await server.close()
             assert report.completed + report.cancelled == 1
+
+
+# -- the wrong `with`
+
+
+@pytest.mark.filterwarnings("error")
+async def test_plain_with_block_is_told(name: str, serve: Callable[..., asyncserver.Serving]) -> None:
+    """On every Python; that it was never awaited is not told, too."""
+    serving: Any = serve()
+    advice = rf"`with {name}\(\.\.\.\)` lacks its async: write `async with {name}\(\.\.\.\) as server`"
+    with pytest.raises(TypeError, match=advice), serving:
+        pytest.fail("not entered")
+    serving = serve()
+    with pytest.raises(TypeError, match=r"in a program without a loop `with asyncserver\.background\("):
+        contextlib.ExitStack().enter_context(serving)
+    del serving
+    gc.collect()
+
+
+@pytest.mark.filterwarnings("error")
+async def test_background_in_a_coroutine_is_told(serve: Callable[..., asyncserver.Serving]) -> None:
+    """Where there is a loop it is the wrong one; nothing is started."""
+    beside: Any = asyncserver.background(serve())
+    with pytest.raises(TypeError, match=r"`async with background\(\.\.\.\)`: in a coroutine write `async with serve\("):
+        async with beside:
+            pytest.fail("not entered")
+    del beside
+    gc.collect()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import pickle
+import pydoc
+import re
 import socket
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -80,6 +83,16 @@ async def test_iteration_takes_more_of_a_peer_that_sends_much(transport: Transpo
             assert len(chunks[1]) >= 80_000
         await client.send(b"few")
         assert await within(stream.__anext__()) == b"few"
+
+
+def test_iteration_is_documented_as_a_method_of_its_own() -> None:
+    """help() shows it without the arguments of the function that it is made of."""
+    page = pydoc.plain(pydoc.render_doc(Stream))
+    assert re.search(
+        r"\|  __anext__\(self\) -> .*\n \|      Receive the next bytes; the iteration stops at the end", page
+    )
+    assert "_chunk" not in page
+    assert pickle.loads(pickle.dumps(Stream.__anext__)) is Stream.__anext__
 
 
 async def test_max_bytes_below_one_is_refused(transport: Transport) -> None:

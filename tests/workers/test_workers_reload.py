@@ -62,6 +62,17 @@ def test_ten_rolling_restarts_under_load_lose_nothing(start: Start) -> None:
     assert found[2] == "0"
 
 
+def test_log_says_whom_to_send_sighup(start: Start) -> None:
+    """The supervisor's number, before the workers'."""
+    program = start()
+    supervisor = int(program.expect(r"INFO the supervisor is process (\d+): SIGHUP to it replaces the workers")[1])
+    program.serving()
+    os.kill(supervisor, signal.SIGHUP)
+    program.expect("SIGHUP: starting new workers")
+    program.serving()
+    assert program.end() == 0
+
+
 def drops(port: int) -> int:
     """Read how many datagrams the kernel has dropped at a port: the last column of each of its sockets."""
     lines = [line.split() for line in Path("/proc/net/udp").read_text().splitlines()[1:]]
