@@ -11,7 +11,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from benchmarks import charts, cli, guard, neighbours, peers, plan, tables, targets, workloads
+from benchmarks import charts, cli, guard, instructions, neighbours, peers, plan, tables, targets, workloads
 from benchmarks.results import Result, Run, read
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the harness reads Linux's process clocks")
@@ -299,4 +299,33 @@ def test_counts_of_another_patch_version_are_told_only(
     assert "more" in told
     assert "This is Python 3.13.5, the counts are those of 3.13.0" in told
     assert guard.main(["--case", case, "--update"]) == 0
-    assert json.loads(guard.STORE.read_text()) == {"3.12.1": others["3.12.1"], "3.13.5": {case: {"calls": 20.0}}}
+    now = {"3.12.1": others["3.12.1"], "3.13.5": {case: {"calls": 20.0}}, "compiled": {}}
+    assert json.loads(guard.STORE.read_text()) == now
+
+
+def test_instructions_of_another_compiler_are_told_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are a failure where all is the same but our code, told elsewhere, and left out where they cannot be had."""
+    case, stored = "compiled message uvloop", {"3.13.0 (GCC 12)": {"compiled message uvloop": {"instructions": 100.0}}}
+    monkeypatch.setattr(guard, "STORE", tmp_path / "guard.json")
+    guard.STORE.write_text(json.dumps({"compiled": stored}))
+    monkeypatch.setattr(instructions, "missing", lambda: None)
+    monkeypatch.setattr(instructions, "measure", lambda loop, kinds: {"message": 103.0})
+    for build, status in (("3.13.0 (GCC 12)", 1), ("3.13.0 (GCC 13)", 0), ("3.14.0 (GCC 12)", 0)):
+        monkeypatch.setattr(instructions, "build", lambda build=build: build)
+        assert guard.main(["--case", case]) == status
+        assert ("nothing here is a failure" in capsys.readouterr().out) == (status == 0)
+    assert guard.main(["--case", case, "--update"]) == 0
+    now = json.loads(guard.STORE.read_text())["compiled"]
+    assert now == stored | {"3.14.0 (GCC 12)": {case: {"instructions": 103.0}}}
+    monkeypatch.setattr(instructions, "missing", lambda: "valgrind is not installed")
+    assert guard.main(["--case", case]) == 0
+    assert "not counted, valgrind is not installed" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(instructions.missing() is not None, reason=str(instructions.missing()))
+@pytest.mark.timeout(300)
+def test_instructions() -> None:
+    """A message takes thousands of them in the compiled build; in pure Python it would be more."""
+    assert 2_000 < instructions.measure("uvloop", ["message"])["message"] < 16_000
