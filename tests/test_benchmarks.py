@@ -257,6 +257,29 @@ def test_results_of_another_format_are_refused(tmp_path: Path) -> None:
         read(tmp_path / "old.json")
 
 
+def test_pages_of_several_interpreters_link_to_each_other(made_up: Run, tmp_path: Path) -> None:
+    """One below another: whichever is made last, both know of it."""
+    above, below = tmp_path / "results", tmp_path / "results/3.15"
+    below.mkdir(parents=True)
+    made_up.save(above / "full.json")
+    cli.write_page(above / "full.json", above)
+    assert "The same with" not in (above / "README.md").read_text()
+    made_up.machine["python"] = "CPython 3.15.2"
+    made_up.save(below / "full.json")
+    cli.write_page(below / "full.json", below)
+    assert "The same with [CPython 3.15.2](3.15/README.md)." in (above / "README.md").read_text()
+    assert "The same with [CPython 3.13.0](../README.md)." in (below / "README.md").read_text()
+    assert "(tcp-64.svg)" in (above / "README.md").read_text()
+
+
+def test_the_page_takes_a_quarter_of_an_hour(capsys: pytest.CaptureFixture[str]) -> None:
+    """Three samples of 0.4 s, unless more are asked for."""
+    assert plan.Settings() == plan.Settings(rounds=3, seconds=0.4)
+    for words, seconds in (([], 0.4), (["--quick"], 0.1), (["--seconds", "2"], 2)):
+        cli.main(["--dry-run", "--peer", "asyncserver-uvloop", "--workload", "tcp-64", *words])
+        assert f"3 samples of {seconds:g} s" in capsys.readouterr().err
+
+
 def test_guard_tolerates_little_and_reports_both_directions() -> None:
     """More, less, new; and within the tolerance the same."""
     stored = {"bytecodes": 100.0, "calls": 100.0, "bytes": 100.0}
