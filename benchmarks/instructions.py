@@ -37,7 +37,7 @@ KINDS = ("message", "connection", "datagram")
 # Operations before the first count, since the interpreter adapts its code to what it does, and in the two lots.
 WARM_UP = 100
 LOTS = (20, 120)
-PATIENCE = 120.0
+PATIENCE = 300.0  # a start takes some seconds where nothing else runs
 AS_EVER = {"ASYNCSERVER_PURE": "", "PYTHONHASHSEED": "0", "PYTHONDEVMODE": "", "PYTHONASYNCIODEBUG": ""}
 
 
@@ -96,13 +96,17 @@ class CountedServer:
             stderr=self._errors,
         )
         self.pid = self._process.pid
+        self.ready: dict[str, Any] = {}
+
+    def start(self) -> None:
+        """Wait until it serves."""
         self.ready = self._answer()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        can_be_read, _, _ = select.select([self._process.stdout], [], [], PATIENCE)
-        line = self._process.stdout.readline() if can_be_read else b""
-        if not line:
+        if not select.select([self._process.stdout], [], [], PATIENCE)[0]:
+            raise RuntimeError(f"it has not answered within {PATIENCE:.0f} s")
+        if not (line := self._process.stdout.readline()):
             self._errors.seek(0)
             raise RuntimeError((self._errors.read().strip().splitlines() or ["it failed silently"])[-1])
         answer: dict[str, Any] = json.loads(line)
@@ -118,12 +122,9 @@ class CountedServer:
         return int(profile.rpartition("\ntotals:")[2])
 
     def close(self) -> None:
-        """Let it end; it has something to write."""
-        try:
-            self._process.communicate(timeout=PATIENCE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.communicate()
+        """End it; nothing that it has to write is of use any more."""
+        self._process.kill()
+        self._process.communicate()
         self._errors.close()
 
 
@@ -137,6 +138,7 @@ def measure(loop: str, kinds: Iterable[str] = KINDS) -> dict[str, float]:
         tempfile.TemporaryDirectory(prefix="guard-") as folder,
         contextlib.closing(CountedServer(loop, Path(folder))) as server,
     ):
+        server.start()
         if not server.ready["accelerated"]:
             raise RuntimeError("the extension is there, but not used: python hatch_build.py")
         return {kind: _per_operation(server, kind) for kind in kinds}
