@@ -33,8 +33,9 @@ Counts = dict[str, float]
 STORE = HERE / "guard.json"
 COMPILED = "compiled"  # where the store has the instructions; beside it are versions of Python
 # Bytecodes and calls repeat exactly on one patch version of Python. Memory differs by up to 5 % between environments,
-# such as one with and one without coverage; instructions by up to 0.2 % between runs (connections).
-TOLERANCE = {"bytecodes": 0.03, "calls": 0.03, "bytes": 0.1, "blocks": 0.1, "instructions": 0.02}
+# such as one with and one without coverage; instructions of a message by 0.4 % between runs, of a datagram
+# by 3 %, of a connection by 6 %.
+TOLERANCE = {"bytecodes": 0.03, "calls": 0.03, "bytes": 0.1, "blocks": 0.1, "instructions": 0.08}
 LOOPS = ("asyncio", "uvloop")
 CASES = (
     *(f"asyncserver {kind} {loop}" for kind in ("message", "connection", "datagram") for loop in LOOPS),
@@ -135,7 +136,7 @@ def main(words: list[str]) -> int:
         STORE.write_text(json.dumps({**store, COMPILED: compiled}, indent=1, sort_keys=True) + "\n")
         return 0
     if failed:
-        print("\nA count moved by over 3 %, or memory by 10 %, or instructions by 2 %. ", end="")
+        print("\nA count moved by over 3 %, or memory by 10 %, or instructions by 8 %. ", end="")
         print("If it is meant: python -m benchmarks guard --update")
     return int(failed)
 

@@ -334,14 +334,14 @@ def test_instructions_of_another_compiler_are_told_only(
     monkeypatch.setattr(guard, "STORE", tmp_path / "guard.json")
     guard.STORE.write_text(json.dumps({"compiled": stored}))
     monkeypatch.setattr(instructions, "missing", lambda: None)
-    monkeypatch.setattr(instructions, "measure", lambda loop, kinds: {"message": 103.0})
+    monkeypatch.setattr(instructions, "measure", lambda loop, kinds: {"message": 110.0})
     for build, status in (("3.13.0 (GCC 12)", 1), ("3.13.0 (GCC 13)", 0), ("3.14.0 (GCC 12)", 0)):
         monkeypatch.setattr(instructions, "build", lambda build=build: build)
         assert guard.main(["--case", case]) == status
         assert ("nothing here is a failure" in capsys.readouterr().out) == (status == 0)
     assert guard.main(["--case", case, "--update"]) == 0
     now = json.loads(guard.STORE.read_text())["compiled"]
-    assert now == stored | {"3.14.0 (GCC 12)": {case: {"instructions": 103.0}}}
+    assert now == stored | {"3.14.0 (GCC 12)": {case: {"instructions": 110.0}}}
     monkeypatch.setattr(instructions, "missing", lambda: "valgrind is not installed")
     assert guard.main(["--case", case]) == 0
     assert "not counted, valgrind is not installed" in capsys.readouterr().out
