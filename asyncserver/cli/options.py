@@ -292,7 +292,7 @@ def read(
 
 def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
     """Return variables that look like ours and are none, each with the nearest that is."""
-    known = [option.variable for option in OPTIONS]
+    known = [*(option.variable for option in OPTIONS), "ASYNCSERVER_PURE"]  # that one is read on import
     return [
         name + _meant(name, known)
         for name, text in environment.items()

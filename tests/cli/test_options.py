@@ -231,7 +231,7 @@ def test_unknown_variables() -> None:
         "ASYNCSERVER_PORT_80_TCP_ADDR": "10.0.0.1",
     }
     mistakes = {"ASYNCSERVER_MAXCONNECTIONS": "5", "ASYNCSERVER_PORT": "80"}
-    assert unknown_variables({**kubernetes, "PATH": "/", "ASYNCSERVER_TCP": ":0"}) == []
+    assert unknown_variables({**kubernetes, "PATH": "/", "ASYNCSERVER_TCP": ":0", "ASYNCSERVER_PURE": "1"}) == []
     told = unknown_variables(mistakes)
     assert told[0] == "ASYNCSERVER_MAXCONNECTIONS; did you mean ASYNCSERVER_MAX_CONNECTIONS?"
     assert told[1].startswith("ASYNCSERVER_PORT")
