@@ -12,6 +12,8 @@ from benchmarks.plan import QUICK_LIMIT, Pace, Settings, in_words, stages
 from benchmarks.progress import progress
 from benchmarks.results import read
 
+RESULTS, PAGE = "full.json", "README.md"  # of a run, in a folder for it
+
 EPILOG = """
 examples:
   python -m benchmarks --quick                        an overview, in three minutes at most
@@ -42,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     if options.page:
         options.page.mkdir(parents=True, exist_ok=True)
-        options.json = options.json or options.page / "full.json"
+        options.json = options.json or options.page / RESULTS
     if options.json and not options.json.parent.is_dir():
         parser.error(f"--json {options.json}: there is no folder {options.json.parent}")
     return run(chosen, work, options)
@@ -61,16 +63,34 @@ def report(words: list[str]) -> int:
 
 
 def write_page(json: Path, folder: Path) -> None:
-    """Write README.md and the charts of a run."""
+    """Write README.md and the charts of a run; the page of the folder above, if there is one, links to it."""
     folder.mkdir(parents=True, exist_ok=True)
     results = read(json)
-    names = {}
+    drawn = 0
     for workload in results.workloads:
         if (drawing := charts.chart(results, workload)) is not None:
-            names[workload] = f"{workload}.svg"
-            (folder / names[workload]).write_text(drawing)
-    (folder / "README.md").write_text(tables.markdown(results, names))
-    print(f"{folder / 'README.md'} and {len(names)} charts", file=sys.stderr)
+            (folder / f"{workload}.svg").write_text(drawing)
+            drawn += 1
+    write_text(json, folder)
+    above = folder.resolve().parent
+    if (above / RESULTS).exists():
+        write_text(above / RESULTS, above)
+    print(f"{folder / PAGE} and {drawn} charts", file=sys.stderr)
+
+
+def write_text(json: Path, folder: Path) -> None:
+    """Write the page itself."""
+    results = read(json)
+    names = {name: f"{name}.svg" for name in results.workloads if (folder / f"{name}.svg").exists()}
+    (folder / PAGE).write_text(tables.markdown(results, names, others(folder)))
+
+
+def others(folder: Path) -> dict[str, str]:
+    """Pages of other runs, in folders below it and in the one above: link -> interpreter."""
+    found = {f"{one.parent.name}/{PAGE}": one for one in sorted(folder.glob(f"*/{RESULTS}"))}
+    if (above := folder.resolve().parent / RESULTS).exists():
+        found[f"../{PAGE}"] = above
+    return {link: read(one).machine["python"] for link, one in found.items()}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -101,9 +121,13 @@ def _parser() -> argparse.ArgumentParser:
         help=f"only those whose names begin so; repeatable. There are: {', '.join(each.name for each in peers.PEERS)}",
     )
     parser.add_argument(
-        "--rounds", type=int, metavar="N", help="how often each contender does each workload (default: 5; --quick: 3)"
+        "--rounds",
+        type=int,
+        metavar="N",
+        default=Settings.rounds,
+        help="how often each does each workload (default: 3)",
     )
-    parser.add_argument("--seconds", type=float, metavar="S", help="length of one sample (default: 1; --quick: 0.1)")
+    parser.add_argument("--seconds", type=float, metavar="S", help="length of one sample (default: 0.4; --quick: 0.1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here")
     parser.add_argument(
         "--page",
@@ -119,8 +143,8 @@ def _parser() -> argparse.ArgumentParser:
 def run(chosen: list[peers.Peer], work: list[workloads.Workload], options: argparse.Namespace) -> int:
     """Say what will be done, measure, show and save."""
     settings = Settings(
-        rounds=options.rounds or (3 if options.quick else 5),
-        seconds=options.seconds or (0.1 if options.quick else 1.0),
+        rounds=options.rounds,
+        seconds=options.seconds or (0.1 if options.quick else Settings.seconds),
         warm_up=500 if options.quick else 4000,
         quick=options.quick,
         python_load=options.python_load,

@@ -5,10 +5,15 @@ python -m benchmarks.counting_client message|connection|datagram HOST:PORT PID O
 
 from __future__ import annotations
 
+import itertools
 import socket
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
 
 DATA = b"x" * 64
 PATIENCE = 30.0
@@ -47,26 +52,33 @@ def echo(sock: socket.socket) -> None:
         raise SystemExit("the echo differs from what was sent")
 
 
-def main() -> None:
-    kind, address, pid, operations = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-    host, _, port = address.rpartition(":")
-    where = host, int(port)
+def operations(kind: str, where: tuple[str, int], pid: int) -> Generator[None]:
+    """Do one operation at each step, without end."""
     if kind == "connection":
-        for _ in range(operations):
-            with socket.create_connection(where) as sock:
+        while True:
+            with socket.create_connection(where, PATIENCE) as sock:
                 settle(pid)
                 echo(sock)
                 settle(pid)
                 sock.shutdown(socket.SHUT_WR)
                 sock.recv(1)
             settle(pid)
-        return
+            yield
     with socket.socket(type=socket.SOCK_DGRAM if kind == "datagram" else socket.SOCK_STREAM) as sock:
         sock.settimeout(PATIENCE)
         sock.connect(where)
-        for _ in range(operations):
+        while True:
             settle(pid)
             echo(sock)
+            yield
+
+
+def main() -> None:
+    """Do so many."""
+    kind, address, pid, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    host, _, port = address.rpartition(":")
+    for _ in itertools.islice(operations(kind, (host, int(port)), pid), count):
+        pass
 
 
 if __name__ == "__main__":

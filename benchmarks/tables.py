@@ -172,14 +172,16 @@ def overview(run: Run) -> list[list[str]]:
     return rows
 
 
-def markdown(run: Run, charts: dict[str, str]) -> str:
+def markdown(run: Run, charts: dict[str, str], others: dict[str, str]) -> str:
     """The whole report.
 
     Args:
         run: The results.
         charts: Workload -> file name of its chart.
+        others: Link to another page -> what it is about.
     """
     parts = [f"# Results with {run.machine['python']}", INTRODUCTION]
+    parts += [f"The same with {', '.join(f'[{of}]({link})' for link, of in others.items())}."] if others else []
     parts += ["  \n".join(about(run)), "\n".join(f"* {line}" for line in remarks(run))]
     parts += ["## Targets", markdown_table(targets.table(run), left=3)]
     parts += ["## Overview: multiples of the best in each column; less is better", markdown_table(overview(run))]

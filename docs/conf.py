@@ -31,6 +31,7 @@ include_patterns = [
     "docs/**/*.rst",
     "benchmarks/README.md",
     "benchmarks/results/README.md",
+    "benchmarks/results/*/README.md",
     *(f"{name}.md" for name in ("CHANGELOG", "CONTRIBUTING", "SECURITY")),
 ]
 # Folders that Sphinx need not look through.
@@ -99,9 +100,19 @@ def table_of_contents(_app: Sphinx, docname: str, source: list[str]) -> None:
         source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {heading}\n\n{pages}\n```\n"
 
 
+def other_results(_app: Sphinx, docname: str, source: list[str]) -> None:
+    """Put the results of other interpreters below the page that links to them."""
+    if docname != "benchmarks/results/README":
+        return
+    if pages := re.findall(r"\]\((?!\.\./)([^)]*)/README\.md\)", source[0]):
+        links = "\n".join(f"{page}/README" for page in pages)
+        source[0] += f"\n```{{toctree}}\n:hidden:\n\n{links}\n```\n"
+
+
 def setup(app: Sphinx) -> None:
     """Add what is ours."""
     app.add_role_to_domain("py", "name", NameRole())
     app.add_role("name", NameRole())
     app.connect("source-read", table_of_contents)
+    app.connect("source-read", other_results)
     app.connect("missing-reference", inner_type)

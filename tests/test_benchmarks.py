@@ -11,7 +11,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from benchmarks import charts, cli, guard, neighbours, peers, plan, tables, targets, workloads
+from benchmarks import charts, cli, guard, instructions, neighbours, peers, plan, tables, targets, workloads
 from benchmarks.results import Result, Run, read
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the harness reads Linux's process clocks")
@@ -269,6 +269,29 @@ def test_results_of_another_format_are_refused(tmp_path: Path) -> None:
         read(tmp_path / "old.json")
 
 
+def test_pages_of_several_interpreters_link_to_each_other(made_up: Run, tmp_path: Path) -> None:
+    """One below another: whichever is made last, both know of it."""
+    above, below = tmp_path / "results", tmp_path / "results/3.15"
+    below.mkdir(parents=True)
+    made_up.save(above / "full.json")
+    cli.write_page(above / "full.json", above)
+    assert "The same with" not in (above / "README.md").read_text()
+    made_up.machine["python"] = "CPython 3.15.2"
+    made_up.save(below / "full.json")
+    cli.write_page(below / "full.json", below)
+    assert "The same with [CPython 3.15.2](3.15/README.md)." in (above / "README.md").read_text()
+    assert "The same with [CPython 3.13.0](../README.md)." in (below / "README.md").read_text()
+    assert "(tcp-64.svg)" in (above / "README.md").read_text()
+
+
+def test_the_page_takes_a_quarter_of_an_hour(capsys: pytest.CaptureFixture[str]) -> None:
+    """Three samples of 0.4 s, unless more are asked for."""
+    assert plan.Settings() == plan.Settings(rounds=3, seconds=0.4)
+    for words, seconds in (([], 0.4), (["--quick"], 0.1), (["--seconds", "2"], 2)):
+        cli.main(["--dry-run", "--peer", "asyncserver-uvloop", "--workload", "tcp-64", *words])
+        assert f"3 samples of {seconds:g} s" in capsys.readouterr().err
+
+
 def test_guard_tolerates_little_and_reports_both_directions() -> None:
     """More, less, new; and within the tolerance the same."""
     stored = {"bytecodes": 100.0, "calls": 100.0, "bytes": 100.0}
@@ -311,4 +334,33 @@ def test_counts_of_another_patch_version_are_told_only(
     assert "more" in told
     assert "This is Python 3.13.5, the counts are those of 3.13.0" in told
     assert guard.main(["--case", case, "--update"]) == 0
-    assert json.loads(guard.STORE.read_text()) == {"3.12.1": others["3.12.1"], "3.13.5": {case: {"calls": 20.0}}}
+    now = {"3.12.1": others["3.12.1"], "3.13.5": {case: {"calls": 20.0}}, "compiled": {}}
+    assert json.loads(guard.STORE.read_text()) == now
+
+
+def test_instructions_of_another_compiler_are_told_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are a failure where all is the same but our code, told elsewhere, and left out where they cannot be had."""
+    case, stored = "compiled message uvloop", {"3.13.0 (GCC 12)": {"compiled message uvloop": {"instructions": 100.0}}}
+    monkeypatch.setattr(guard, "STORE", tmp_path / "guard.json")
+    guard.STORE.write_text(json.dumps({"compiled": stored}))
+    monkeypatch.setattr(instructions, "missing", lambda: None)
+    monkeypatch.setattr(instructions, "measure", lambda loop, kinds: {"message": 110.0})
+    for build, status in (("3.13.0 (GCC 12)", 1), ("3.13.0 (GCC 13)", 0), ("3.14.0 (GCC 12)", 0)):
+        monkeypatch.setattr(instructions, "build", lambda build=build: build)
+        assert guard.main(["--case", case]) == status
+        assert ("nothing here is a failure" in capsys.readouterr().out) == (status == 0)
+    assert guard.main(["--case", case, "--update"]) == 0
+    now = json.loads(guard.STORE.read_text())["compiled"]
+    assert now == stored | {"3.14.0 (GCC 12)": {case: {"instructions": 110.0}}}
+    monkeypatch.setattr(instructions, "missing", lambda: "valgrind is not installed")
+    assert guard.main(["--case", case]) == 0
+    assert "not counted, valgrind is not installed" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(instructions.missing() is not None, reason=str(instructions.missing()))
+@pytest.mark.timeout(300)
+def test_instructions() -> None:
+    """A message takes thousands of them in the compiled build; in pure Python it would be more."""
+    assert 2_000 < instructions.measure("uvloop", ["message"])["message"] < 16_000

@@ -18,7 +18,7 @@ import anyio
 from ..exceptions import IdleTimeout
 from ..net.poller import READ, WRITE
 from ..net.socket_info import first_words_due, unacknowledged, unread
-from ..net.waiter import Waiter, busy, woken
+from ..net.waiter import Waiter, busy
 from ..speedups.extension import accelerate
 from .dialogue import Dialogue
 from .states import refuse_before_first_byte, refuse_closed, refuse_unadmitted, refuse_undelivered
@@ -74,6 +74,7 @@ class Connection(Dialogue):
         self._read: Callable[[int], bytes] = self._recv  # really; _recv may be a state before it
         self._send: Callable[[Any], int] = sock.send
         self._reading = Waiter(poller.loop, "receiving from")
+        self._reading.context = poller.context  # a task that pauses may never have waited
         self._writing: Waiter | None = None
         self._events = 0  # what the poller watches for
         self._watching: bool | None = None  # whether that includes READ; None before the first time
@@ -135,7 +136,8 @@ class Connection(Dialogue):
             self._came_at = self.bytes_received
             if self._departure is not None:
                 self._departure.look()
-        elif wakeup is not woken:  # Waiter.wake(), inlined, with a future whose result a task takes without a call
+        else:  # Waiter.wake(), inlined, with a future whose result a task takes without a call
+            # Or `woken`, which does nothing: a task pauses, and the peer's end is reported.
             waiter.context.run(wakeup, self._poller.awake)
             # A cycle: it holds the task, the task its error, the error's traceback this frame.
             del wakeup

@@ -8,6 +8,7 @@ and one `epoll_wait` returns a batch of ready connections. CONTRIBUTING has the 
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import select
 from typing import TYPE_CHECKING, Protocol
@@ -51,6 +52,8 @@ class Poller:
         # What tasks are woken with, see waiter.py.
         self.awake: asyncio.Future[None] = loop.create_future()
         self.awake.set_result(None)
+        # What stands for a task's, where none has waited yet.
+        self.context: contextvars.Context = contextvars.Context()
         self._epoll = select.epoll()
         self._epoll_fd = self._epoll.fileno()
         self._connections: dict[int, Watched] = {}

@@ -34,7 +34,10 @@ _no_result: Callable[[], object] = bool  # a builtin that returns at once, witho
 
 
 def woken(_: object) -> None:
-    """State of a waiter's `wakeup`: its task is about to run, and nothing else can wake it."""
+    """State of a waiter's `wakeup`: its task is about to run, and nothing else can wake it.
+
+    Called all the same, it does nothing: a look for it at each wake-up would cost each message.
+    """
 
 
 def busy(action: str) -> anyio.BusyResourceError:

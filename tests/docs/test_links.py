@@ -10,7 +10,10 @@ import pytest
 from tests.docs.blocks import PAGES
 from tests.kit.programs import ROOT
 
-OTHER_PAGES = [ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]
+OTHER_PAGES = [
+    *(ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted((ROOT / "benchmarks/results").rglob("README.md")),
+]
 _LINK = re.compile(r"\[[^]]*\]\(([^)\s]+)\)")
 _FENCED = re.compile(r"^( *)```.*?^\1```$", re.DOTALL | re.MULTILINE)
 

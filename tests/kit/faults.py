@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import pytest
 
-from tests.kit.programs import ROOT
+from tests.kit.programs import KEPT, ROOT
 from tests.kit.sockets import ask, connect, reset
 from tests.kit.waiting import PATIENCE
 
@@ -71,7 +71,7 @@ class ServerProcess:
     """
 
     def __init__(self, loop: str, /, *prefix: str, **kinds: dict[str, Any]) -> None:
-        environment = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME"}}
+        environment = {name: value for name, value in os.environ.items() if name in KEPT}
         self.process = subprocess.Popen(
             [*prefix, sys.executable, "-W", "error", "-m", "tests.kit.faults_server", loop, json.dumps(kinds)],
             cwd=ROOT,
@@ -110,6 +110,10 @@ class ServerProcess:
     def limit_descriptors(self, count: int) -> None:
         """Let it have so many at most."""
         self._order(b"limit %d" % count)
+
+    def leave_garbage(self) -> None:
+        """Let its garbage collector look for no cycles from now on, nor any report."""
+        self._order(b"garbage")
 
     def until(self, reached: Callable[[dict[str, Any]], object], seconds: float = PATIENCE) -> dict[str, Any]:
         """Ask for reports until one is as wanted."""

@@ -3,7 +3,8 @@
     python -m tests.kit.faults_server LOOP '{"tcp": {OPTIONS}, "tls": {}, "proxy": {}, "unix": {}, "udp": {}}'
 
 It prints a line of JSON with the addresses, then one for each line that it reads: `report` tells what it has counted
-and what it uses, `limit N` bounds its descriptors, and the end of the input closes it.
+and what it uses, `limit N` bounds its descriptors, `garbage` ends the search for cycles, and the end of the input
+closes it.
 """
 
 from __future__ import annotations
@@ -49,6 +50,12 @@ async def answer(stream: Stream) -> None:
     async for data in stream:
         if data == b"!raise":
             raise ValueError("as ordered")
+        if data == b"!cancel":
+            asyncio.current_task().cancel()  # type: ignore[union-attr]
+        if data == b"!timeout":
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0):
+                    await stream.receive()
         await stream.send(bytes(LARGE) if data == b"!large" else data.upper())
 
 
@@ -90,6 +97,9 @@ class Reporter:
         if not words:
             self.loop.remove_reader(0)
             self.ended.set()
+        elif words[0] == "garbage":
+            gc.disable()
+            print(json.dumps(words), flush=True)
         elif words[0] == "limit":
             _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             resource.setrlimit(resource.RLIMIT_NOFILE, (int(words[1]), hard))
@@ -99,7 +109,8 @@ class Reporter:
 
     def report(self) -> dict[str, Any]:
         """What the process uses, and what each of its servers has counted."""
-        gc.collect()
+        if gc.isenabled():
+            gc.collect()
         resident = int(os.pread(self.memory, 100, 0).split()[1]) * resource.getpagesize()
         try:
             descriptors = len(os.listdir("/proc/self/fd")) - 1
@@ -107,7 +118,9 @@ class Reporter:
             descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         counters = {name: dataclasses.asdict(server.stats()) for name, server in self.servers.items()}
         return counters | {
+            "accelerated": asyncserver.accelerated,
             "memory": resident,
+            "blocks": sys.getallocatedblocks(),
             "cpu": time.process_time(),
             "descriptors": descriptors,
             "tasks": len(asyncio.all_tasks(self.loop)),

@@ -27,6 +27,9 @@ if "ASYNCSERVER_TESTS_WITHOUT_UVLOOP" not in os.environ:
 
         LOOPS.append("uvloop")
 
+#: What programs have of the tests' environment: what finds other programs, and what switches the extension off.
+KEPT = {"PATH", "HOME", "ASYNCSERVER_PURE"}
+
 
 class Program:
     """A Python program in a process of its own, whose output is collected while it runs."""
@@ -37,11 +40,7 @@ class Program:
     def __init__(
         self, arguments: list[str], folder: Path, pass_fds: tuple[int, ...] = (), /, **environment: str
     ) -> None:
-        inherited = {
-            name: value
-            for name, value in os.environ.items()
-            if name in {"PATH", "HOME"} or name.startswith("COVERAGE_")
-        }
+        inherited = {name: value for name, value in os.environ.items() if name in KEPT or name.startswith("COVERAGE_")}
         self.process = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=folder,

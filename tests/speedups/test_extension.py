@@ -19,7 +19,8 @@ import pytest
 
 import asyncserver
 from asyncserver.speedups import extension
-from tests.kit.programs import ROOT
+from tests.kit.faults import ServerProcess
+from tests.kit.programs import LOOPS, ROOT, run_script
 
 BUILT = importlib.util.find_spec("asyncserver.speedups._compiled") is not None
 PURE = os.environ.get("ASYNCSERVER_PURE", "0") not in {"", "0"}
@@ -77,6 +78,23 @@ def can_build() -> bool:
     compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
     headers = Path(sysconfig.get_path("include"), "Python.h")
     return shutil.which(compiler) is not None and headers.exists() and not sysconfig.get_config_var("Py_GIL_DISABLED")
+
+
+@pytest.mark.skipif(not can_build() or PURE, reason="there is none here, or it is switched off")
+@pytest.mark.skipif(os.environ.get("ASYNCSERVER_SPEEDUPS") == "0", reason="it is not wanted")
+def test_the_tests_do_not_run_without_it_unnoticed() -> None:
+    """Where it can be built it has been, as `make` does: all these tests are of what is compiled."""
+    assert asyncserver.accelerated, "python hatch_build.py"
+    assert not inspect.isfunction(asyncserver.Stream.receive)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_programs_of_the_tests_do_as_the_tests(loop: str, tmp_path: Path) -> None:
+    """ASYNCSERVER_PURE=1 reaches them."""
+    with ServerProcess(loop, tcp={}) as server:
+        assert server.report()["accelerated"] == asyncserver.accelerated
+    status, output, _ = run_script("import asyncserver\nprint(asyncserver.accelerated)", tmp_path)
+    assert (status, output) == (0, f"{asyncserver.accelerated}\n")
 
 
 @pytest.mark.skipif(not can_build(), reason="needs a C compiler and Python's headers")
