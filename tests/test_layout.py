@@ -48,6 +48,7 @@ FRIENDS = {
     "_asyncio_future_blocking": "asyncio asks for it by this name",
     **dict.fromkeys(("_unregister_task", "_log_destroy_pending"), "asyncio's own, for tasks that nobody waits for"),
     "_get_running_loop": "asyncio's own, for when no loop runs",
+    "_sslobj": "ssl's own: what an SSLSocket passes on to OpenSSL",
     "_exit": "os's, to leave without what Python waits for",
     "_current_frames": "sys's, of threads",
     "_ActionsContainer": "argparse's, for a type",
