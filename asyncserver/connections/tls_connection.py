@@ -1,7 +1,9 @@
 """TLSConnection: a connection that can go over to TLS, as the server side.
 
 Theory of operation. The socket becomes an `ssl.SSLSocket` in non-blocking mode: OpenSSL reads and
-writes the descriptor itself, and says "want read" where a socket would block. Four things are odd:
+writes the descriptor itself, and says "want read" where a socket would block. It is called without
+the methods of SSLSocket, by `_sslobj`, to which these pass on what they get: they take as long as
+all else that Python does for a small message. Four things are odd:
 
 * OpenSSL's queue of errors belongs to the thread (tls/openssl.py): it is cleared after each system
   error, or other connections of the thread would get that error.
@@ -135,10 +137,10 @@ class TLSConnection(KeptConnection):
                 self._send(b"")  # raises
 
     def _read_tls(self, max_bytes: int) -> bytes:
-        sock = self._sock
+        sock: Any = self._sock
         came = self._watching or unread(self._fd)  # watched it is read only when something has come
         try:
-            data: bytes = sock.read(max_bytes)  # type: ignore[attr-defined] # an SSLSocket
+            data: bytes = (sock._sslobj or sock).read(max_bytes)  # None: the handler has closed it
         except ssl.SSLZeroReturnError:  # both sides have sent close_notify
             return b""
         except ssl.SSLWantReadError:
@@ -173,7 +175,12 @@ class TLSConnection(KeptConnection):
 
     def _send_tls(self, item: Any) -> int:
         """Send one record: given more, OpenSSL does not say how far it came when it blocks."""
-        return self._sock.send(item if len(item) <= _RECORD else memoryview(item)[:_RECORD])
+        if len(item) > _RECORD:
+            item = memoryview(item)[:_RECORD]
+        sock: Any = self._sock
+        engine = sock._sslobj
+        sent: int = sock.send(item) if engine is None else engine.write(item)  # None as above
+        return sent
 
     async def _close_notify(self) -> None:
         """Send TLS's end of stream before the socket is closed; does not wait for the peer's."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import pathlib
+import os
 import zlib
 
-HERE = pathlib.Path(__file__).parent
+HERE = os.path.dirname(__file__)  # without pathlib, a tenth of the package's import
 
 
 def stamp() -> str:
     """Tell the C code in this folder from any other; "" where there is none, as in a wheel."""
-    checksum, sources = 0, sorted(HERE.glob("*.[ch]"))
+    checksum, sources = 0, sorted(name for name in os.listdir(HERE) if name.endswith((".c", ".h")))
     for source in sources:
-        checksum = zlib.crc32(source.read_bytes(), checksum)
+        with open(os.path.join(HERE, source), "rb") as file:
+            checksum = zlib.crc32(file.read(), checksum)
     return f"{checksum:08x}" if sources else ""

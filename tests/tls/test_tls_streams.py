@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import anyio
 import pytest
+from anyio.abc import SocketAttribute
 
 from asyncserver import Stream
 from tests.kit.clients import TLSClient
@@ -142,3 +143,26 @@ async def test_send_eof_after_the_peers_end_and_reset(tls: Transport) -> None:
         for _ in range(2):
             with pytest.raises((anyio.BrokenResourceError, anyio.EndOfStream)):
                 await within(stream.receive())
+
+
+async def test_send_on_a_raw_socket_that_the_handler_has_closed(tls: Transport) -> None:
+    """It breaks as one without TLS does, and says why."""
+    async with tls.pair() as (stream, client):
+        await client.send(b"abc")
+        assert await stream.receive() == b"abc"
+        stream.extra(SocketAttribute.raw_socket).close()
+        with pytest.raises(anyio.BrokenResourceError) as caught:
+            await stream.send(b"nothing")
+        assert isinstance(caught.value.__cause__, OSError)
+
+
+async def test_messages_do_without_methods_of_sslsocket(tls: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would take as long as all our own code for a small message, see tls_connection.py."""
+    async with tls.pair() as (stream, client):
+        for name in ("read", "recv", "write", "send"):
+            monkeypatch.delattr(ssl.SSLSocket, name)
+        await client.send(b"question")
+        assert await within(stream.receive()) == b"question"
+        await stream.send(b"answer")
+        assert await client.receive_exactly(6) == b"answer"
+        monkeypatch.undo()
