@@ -287,4 +287,4 @@ def test_calls_of_the_c_library_that_fail(call: str, monkeypatch: pytest.MonkeyP
         if call == "readlinkat":
             kernel_state._namespaces_reader()
         else:
-            kernel_state.looks()
+            kernel_state.kernel_reader()
