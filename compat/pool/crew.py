@@ -253,7 +253,8 @@ class Worker:
     def __init__(self, pool: Crew) -> None:
         self.pool = pool
         self.name: str = f"{pool.name}-{next(_numbers)}"
-        self.calls: deque[Call] = deque()
+        self.calls: list[Call] = []
+        self._taking = map(self.calls.append, pool._next)
         self._wakeup = threading.Lock()
         self._wakeup.acquire()
         # An inherited context would be kept, with all its values, as long as the thread lives.
@@ -310,7 +311,7 @@ class Worker:
         if not pool._queue:
             return False
         try:
-            self.calls.extend(itertools.islice(pool._next, 1))
+            next(self._taking)
         except IndexError:
             return False
         return True
