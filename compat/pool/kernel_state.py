@@ -45,10 +45,10 @@ def kernel_reader() -> Look:
         raise NotImplementedError
     schedule = _schedule_reader()
     capabilities = _capabilities_reader()
-    permitted = int.from_bytes(capabilities()[4:8], sys.byteorder)
-    if not any(capabilities()):
+    held = capabilities()
+    if not any(held):
         return schedule
-    if not permitted >> _CAP_SYS_ADMIN & 1:
+    if not int.from_bytes(held[4:8], sys.byteorder) >> _CAP_SYS_ADMIN & 1:
         return lambda: (schedule(), capabilities(), _identity())
     namespaces = _namespaces_reader()
     return lambda: (schedule(), capabilities(), _identity(), namespaces())
