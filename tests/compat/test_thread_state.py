@@ -19,6 +19,7 @@ import asyncserver
 import compat
 from compat import ThreadPool
 from compat.pool import crew, kernel_state
+from compat.pool.thread_state import ThreadState
 from tests.kit.compat import LOOPBACK, ask, serving
 from tests.kit.waiting import PATIENCE, wait_until
 
@@ -173,7 +174,7 @@ def test_threads_that_calls_never_leave_as_new_are_seldom_looked_at() -> None:
     """To note what they are like would double what a call costs; once calls leave nothing, threads are used again."""
     looked = 0
 
-    class Counted(crew.ThreadState):
+    class Counted(ThreadState):
         def __init__(self, thread: threading.Thread) -> None:
             nonlocal looked
             looked += 1
