@@ -109,7 +109,7 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
         server: Any = self
         if function_of(self.process_request) is not ThreadingMixIn.process_request:
             return False
-        pool, call = self._compat_threads(), self.process_request_thread
+        pool, call, state = self._compat_threads(), self.process_request_thread, vars(self)
         for number in range(min(count, pool.room())):
             try:
                 request = source.take()
@@ -121,7 +121,7 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
                 pool.add(call, *request)
             except Exception:  # closed meanwhile, or no memory
                 server._compat_proceed(*request)
-            if server._compat_stopping() or (number < source.looks and not poll(0)):
+            if state.get("_BaseServer__shutdown_request") or (number < source.looks and not poll(0)):
                 break
         return True
 

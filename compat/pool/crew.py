@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 # If the oldest call has waited longer, and none has ended since, workers come too slowly. On a
 # quiet machine 200 come in a row in this time; on a busy one, one may need as long.
 LATE_SECONDS = 0.01
+# If in so many threads in a row a call has left something, only one of so many is looked at, to see
+# whether that has changed: to note what a new thread is like takes as long as to start it.
+SPOILT_IN_A_ROW = 32
 REAP_SECONDS = 1.0  # between looks for workers that ended unnoticed: 0.1 us for each worker
 
 
@@ -81,6 +84,7 @@ class Crew:
         self._woken: dict[Worker, None] = {}
         # Times of the last look for ended workers, of the last `_rouse()`, of the last call's end.
         self._reaped = self._roused = self._ended = 0.0
+        self._spoilt: int = 0  # threads in a row that had to end after a call; about
         self.threads: JoinableThreads = JoinableThreads()
 
     # How workers are found.
@@ -188,6 +192,13 @@ class Crew:
         if self.on_start is not None:
             self.on_start(worker.thread)
 
+    def _may_reuse(self) -> bool:
+        """Whether to note what a new thread is like, to compare it after its calls."""
+        if not self.reuse_threads or self._spoilt < SPOILT_IN_A_ROW:
+            return self.reuse_threads
+        self._spoilt += 1
+        return self._spoilt % SPOILT_IN_A_ROW == 0
+
     def _pass_on(self) -> None:
         error = self._send_workers()
         if error is not None and self.on_starved is not None:
@@ -253,7 +264,8 @@ class Worker:
     def __init__(self, pool: Crew) -> None:
         self.pool = pool
         self.name: str = f"{pool.name}-{next(_numbers)}"
-        self.calls: deque[Call] = deque()
+        self.calls: list[Call] = []
+        self._taking = map(self.calls.append, pool._next)
         self._wakeup = threading.Lock()
         self._wakeup.acquire()
         # An inherited context would be kept, with all its values, as long as the thread lives.
@@ -290,7 +302,7 @@ class Worker:
 
     def _serve(self) -> None:
         pool = self.pool
-        state = ThreadState(self.thread) if pool.reuse_threads else None
+        state = ThreadState(self.thread) if pool._may_reuse() else None
         while True:
             pool._woken.pop(self, None)
             arrived = True
@@ -299,8 +311,12 @@ class Worker:
                     arrived = False
                     pool._pass_on()
                 self._call()
-                if state is None or not pool.reuse_threads or not state.is_as_new():
+                if state is None or not pool.reuse_threads:
                     return
+                if not state.is_as_new():
+                    pool._spoilt += 1
+                    return
+                pool._spoilt = 0
             if not self._rest():
                 return
 
@@ -310,7 +326,7 @@ class Worker:
         if not pool._queue:
             return False
         try:
-            self.calls.extend(itertools.islice(pool._next, 1))
+            next(self._taking)
         except IndexError:
             return False
         return True

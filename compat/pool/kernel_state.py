@@ -4,12 +4,13 @@ Only privileged threads can change their privileges, and only with CAP_SYS_ADMIN
 capabilities(7); so those of others are not looked at.
 """
 
-# `signal` makes enums of the results, and takes twice as long.
-import _signal  # type: ignore[import-not-found]
 import functools
 import itertools
 import os
 import sys
+
+# `signal` makes enums of the results, and takes twice as long.
+from _signal import SIG_BLOCK, pthread_sigmask  # type: ignore[import-not-found]
 from collections.abc import Callable
 from os import PRIO_PROCESS, getpriority, sched_getaffinity, sched_getscheduler
 from typing import Any
@@ -34,22 +35,23 @@ _STAT_BYTES = 256
 Look = Callable[[], object]
 
 
-def looks() -> list[Look]:
-    """Return functions that read the calling thread's state; their results can be compared.
+def kernel_reader() -> Look:
+    """Return a function that reads the calling thread's state; its results can be compared.
 
     Raises:
         NotImplementedError: it cannot be read. Where a filter forbids it, they raise OSError.
     """
     if ctypes is None or not hasattr(_library(), "capget"):
         raise NotImplementedError
-    told: list[Look] = [_schedule_reader()]
+    schedule = _schedule_reader()
     capabilities = _capabilities_reader()
-    permitted = int.from_bytes(capabilities()[4:8], sys.byteorder)
-    if any(capabilities()):
-        told += [capabilities, _identity]
-    if permitted >> _CAP_SYS_ADMIN & 1:
-        told.append(_namespaces_reader())
-    return told
+    held = capabilities()
+    if not any(held):
+        return schedule
+    if not int.from_bytes(held[4:8], sys.byteorder) >> _CAP_SYS_ADMIN & 1:
+        return lambda: (schedule(), capabilities(), _identity())
+    namespaces = _namespaces_reader()
+    return lambda: (schedule(), capabilities(), _identity(), namespaces())
 
 
 @functools.cache
@@ -60,14 +62,19 @@ def _library() -> Any:
 def _schedule_reader() -> Look:
     buffer = ctypes.create_string_buffer(16)
     # PR_GET_NAME(2const): the name in /proc/thread-self/comm.
-    read_name = functools.partial(_library().prctl, _PR_GET_NAME, buffer)
+    read_name = functools.partial(_library().prctl, _PR_GET_NAME, ctypes.byref(buffer))
     if read_name() == -1:
         raise NotImplementedError
-    read_mask = functools.partial(_signal.pthread_sigmask, _signal.SIG_BLOCK, ())
 
     def read() -> object:
         read_name()
-        return read_mask(), sched_getaffinity(0), getpriority(PRIO_PROCESS, 0), sched_getscheduler(0), buffer.raw
+        return (
+            pthread_sigmask(SIG_BLOCK, ()),
+            sched_getaffinity(0),
+            getpriority(PRIO_PROCESS, 0),
+            sched_getscheduler(0),
+            buffer.raw,
+        )
 
     return read
 

@@ -14,32 +14,37 @@ from collections.abc import Callable
 from sys import get_asyncgen_hooks, get_coroutine_origin_tracking_depth, getprofile, gettrace
 from weakref import getweakrefcount
 
-from compat.pool.kernel_state import Look, ctypes, looks
+from compat.pool.kernel_state import Look, ctypes, kernel_reader
 
 
 class ThreadState:
     """The state of `thread`, the calling one, now; to be compared later by the same thread."""
 
+    __slots__ = ("_look", "_was")
+    _usual: object = None
+
     def __init__(self, thread: threading.Thread) -> None:
         try:
-            self._looks: list[Look] = [_interpreter_reader(thread), _locals_counter(), *looks()]
+            self._look: Look = _reader(thread)
             self._was = self._look()
         except (NotImplementedError, OSError):  # a filter of system calls may forbid to look
-            self._looks, self._was = [], []
+            self._look, self._was = object, None  # nothing is equal to that
+        # One for all threads that began alike: it is half a kilobyte, for each idle connection.
+        if self._was == ThreadState._usual:
+            self._was = ThreadState._usual
+        ThreadState._usual = self._was
 
     def is_as_new(self) -> bool:
         """Whether nothing is left over; false also where that cannot be known."""
         try:
-            return bool(self._looks) and self._look() == self._was
+            return self._look() == self._was
         except OSError:
             return False
 
-    def _look(self) -> list[object]:
-        return [look() for look in self._looks]
 
-
-def _interpreter_reader(thread: threading.Thread) -> Look:
-    attributes = vars(thread)
+def _reader(thread: threading.Thread) -> Look:
+    """Make one function for all that is looked at: what costs are the calls in between."""
+    attributes, count_locals, read_kernel = vars(thread), _locals_counter(), kernel_reader()
 
     def read() -> object:
         return (
@@ -50,6 +55,8 @@ def _interpreter_reader(thread: threading.Thread) -> Look:
             _get_running_loop(),
             len(attributes),
             getweakrefcount(thread),  # values for threads in a WeakKeyDictionary
+            count_locals(),
+            read_kernel(),
         )
 
     return read
