@@ -14,7 +14,7 @@
 #define LARGE 8192 /* bytes from which copying costs more than resizing */
 
 static int can_receive(State *state, Connection *self) {
-    return is_plain(self, self->recv, state->recv) && is_waiter(state, self->reading);
+    return is_plain(self, self->recv, state->recv) && is_waiter(self->reading);
 }
 
 static int has_buffered(Connection *self) {
@@ -88,7 +88,7 @@ static PySendResult next_chunk(State *state, Operation *self, int was, Py_ssize_
     for (int ready = was != FRESH;;) {
         if (!ready) {
             Waiter *waiter = (Waiter *)connection->reading;
-            if (!is_waiter(state, connection->reading) || is_busy(waiter))
+            if (!is_waiter(connection->reading) || is_busy(waiter))
                 return operation_leave_to_pure(self, result); /* which raises the error */
             if (connection->watching == Py_True)
                 return operation_wait(self, waiter, result);
@@ -258,7 +258,7 @@ static PySendResult receive_until_step(State *state, Operation *self, int was, P
     if (buffer == NULL)
         return operation_fail(self);
     Py_XSETREF(connection->buffer, buffer); /* which was empty */
-    if (!is_waiter(state, connection->reading) || !may_have_line(connection, delimiter, self->max))
+    if (!is_waiter(connection->reading) || !may_have_line(connection, delimiter, self->max))
         return operation_leave_to_pure(self, result);
     return operation_return(self, cut_line(connection, delimiter, self->max), result);
 }

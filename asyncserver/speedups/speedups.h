@@ -37,7 +37,9 @@ struct State {
     PyTypeObject *method, *operation;
     PyTypeObject *waiter, *connection;           /* fields.c */
     PyTypeObject *datagram, *ring, *batch;       /* datagrams.h */
-    PyTypeObject *seen_waiter, *seen_connection; /* the last subclass of each that was met */
+    PyTypeObject *seen; /* the class of the connection that was met last, and its methods; see is_connection() */
+    unsigned seen_version;
+    PyObject *seen_on_readable, *seen_spun;
     PyObject *names[NAME_COUNT];
     PyObject *blocked; /* ("blocked",): the keyword of _send_rest() */
     PyObject *end_of_stream;
@@ -86,6 +88,7 @@ struct State {
 
 typedef struct {
     PyObject_HEAD
+    vectorcallfunc vectorcall;
     WAITER_OBJECTS(FIELD)
     char blocking;
 } Waiter;
@@ -100,6 +103,9 @@ typedef struct {
     char shared;
     char large; /* the last receive took much, or (2) all that it could: the next one needs room, and time */
 } Connection;
+
+PyObject *waiter_getattro(PyObject *self, PyObject *name);
+int connection_meet(State *state, PyObject *object);
 
 /* method.c */
 
@@ -151,25 +157,22 @@ static inline int failed(PyObject *value) {
     return value == NULL;
 }
 
-/* Whether an object has a struct of fields.c. Mostly it is of the class that the last one had: no look at its bases. */
-static inline int has_struct(PyObject *object, PyTypeObject *base, PyTypeObject **seen) {
-    if (object == NULL || base == NULL)
-        return 0;
-    if (Py_IS_TYPE(object, *seen))
-        return 1;
-    if (!PyObject_TypeCheck(object, base))
-        return 0;
-    Py_XSETREF(*seen, (PyTypeObject *)Py_NewRef(Py_TYPE(object)));
-    return 1;
-}
-
 /* Whether a task waits there, or has been woken and is about to run. */
 static inline int is_busy(Waiter *self) {
     return self->wakeup != NULL && self->wakeup != Py_None;
 }
 
-#define is_waiter(state, object) has_struct(object, (state)->waiter, &(state)->seen_waiter)
-#define is_connection(state, object) has_struct(object, (state)->connection, &(state)->seen_connection)
+/* Whether an object has the struct of a Waiter: all its subclasses inherit the function, and nobody else. */
+static inline int is_waiter(PyObject *object) {
+    return object != NULL && Py_TYPE(object)->tp_getattro == waiter_getattro;
+}
+
+/* Whether an object has the struct of a Connection. Then the state knows its class. Mostly that is the class of the last
+ * one, and nobody has changed it or its bases since: then its version is the same. */
+static inline int is_connection(State *state, PyObject *object) {
+    return (Py_IS_TYPE(object, state->seen) && state->seen->tp_version_tag == state->seen_version) ||
+           connection_meet(state, object);
+}
 
 /* Whether a state of a connection (connections/states.py) is the socket's own method: no TLS, no drain, not closed.
  * A program that has the socket may have closed it, and its number may be another's: then Python asks the socket. */
@@ -177,9 +180,11 @@ static inline int is_plain(Connection *self, PyObject *now, PyCFunction method) 
     return now != NULL && PyCFunction_CheckExact(now) && PyCFunction_GET_FUNCTION(now) == method && !self->shared;
 }
 
-/* Count an operation that need not wait: Connection._spun(). */
+/* Count an operation that need not wait: _spun() of the connection that was met last. */
 static inline int spun(State *state, Connection *self) {
-    PyObject *answer = PyObject_CallMethodNoArgs((PyObject *)self, N(_spun));
+    PyObject *object = (PyObject *)self;
+    PyObject *answer = is_connection(state, object) ? PyObject_CallOneArg(state->seen_spun, object)
+                                                    : PyObject_CallMethodNoArgs(object, N(_spun));
     int truth = answer == NULL ? -1 : PyObject_IsTrue(answer);
     Py_XDECREF(answer);
     return truth;
