@@ -67,21 +67,25 @@ static PyType_Spec waiter_spec = {"asyncserver.net.waiter.WaiterFields", sizeof(
 
 LIFE(Connection, connection, CONNECTION_OBJECTS)
 
-/* Look up once what is called of each connection of a class; false if the object has no struct. */
+/* Whether a class has a method as it is compiled. */
+static int has_ours(State *state, PyTypeObject *type, PyObject *name) {
+    PyObject *found = PyObject_GetAttr((PyObject *)type, name);
+    int ours = found != NULL && Py_IS_TYPE(found, state->method);
+    Py_XDECREF(found);
+    return ours;
+}
+
+/* Look once at a class that connections have; false if the object has no struct. */
 int connection_meet(State *state, PyObject *object) {
     PyTypeObject *type = Py_TYPE(object);
     if (state->connection == NULL || !PyObject_TypeCheck(object, state->connection))
         return 0;
-    PyObject *spun = PyObject_GetAttr((PyObject *)type, N(_spun));
-    PyObject *on_readable = spun == NULL ? NULL : PyObject_GetAttr((PyObject *)type, N(_on_readable));
-    if (on_readable == NULL) {
-        PyErr_Clear();
-        Py_XDECREF(spun);
-        return 0;
-    }
+    PyObject *limit = PyObject_GetAttr((PyObject *)type, N(_SPIN_LIMIT));
+    state->spin_limit = limit != NULL && has_ours(state, type, N(_spun)) ? PyLong_AsLong(limit) : 0;
+    Py_XDECREF(limit);
+    state->wakes_readers = has_ours(state, type, N(_on_readable));
+    PyErr_Clear(); /* what is missing is none of ours */
     Py_XSETREF(state->seen, (PyTypeObject *)Py_NewRef(type));
-    Py_XSETREF(state->seen_spun, spun);
-    Py_XSETREF(state->seen_on_readable, on_readable);
     state->seen_version = type->tp_version_tag ? type->tp_version_tag : UINT_MAX; /* 0: it has none, look again */
     return 1;
 }

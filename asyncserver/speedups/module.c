@@ -110,8 +110,6 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->ring);
     Py_VISIT(state->batch);
     Py_VISIT(state->seen);
-    Py_VISIT(state->seen_spun);
-    Py_VISIT(state->seen_on_readable);
     Py_VISIT(state->end_of_stream);
     Py_VISIT(state->stop);
     return 0;
@@ -128,8 +126,6 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->ring);
     Py_CLEAR(state->batch);
     Py_CLEAR(state->seen);
-    Py_CLEAR(state->seen_spun);
-    Py_CLEAR(state->seen_on_readable);
     Py_CLEAR(state->end_of_stream);
     Py_CLEAR(state->stop);
     return 0;

@@ -22,39 +22,35 @@ static State *state_of(Operation *self) {
     return PyType_GetModuleState(Py_TYPE(self));
 }
 
-Operation *operation_new(State *state, Step step, PyObject *pure, PyObject *const *args, Py_ssize_t nargs,
-                         PyObject *keywords) {
+PyObject *operation_new(State *state, Step step, PyObject *pure, PyObject *const *args, Py_ssize_t nargs,
+                        Py_ssize_t max) {
     Operation *self;
     if (state->free_count > 0)
         self = (Operation *)PyObject_Init((PyObject *)state->free[--state->free_count], state->operation);
     else if ((self = PyObject_GC_New(Operation, state->operation)) == NULL)
         return NULL;
-    Py_ssize_t all = nargs + (keywords == NULL ? 0 : PyTuple_GET_SIZE(keywords));
-    for (Py_ssize_t i = 0; i < 4; i++)
-        self->args[i] = i < all ? Py_NewRef(args[i]) : NULL;
     self->step = step;
     self->pure = Py_NewRef(pure);
     self->nargs = nargs;
-    self->keywords = Py_XNewRef(keywords);
+    for (Py_ssize_t i = 0; i < nargs; i++)
+        self->args[i] = Py_NewRef(args[i]);
     self->waiter = NULL;
-    self->delegate = self->end = NULL;
-    self->max = 0;
+    self->delegate = NULL;
+    self->max = max;
     self->state = FRESH;
     self->running = 0;
     self->warns = 1;
     PyObject_GC_Track(self);
-    return self;
+    return (PyObject *)self;
 }
 
 static int operation_traverse(Operation *self, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(self->pure);
-    for (int i = 0; i < 4; i++)
+    for (Py_ssize_t i = 0; i < self->nargs; i++)
         Py_VISIT(self->args[i]);
-    Py_VISIT(self->keywords);
     Py_VISIT(self->waiter);
     Py_VISIT(self->delegate);
-    Py_VISIT(self->end);
     return 0;
 }
 
@@ -69,11 +65,9 @@ static void operation_leave(Operation *self) {
 static int operation_clear(Operation *self) {
     operation_leave(self);
     Py_CLEAR(self->pure);
-    for (int i = 0; i < 4; i++)
+    for (Py_ssize_t i = 0; i < self->nargs; i++)
         Py_CLEAR(self->args[i]);
-    Py_CLEAR(self->keywords);
     Py_CLEAR(self->delegate);
-    Py_CLEAR(self->end);
     return 0;
 }
 
@@ -169,7 +163,7 @@ PySendResult operation_delegate(Operation *self, PyObject *awaitable, PyObject *
 }
 
 PySendResult operation_leave_to_pure(Operation *self, PyObject **result) {
-    return operation_delegate(self, call_pure(self->pure, self->args, self->nargs, self->keywords), result);
+    return operation_delegate(self, call_pure(self->pure, self->args, self->nargs, NULL), result);
 }
 
 /* An exception is raised. The system's means that the connection is broken: `_broken()` sets the states that say so,

@@ -12,8 +12,8 @@
 #define READABLE (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)
 #define WRITABLE (EPOLLOUT | EPOLLHUP | EPOLLERR)
 
-/* Connection._on_readable(), as Python calls it: from a subclass's, say. See report(). */
-static PyObject *on_readable(State *Py_UNUSED(state), PyObject *pure, PyObject *const *args, Py_ssize_t nargs,
+/* Connection._on_readable() and _spun(), where Python calls them. report() and spun() do without. */
+static PyObject *call_python(State *Py_UNUSED(state), PyObject *pure, PyObject *const *args, Py_ssize_t nargs,
                              PyObject *names) {
     return call_pure(pure, args, nargs, names);
 }
@@ -43,7 +43,7 @@ static int report(State *state, PyObject *connections, PyObject *awake, struct e
     Py_XDECREF(fd);
     if (connection == NULL)
         return PyErr_Occurred() ? -1 : 0; /* closed by a handler that ran earlier in this batch */
-    int failure = 0, usual = is_connection(state, connection) && Py_IS_TYPE(state->seen_on_readable, state->method);
+    int failure = 0, usual = is_connection(state, connection) && state->wakes_readers;
     Waiter *waiter = usual && is_waiter(((Connection *)connection)->reading)
                          ? (Waiter *)((Connection *)connection)->reading : NULL;
     if (event->events & READABLE)
@@ -122,23 +122,9 @@ static PyObject *unwatch(State *state, PyObject *pure, PyObject *const *args, Py
     return set_watching(state, pure, args, nargs, names, 0);
 }
 
-/* Connection._spun(): the limit is the Python module's. */
-static PyObject *count_spin(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs, PyObject *names) {
-    PyObject *module = PyFunction_Check(pure) ? PyFunction_GetGlobals(pure) : NULL;
-    PyObject *limit = module == NULL ? NULL : PyDict_GetItemWithError(module, N(_SPIN_LIMIT));
-    if (limit == NULL || nargs != 1 || names != NULL || !is_connection(state, args[0]))
-        return PyErr_Occurred() ? NULL : call_pure(pure, args, nargs, names);
-    Connection *self = (Connection *)args[0];
-    long most = PyLong_AsLong(limit);
-    if (most == -1 && PyErr_Occurred())
-        return NULL;
-    self->spins = self->spins + 1 < most ? self->spins + 1 : 0;
-    return PyBool_FromLong(self->spins == 0);
-}
-
 const Function poller_functions[] = {
-    {"Connection._on_readable", on_readable},
-    {"Connection._spun", count_spin},
+    {"Connection._on_readable", call_python},
+    {"Connection._spun", call_python},
     {"Connection._unwatch", unwatch},
     {"Connection._watch", watch},
     {"Poller._on_ready", on_ready},

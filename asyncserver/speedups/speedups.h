@@ -37,9 +37,10 @@ struct State {
     PyTypeObject *method, *operation;
     PyTypeObject *waiter, *connection;           /* fields.c */
     PyTypeObject *datagram, *ring, *batch;       /* datagrams.h */
-    PyTypeObject *seen; /* the class of the connection that was met last, and its methods; see is_connection() */
+    PyTypeObject *seen; /* the class of the connection that was met last: is_connection() */
     unsigned seen_version;
-    PyObject *seen_on_readable, *seen_spun;
+    long spin_limit;    /* of that class; not above 0: it has its own `_spun()` */
+    char wakes_readers; /* it has no `_on_readable()` of its own */
     PyObject *names[NAME_COUNT];
     PyObject *blocked; /* ("blocked",): the keyword of _send_rest() */
     PyObject *end_of_stream;
@@ -127,12 +128,10 @@ struct Operation {
     PyObject_HEAD
     Step step;
     PyObject *pure;     /* the Python function whose work this is */
-    PyObject *args[4];  /* what it was called with; the first is the connection */
+    PyObject *args[4];  /* what it was called with, to be called with again; the first is the connection */
     Py_ssize_t nargs;
-    PyObject *keywords; /* their names, as in PEP 590 */
     Waiter *waiter;     /* where it waits */
     PyObject *delegate; /* the awaitable that does the rest */
-    PyObject *end;      /* receive: what the end of the stream raises */
     Py_ssize_t max;     /* receive: bytes; receive_until: bytes to search */
     char state;
     char running; /* as no other may go on, or end it, meanwhile */
@@ -140,8 +139,8 @@ struct Operation {
 };
 
 extern PyType_Spec operation_spec;
-Operation *operation_new(State *state, Step step, PyObject *pure, PyObject *const *args, Py_ssize_t nargs,
-                         PyObject *keywords);
+PyObject *operation_new(State *state, Step step, PyObject *pure, PyObject *const *args, Py_ssize_t nargs,
+                        Py_ssize_t max);
 PySendResult operation_wait(Operation *self, Waiter *waiter, PyObject **result);
 PySendResult operation_pause(State *state, Operation *self, Waiter *waiter, PyObject **result);
 PySendResult operation_return(Operation *self, PyObject *value, PyObject **result);
@@ -180,11 +179,13 @@ static inline int is_plain(Connection *self, PyObject *now, PyCFunction method) 
     return now != NULL && PyCFunction_CheckExact(now) && PyCFunction_GET_FUNCTION(now) == method && !self->shared;
 }
 
-/* Count an operation that need not wait: _spun() of the connection that was met last. */
+/* Count an operation that need not wait, as Connection._spun(); -1 with an exception. */
 static inline int spun(State *state, Connection *self) {
-    PyObject *object = (PyObject *)self;
-    PyObject *answer = is_connection(state, object) ? PyObject_CallOneArg(state->seen_spun, object)
-                                                    : PyObject_CallMethodNoArgs(object, N(_spun));
+    if (is_connection(state, (PyObject *)self) && state->spin_limit > 0) {
+        self->spins = self->spins + 1 < state->spin_limit ? self->spins + 1 : 0;
+        return self->spins == 0;
+    }
+    PyObject *answer = PyObject_CallMethodNoArgs((PyObject *)self, N(_spun));
     int truth = answer == NULL ? -1 : PyObject_IsTrue(answer);
     Py_XDECREF(answer);
     return truth;
