@@ -183,37 +183,27 @@ PySendResult operation_raised(State *state, Operation *self, PyObject **result) 
 
 /* -- as a coroutine */
 
-/* Whether another call of it has not returned yet: a state's function, a signal's handler may get at it. */
-static int is_running(Operation *self) {
+/* Refuse what is over, or runs: a state's function, a signal's handler may get at it. */
+static int is_refused(Operation *self) {
     if (self->running)
         PyErr_SetString(PyExc_ValueError, "coroutine already executing");
-    return self->running;
-}
-
-static PySendResult operation_go_on(Operation *self, PyObject *arg, PyObject **result) {
-    State *state = state_of(self);
-    int was = self->state;
-    if (state == NULL)
-        return PYGEN_ERROR;
-    if (state->stop != NULL && Py_REFCNT(state->stop) == 1)
-        Py_CLEAR(((PyStopIterationObject *)state->stop)->value); /* the last result need not stay */
-    if (was == DELEGATED)
-        return from_delegate(self, arg, result);
-    if (was == DONE) {
+    else if (self->state == DONE)
         PyErr_SetString(PyExc_RuntimeError, "cannot reuse already awaited coroutine");
-        return PYGEN_ERROR;
-    }
-    if (self->waiter != NULL)
-        Py_CLEAR(self->waiter->wakeup);
-    return self->step(state, self, was, result);
+    return self->running || self->state == DONE;
 }
 
 static PySendResult operation_am_send(Operation *self, PyObject *arg, PyObject **result) {
+    State *state = state_of(self);
     *result = NULL;
-    if (is_running(self))
+    if (state == NULL || is_refused(self))
         return PYGEN_ERROR;
+    if (state->stop != NULL && Py_REFCNT(state->stop) == 1)
+        Py_CLEAR(((PyStopIterationObject *)state->stop)->value); /* the last result need not stay */
+    if (self->waiter != NULL && self->delegate == NULL)
+        Py_CLEAR(self->waiter->wakeup);
     self->running = 1;
-    PySendResult how = operation_go_on(self, arg, result);
+    PySendResult how = self->delegate == NULL ? self->step(state, self, self->state, result)
+                                              : from_delegate(self, arg, result);
     self->running = 0;
     return how;
 }
@@ -264,7 +254,7 @@ static PyObject *operation_throw(Operation *self, PyObject *const *args, Py_ssiz
     State *state = state_of(self);
     if (nargs < 1 || nargs > 3)
         return PyErr_Format(PyExc_TypeError, "throw() takes an exception; got %zd arguments", nargs);
-    if (state == NULL || is_running(self))
+    if (state == NULL || is_refused(self))
         return NULL;
     if (self->delegate != NULL) {
         PyObject *throw = PyObject_GetAttr(self->delegate, N(throw));
@@ -278,10 +268,6 @@ static PyObject *operation_throw(Operation *self, PyObject *const *args, Py_ssiz
         }
         return result;
     }
-    if (self->state == DONE) {
-        PyErr_SetString(PyExc_RuntimeError, "cannot reuse already awaited coroutine");
-        return NULL;
-    }
     operation_leave(self);
     if (PyExceptionInstance_Check(args[0]))
         PyErr_SetObject((PyObject *)Py_TYPE(args[0]), args[0]);
@@ -292,7 +278,7 @@ static PyObject *operation_throw(Operation *self, PyObject *const *args, Py_ssiz
 
 static PyObject *operation_close(Operation *self, PyObject *Py_UNUSED(ignored)) {
     State *state = state_of(self);
-    if (state == NULL || is_running(self))
+    if (state == NULL || (self->state != DONE && is_refused(self)))
         return NULL;
     PyObject *delegate = self->delegate;
     self->delegate = NULL;
