@@ -58,10 +58,12 @@ static int waiter_setattro(PyObject *self, PyObject *name, PyObject *value) {
 }
 
 static PyType_Slot waiter_slots[] = {
-    SLOTS_WITH(waiter, waiter_new, "What a waiter keeps."), {Py_tp_call, PyVectorcall_Call}, {Py_tp_getattro, waiter_getattro}, {Py_tp_setattro, waiter_setattro},
-    {0, NULL},
+    SLOTS_WITH(waiter, waiter_new, "What a waiter keeps."), {Py_tp_call, PyVectorcall_Call},
+    {Py_tp_getattro, waiter_getattro}, {Py_tp_setattro, waiter_setattro}, {0, NULL},
 };
-static PyType_Spec waiter_spec = {"asyncserver.net.waiter.WaiterFields", sizeof(Waiter), 0, FLAGS | Py_TPFLAGS_HAVE_VECTORCALL, waiter_slots};
+static PyType_Spec waiter_spec = {
+    "asyncserver.net.waiter.WaiterFields", sizeof(Waiter), 0, FLAGS | Py_TPFLAGS_HAVE_VECTORCALL, waiter_slots,
+};
 
 /* -- Connection */
 
@@ -72,6 +74,7 @@ static int has_ours(State *state, PyTypeObject *type, PyObject *name) {
     PyObject *found = PyObject_GetAttr((PyObject *)type, name);
     int ours = found != NULL && Py_IS_TYPE(found, state->method);
     Py_XDECREF(found);
+    PyErr_Clear(); /* what is missing is none of ours */
     return ours;
 }
 
@@ -80,11 +83,12 @@ int connection_meet(State *state, PyObject *object) {
     PyTypeObject *type = Py_TYPE(object);
     if (state->connection == NULL || !PyObject_TypeCheck(object, state->connection))
         return 0;
-    PyObject *limit = PyObject_GetAttr((PyObject *)type, N(_SPIN_LIMIT));
-    state->spin_limit = limit != NULL && has_ours(state, type, N(_spun)) ? PyLong_AsLong(limit) : 0;
-    Py_XDECREF(limit);
     state->wakes_readers = has_ours(state, type, N(_on_readable));
-    PyErr_Clear(); /* what is missing is none of ours */
+    int spins = has_ours(state, type, N(_spun));
+    PyObject *limit = PyObject_GetAttr((PyObject *)type, N(_SPIN_LIMIT));
+    state->spin_limit = limit != NULL && spins ? PyLong_AsLong(limit) : 0;
+    Py_XDECREF(limit);
+    PyErr_Clear();
     Py_XSETREF(state->seen, (PyTypeObject *)Py_NewRef(type));
     state->seen_version = type->tp_version_tag ? type->tp_version_tag : UINT_MAX; /* 0: it has none, look again */
     return 1;

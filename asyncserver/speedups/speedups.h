@@ -166,8 +166,8 @@ static inline int is_waiter(PyObject *object) {
     return object != NULL && Py_TYPE(object)->tp_getattro == waiter_getattro;
 }
 
-/* Whether an object has the struct of a Connection. Then the state knows its class. Mostly that is the class of the last
- * one, and nobody has changed it or its bases since: then its version is the same. */
+/* Whether an object has the struct of a Connection. Then the state knows its class. Mostly that is the class of the
+ * last one, and nobody has changed it or its bases since: then its version is the same. */
 static inline int is_connection(State *state, PyObject *object) {
     return (Py_IS_TYPE(object, state->seen) && state->seen->tp_version_tag == state->seen_version) ||
            connection_meet(state, object);

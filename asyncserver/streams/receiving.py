@@ -107,8 +107,8 @@ class Receiving(TLSConnection):
             if not self._buffer:
                 index(max_bytes)  # raises before bytes are taken
                 data = await self._chunk(CHUNK, EndOfStream, True)
-                line, found, rest = data.partition(delimiter)
-                if found and not rest and len(data) <= max_bytes:  # mostly so: one line, and no buffer
+                line, delimited, rest = data.partition(delimiter)
+                if delimited and not rest and len(data) <= max_bytes:  # mostly so: one line, and no buffer
                     if self._message_start[0] != self.bytes_sent:  # begin_message(), inlined
                         self._message_start = self.bytes_sent, self.bytes_received - len(data)
                     return line
