@@ -39,10 +39,6 @@ CHUNK = 65536
 # After a receive of CHUNK the next may take much more, until fewer than FEW come.
 FEW = CHUNK // 4
 
-# Operations in a row that need not wait, until the stream lets others run. At about 5 us each,
-# another connection waits a third of a millisecond for them.
-_SPIN_LIMIT = 64
-
 # SO_LINGER with no time: close() discards what is unsent and resets, socket(7).
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -60,6 +56,10 @@ class Connection(Dialogue):
         "peer_address",
         "proxy_header",
     )
+
+    # Operations in a row that need not wait, until the stream lets others run. At about 5 us each,
+    # another connection waits a third of a millisecond for them.
+    _SPIN_LIMIT = 64
 
     _loan: Loan | None = None  # the server's, of a socket that was given to a thread
     _departure: Departure | None = None  # where tasks wait for the peer's end
@@ -173,7 +173,7 @@ class Connection(Dialogue):
     def _spun(self) -> bool:
         """Count an operation that need not wait; true when it is time to let others run."""
         self._spins += 1
-        if self._spins < _SPIN_LIMIT:
+        if self._spins < self._SPIN_LIMIT:
             return False
         self._spins = 0
         return True

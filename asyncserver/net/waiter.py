@@ -115,7 +115,6 @@ class Waiter(WaiterFields):
 
     # What asyncio.Task calls of a future
 
-    @accelerate
     def add_done_callback(self, callback: Callable[[Waiter], object], *, context: Context) -> None:
         """Keep the task's wake-up; called by the task."""
         self.wakeup = callback

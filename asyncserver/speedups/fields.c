@@ -14,16 +14,85 @@ LIFE(Waiter, waiter, WAITER_OBJECTS)
 static PyMemberDef waiter_members[] = {
     WAITER_OBJECTS(MEMBER)
     {"_asyncio_future_blocking", T_BOOL, offsetof(Waiter, blocking), 0, NULL},
+    {"__vectorcalloffset__", T_PYSSIZET, offsetof(Waiter, vectorcall), READONLY, NULL},
     {0},
 };
 #undef MEMBER
 
-static PyType_Slot waiter_slots[] = {SLOTS(waiter, "What a waiter keeps."), {0, NULL}};
-PyType_Spec waiter_spec = {"asyncserver.net.waiter.WaiterFields", sizeof(Waiter), 0, FLAGS, waiter_slots};
+#define IS(name, text) \
+    (PyUnicode_GET_LENGTH(name) == sizeof text - 1 && memcmp(PyUnicode_DATA(name), text, sizeof text - 1) == 0)
+
+/* What a task asks for at each wait (Task.__step, asyncio/tasks.py) is found at once, all else as usual. */
+PyObject *waiter_getattro(PyObject *self, PyObject *name) {
+    if (IS(name, "_asyncio_future_blocking"))
+        return PyBool_FromLong(((Waiter *)self)->blocking);
+    if (IS(name, "get_loop") && ((Waiter *)self)->get_loop != NULL)
+        return Py_NewRef(((Waiter *)self)->get_loop);
+    if (IS(name, "add_done_callback") && Py_TYPE(self)->tp_base->tp_base == &PyBaseObject_Type) /* not overridden */
+        return Py_NewRef(self); /* called, it does just that: no bound method is made for each wait */
+    return PyObject_GenericGetAttr(self, name);
+}
+
+/* As Waiter.add_done_callback(callback, context=...). */
+static PyObject *waiter_vectorcall(PyObject *waiter, PyObject *const *args, size_t nargsf, PyObject *names) {
+    Waiter *self = (Waiter *)waiter;
+    if (PyVectorcall_NARGS(nargsf) != 1 || names == NULL || PyTuple_GET_SIZE(names) != 1)
+        return PyErr_Format(PyExc_TypeError, "add_done_callback() takes a callback, and context=");
+    Py_XSETREF(self->wakeup, Py_NewRef(args[0]));
+    Py_XSETREF(self->context, Py_NewRef(args[1]));
+    Py_RETURN_NONE;
+}
+
+static PyObject *waiter_new(PyTypeObject *type, PyObject *args, PyObject *names) {
+    Waiter *self = (Waiter *)PyType_GenericNew(type, args, names);
+    if (self != NULL)
+        self->vectorcall = waiter_vectorcall;
+    return (PyObject *)self;
+}
+
+static int waiter_setattro(PyObject *self, PyObject *name, PyObject *value) {
+    if (value != Py_False || !IS(name, "_asyncio_future_blocking"))
+        return PyObject_GenericSetAttr(self, name, value);
+    ((Waiter *)self)->blocking = 0;
+    return 0;
+}
+
+static PyType_Slot waiter_slots[] = {
+    SLOTS_WITH(waiter, waiter_new, "What a waiter keeps."), {Py_tp_call, PyVectorcall_Call},
+    {Py_tp_getattro, waiter_getattro}, {Py_tp_setattro, waiter_setattro}, {0, NULL},
+};
+PyType_Spec waiter_spec = {
+    "asyncserver.net.waiter.WaiterFields", sizeof(Waiter), 0, FLAGS | Py_TPFLAGS_HAVE_VECTORCALL, waiter_slots,
+};
 
 /* -- Connection */
 
 LIFE(Connection, connection, CONNECTION_OBJECTS)
+
+/* Whether a class has a method as it is compiled. */
+static int has_ours(State *state, PyTypeObject *type, PyObject *name) {
+    PyObject *found = PyObject_GetAttr((PyObject *)type, name);
+    int ours = found != NULL && Py_IS_TYPE(found, state->method);
+    Py_XDECREF(found);
+    PyErr_Clear(); /* what is missing is none of ours */
+    return ours;
+}
+
+/* Look once at a class that connections have; false if the object has no struct. */
+int connection_meet(State *state, PyObject *object) {
+    PyTypeObject *type = Py_TYPE(object);
+    if (!PyObject_TypeCheck(object, state->connection))
+        return 0;
+    state->wakes_readers = has_ours(state, type, N(_on_readable));
+    int spins = has_ours(state, type, N(_spun));
+    PyObject *limit = PyObject_GetAttr((PyObject *)type, N(_SPIN_LIMIT));
+    state->spin_limit = limit != NULL && spins ? PyLong_AsLong(limit) : 0;
+    Py_XDECREF(limit);
+    PyErr_Clear();
+    Py_XSETREF(state->seen, Py_NewRef(type));
+    state->seen_version = type->tp_version_tag ? type->tp_version_tag : UINT_MAX; /* 0: it has none, look again */
+    return 1;
+}
 
 static PyObject *connection_get_message_start(Connection *self, void *Py_UNUSED(closure)) {
     return Py_BuildValue("(LL)", self->message_sent, self->message_at);

@@ -72,5 +72,7 @@ static PyType_Slot slots[] = {
 };
 PyType_Spec method_spec = {
     "asyncserver.speedups.Method", sizeof(Method), 0,
-    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL | Py_TPFLAGS_METHOD_DESCRIPTOR, slots,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL | Py_TPFLAGS_METHOD_DESCRIPTOR |
+        Py_TPFLAGS_IMMUTABLETYPE, /* LOAD_ATTR insists */
+    slots,
 };

@@ -22,39 +22,35 @@ static State *state_of(Operation *self) {
     return PyType_GetModuleState(Py_TYPE(self));
 }
 
-Operation *operation_new(State *state, Step step, PyObject *pure, PyObject *const *args, Py_ssize_t nargs,
-                         PyObject *keywords) {
+PyObject *operation_new(State *state, Step step, PyObject *pure, PyObject *const *args, Py_ssize_t nargs,
+                        Py_ssize_t max) {
     Operation *self;
     if (state->free_count > 0)
         self = (Operation *)PyObject_Init((PyObject *)state->free[--state->free_count], state->operation);
     else if ((self = PyObject_GC_New(Operation, state->operation)) == NULL)
         return NULL;
-    Py_ssize_t all = nargs + (keywords == NULL ? 0 : PyTuple_GET_SIZE(keywords));
-    for (Py_ssize_t i = 0; i < 4; i++)
-        self->args[i] = i < all ? Py_NewRef(args[i]) : NULL;
     self->step = step;
     self->pure = Py_NewRef(pure);
     self->nargs = nargs;
-    self->keywords = Py_XNewRef(keywords);
+    for (Py_ssize_t i = 0; i < nargs; i++)
+        self->args[i] = Py_NewRef(args[i]);
     self->waiter = NULL;
-    self->delegate = self->end = NULL;
-    self->max = 0;
+    self->delegate = NULL;
+    self->max = max;
     self->state = FRESH;
     self->running = 0;
     self->warns = 1;
     PyObject_GC_Track(self);
-    return self;
+    return (PyObject *)self;
 }
 
 static int operation_traverse(Operation *self, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(self->pure);
-    for (int i = 0; i < 4; i++)
+    for (Py_ssize_t i = 0; i < self->nargs; i++)
         Py_VISIT(self->args[i]);
-    Py_VISIT(self->keywords);
     Py_VISIT(self->waiter);
     Py_VISIT(self->delegate);
-    Py_VISIT(self->end);
     return 0;
 }
 
@@ -69,11 +65,9 @@ static void operation_leave(Operation *self) {
 static int operation_clear(Operation *self) {
     operation_leave(self);
     Py_CLEAR(self->pure);
-    for (int i = 0; i < 4; i++)
+    for (Py_ssize_t i = 0; i < self->nargs; i++)
         Py_CLEAR(self->args[i]);
-    Py_CLEAR(self->keywords);
     Py_CLEAR(self->delegate);
-    Py_CLEAR(self->end);
     return 0;
 }
 
@@ -169,7 +163,7 @@ PySendResult operation_delegate(Operation *self, PyObject *awaitable, PyObject *
 }
 
 PySendResult operation_leave_to_pure(Operation *self, PyObject **result) {
-    return operation_delegate(self, call_pure(self->pure, self->args, self->nargs, self->keywords), result);
+    return operation_delegate(self, call_pure(self->pure, self->args, self->nargs, NULL), result);
 }
 
 /* An exception is raised. The system's means that the connection is broken: `_broken()` sets the states that say so,
@@ -189,37 +183,27 @@ PySendResult operation_raised(State *state, Operation *self, PyObject **result) 
 
 /* -- as a coroutine */
 
-/* Whether another call of it has not returned yet: a state's function, a signal's handler may get at it. */
-static int is_running(Operation *self) {
+/* Refuse what is over, or runs: a state's function, a signal's handler may get at it. */
+static int is_refused(Operation *self) {
     if (self->running)
         PyErr_SetString(PyExc_ValueError, "coroutine already executing");
-    return self->running;
-}
-
-static PySendResult operation_go_on(Operation *self, PyObject *arg, PyObject **result) {
-    State *state = state_of(self);
-    int was = self->state;
-    if (state == NULL)
-        return PYGEN_ERROR;
-    if (state->stop != NULL && Py_REFCNT(state->stop) == 1)
-        Py_CLEAR(((PyStopIterationObject *)state->stop)->value); /* the last result need not stay */
-    if (was == DELEGATED)
-        return from_delegate(self, arg, result);
-    if (was == DONE) {
+    else if (self->state == DONE)
         PyErr_SetString(PyExc_RuntimeError, "cannot reuse already awaited coroutine");
-        return PYGEN_ERROR;
-    }
-    if (self->waiter != NULL)
-        Py_CLEAR(self->waiter->wakeup);
-    return self->step(state, self, was, result);
+    return self->running || self->state == DONE;
 }
 
 static PySendResult operation_am_send(Operation *self, PyObject *arg, PyObject **result) {
+    State *state = state_of(self);
     *result = NULL;
-    if (is_running(self))
+    if (state == NULL || is_refused(self))
         return PYGEN_ERROR;
+    if (state->stop != NULL && Py_REFCNT(state->stop) == 1)
+        Py_CLEAR(((PyStopIterationObject *)state->stop)->value); /* the last result need not stay */
+    if (self->waiter != NULL && self->delegate == NULL)
+        Py_CLEAR(self->waiter->wakeup);
     self->running = 1;
-    PySendResult how = operation_go_on(self, arg, result);
+    PySendResult how = self->delegate == NULL ? self->step(state, self, self->state, result)
+                                              : from_delegate(self, arg, result);
     self->running = 0;
     return how;
 }
@@ -270,7 +254,7 @@ static PyObject *operation_throw(Operation *self, PyObject *const *args, Py_ssiz
     State *state = state_of(self);
     if (nargs < 1 || nargs > 3)
         return PyErr_Format(PyExc_TypeError, "throw() takes an exception; got %zd arguments", nargs);
-    if (state == NULL || is_running(self))
+    if (state == NULL || is_refused(self))
         return NULL;
     if (self->delegate != NULL) {
         PyObject *throw = PyObject_GetAttr(self->delegate, N(throw));
@@ -284,10 +268,6 @@ static PyObject *operation_throw(Operation *self, PyObject *const *args, Py_ssiz
         }
         return result;
     }
-    if (self->state == DONE) {
-        PyErr_SetString(PyExc_RuntimeError, "cannot reuse already awaited coroutine");
-        return NULL;
-    }
     operation_leave(self);
     if (PyExceptionInstance_Check(args[0]))
         PyErr_SetObject((PyObject *)Py_TYPE(args[0]), args[0]);
@@ -298,7 +278,7 @@ static PyObject *operation_throw(Operation *self, PyObject *const *args, Py_ssiz
 
 static PyObject *operation_close(Operation *self, PyObject *Py_UNUSED(ignored)) {
     State *state = state_of(self);
-    if (state == NULL || is_running(self))
+    if (state == NULL || (self->state != DONE && is_refused(self)))
         return NULL;
     PyObject *delegate = self->delegate;
     self->delegate = NULL;

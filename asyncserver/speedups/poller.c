@@ -12,59 +12,43 @@
 #define READABLE (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)
 #define WRITABLE (EPOLLOUT | EPOLLHUP | EPOLLERR)
 
-/* Call a wake-up in its context. An error is the callback's: KeyboardInterrupt, say. */
-static int wake(PyObject *wakeup, PyObject *context, PyObject *awake) {
-    PyObject *type, *value, *traceback;
-    if (PyContext_Enter(context))
-        return -1;
-    int failure = failed(PyObject_CallOneArg(wakeup, awake));
-    PyErr_Fetch(&type, &value, &traceback);
-    if (PyContext_Exit(context))
-        failure = 1;
-    if (type != NULL)
-        PyErr_Restore(type, value, traceback);
-    return failure ? -1 : 0;
+/* Connection._on_readable() and _spun(), where Python calls them. report() and spun() do without. */
+static PyObject *call_python(State *Py_UNUSED(state), PyObject *pure, PyObject *const *args, Py_ssize_t nargs,
+                             PyObject *names) {
+    return call_pure(pure, args, nargs, names);
 }
 
-/* Connection._on_readable() */
-static PyObject *on_readable(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs, PyObject *names) {
-    Connection *self = nargs == 1 && names == NULL && is_connection(state, args[0]) ? (Connection *)args[0] : NULL;
-    Waiter *waiter = self != NULL && is_waiter(state, self->reading) ? (Waiter *)self->reading : NULL;
-    if (waiter == NULL || !is_busy(waiter) || waiter->context == NULL)
-        return call_pure(pure, args, nargs, names);
-    PyObject *awake = self->poller == NULL ? NULL : PyObject_GetAttr(self->poller, N(awake));
-    if (awake == NULL)
-        return PyErr_Occurred() ? NULL : call_pure(pure, args, nargs, names);
-    PyObject *wakeup = Py_NewRef(waiter->wakeup), *context = Py_NewRef(waiter->context);
-    int failure = wake(wakeup, context, awake);
-    Py_DECREF(awake);
+/* Run the waiting task's wake-up in its context. An error is the callback's: KeyboardInterrupt, say. */
+static int wake(Waiter *waiter, PyObject *awake) {
+    PyObject *wakeup = Py_NewRef(waiter->wakeup), *context = Py_NewRef(waiter->context), *type, *value, *traceback;
+    int failure = PyContext_Enter(context);
+    if (!failure && !failed(PyObject_CallOneArg(wakeup, awake))) {
+        failure = PyContext_Exit(context);
+    } else if (!failure) {
+        failure = -1;
+        PyErr_Fetch(&type, &value, &traceback);
+        PyContext_Exit(context);
+        PyErr_Restore(type, value, traceback);
+    }
     Py_DECREF(context);
     Py_DECREF(wakeup);
-    return failure ? NULL : Py_NewRef(Py_None);
+    return failure;
 }
 
-/* Waiter.add_done_callback(callback, context=...), as tasks call it. */
-static PyObject *add_done_callback(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs,
-                                   PyObject *names) {
-    if (nargs != 2 || names == NULL || PyTuple_GET_SIZE(names) != 1 || !is_waiter(state, args[0]) ||
-        !PyContext_CheckExact(args[2]))
-        return call_pure(pure, args, nargs, names);
-    Waiter *self = (Waiter *)args[0];
-    Py_XSETREF(self->wakeup, Py_NewRef(args[1]));
-    Py_XSETREF(self->context, Py_NewRef(args[2]));
-    Py_RETURN_NONE;
-}
-
-/* Call one connection's methods for the events that it has got. */
-static int report(State *state, PyObject *connections, struct epoll_event *event) {
+/* Call one connection's methods for the events that it has got. Mostly a task waits to receive: it is woken at once,
+ * unless the connection's class has its own `_on_readable()`. */
+static int report(State *state, PyObject *connections, PyObject *awake, struct epoll_event *event) {
     PyObject *fd = PyLong_FromLong(event->data.fd);
     PyObject *connection = fd == NULL ? NULL : Py_XNewRef(PyDict_GetItemWithError(connections, fd));
     Py_XDECREF(fd);
     if (connection == NULL)
         return PyErr_Occurred() ? -1 : 0; /* closed by a handler that ran earlier in this batch */
-    int failure = 0;
+    int failure = 0, usual = is_connection(state, connection) && state->wakes_readers;
+    Waiter *waiter = usual && is_waiter(((Connection *)connection)->reading)
+                         ? (Waiter *)((Connection *)connection)->reading : NULL;
     if (event->events & READABLE)
-        failure = failed(PyObject_CallMethodNoArgs(connection, N(_on_readable)));
+        failure = waiter != NULL && is_busy(waiter) && waiter->context != NULL
+                      ? wake(waiter, awake) : failed(PyObject_CallMethodNoArgs(connection, N(_on_readable)));
     if (!failure && event->events & WRITABLE)
         failure = failed(PyObject_CallMethodNoArgs(connection, N(_on_writable)));
     Py_DECREF(connection);
@@ -75,13 +59,17 @@ static int report(State *state, PyObject *connections, struct epoll_event *event
 static PyObject *on_ready(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs, PyObject *names) {
     if (nargs != 1 || names != NULL)
         return call_pure(pure, args, nargs, names);
-    PyObject *number = PyObject_GetAttr(args[0], N(_epoll_fd)), *connections = NULL;
+    PyObject *number = PyObject_GetAttr(args[0], N(_epoll_fd)), *connections = NULL, *awake = NULL;
     int epoll = number == NULL ? -1 : (int)PyLong_AsLong(number), failure = 0;
     Py_XDECREF(number);
     if (!PyErr_Occurred())
         connections = PyObject_GetAttr(args[0], N(_connections));
-    if (connections == NULL)
+    if (connections != NULL)
+        awake = PyObject_GetAttr(args[0], N(awake));
+    if (awake == NULL) {
+        Py_XDECREF(connections);
         return NULL;
+    }
     struct epoll_event events[BATCH];
     int count = epoll_wait(epoll, events, BATCH, 0);
     if (count < 0 && errno != EINTR) {
@@ -89,26 +77,10 @@ static PyObject *on_ready(State *state, PyObject *pure, PyObject *const *args, P
         failure = 1;
     }
     for (int i = 0; i < count && !failure; i++)
-        failure = report(state, connections, &events[i]);
+        failure = report(state, connections, awake, &events[i]);
+    Py_DECREF(awake);
     Py_DECREF(connections);
     return failure ? NULL : Py_NewRef(Py_None);
-}
-
-/* As Connection._set_events(): 0, or -1 with an error set. */
-static int change_events(State *state, Connection *self, unsigned events) {
-    if (events == self->events)
-        return 0;
-    PyObject *numbers = Py_BuildValue("(iII)", self->fd, self->events, events);
-    if (numbers == NULL)
-        return -1;
-    PyObject *args[] = {self->poller, (PyObject *)self, PyTuple_GET_ITEM(numbers, 0), PyTuple_GET_ITEM(numbers, 1),
-                        PyTuple_GET_ITEM(numbers, 2)};
-    int failure = failed(PyObject_VectorcallMethod(N(watch), args, 5, NULL));
-    Py_DECREF(numbers);
-    if (failure)
-        return -1;
-    self->events = events;
-    return 0;
 }
 
 static PyObject *set_watching(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs, PyObject *names,
@@ -116,9 +88,18 @@ static PyObject *set_watching(State *state, PyObject *pure, PyObject *const *arg
     if (nargs != 1 || names != NULL || !is_connection(state, args[0]) || ((Connection *)args[0])->poller == NULL)
         return call_pure(pure, args, nargs, names);
     Connection *self = (Connection *)args[0];
-    if ((self->watching == Py_True) != on &&
-        change_events(state, self, on ? self->events | EPOLLIN : self->events & ~(unsigned)EPOLLIN))
-        return NULL;
+    unsigned events = on ? self->events | EPOLLIN : self->events & ~(unsigned)EPOLLIN;
+    if ((self->watching == Py_True) != on && events != self->events) { /* as Connection._set_events() */
+        PyObject *numbers = Py_BuildValue("(iII)", self->fd, self->events, events);
+        PyObject *call[] = {self->poller, args[0], NULL, NULL, NULL};
+        for (int i = 0; numbers != NULL && i < 3; i++)
+            call[2 + i] = PyTuple_GET_ITEM(numbers, i);
+        int failure = numbers == NULL || failed(PyObject_VectorcallMethod(N(watch), call, 5, NULL));
+        Py_XDECREF(numbers);
+        if (failure)
+            return NULL;
+        self->events = events;
+    }
     Py_XSETREF(self->watching, Py_NewRef(on ? Py_True : Py_False));
     Py_RETURN_NONE;
 }
@@ -133,26 +114,11 @@ static PyObject *unwatch(State *state, PyObject *pure, PyObject *const *args, Py
     return set_watching(state, pure, args, nargs, names, 0);
 }
 
-/* Connection._spun(): the limit is the Python module's. */
-static PyObject *count_spin(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs, PyObject *names) {
-    PyObject *module = PyFunction_Check(pure) ? PyFunction_GetGlobals(pure) : NULL;
-    PyObject *limit = module == NULL ? NULL : PyDict_GetItemWithError(module, N(_SPIN_LIMIT));
-    if (limit == NULL || nargs != 1 || names != NULL || !is_connection(state, args[0]))
-        return PyErr_Occurred() ? NULL : call_pure(pure, args, nargs, names);
-    Connection *self = (Connection *)args[0];
-    long most = PyLong_AsLong(limit);
-    if (most == -1 && PyErr_Occurred())
-        return NULL;
-    self->spins = self->spins + 1 < most ? self->spins + 1 : 0;
-    return PyBool_FromLong(self->spins == 0);
-}
-
 const Function poller_functions[] = {
-    {"Connection._on_readable", on_readable},
-    {"Connection._spun", count_spin},
+    {"Connection._on_readable", call_python},
+    {"Connection._spun", call_python},
     {"Connection._unwatch", unwatch},
     {"Connection._watch", watch},
     {"Poller._on_ready", on_ready},
-    {"Waiter.add_done_callback", add_done_callback},
     {0},
 };

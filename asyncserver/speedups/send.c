@@ -70,7 +70,7 @@ static PyObject *send_item(State *state, PyObject *pure, PyObject *const *args, 
     if (names != NULL || nargs != 2 || !is_connection(state, args[0]) || !PyBytes_CheckExact(args[1]) ||
         !is_plain((Connection *)args[0], ((Connection *)args[0])->send, state->send))
         return call_pure(pure, args, nargs, names);
-    return (PyObject *)operation_new(state, send_step, pure, args, nargs, NULL);
+    return operation_new(state, send_step, pure, args, nargs, 0);
 }
 
 const Function send_functions[] = {

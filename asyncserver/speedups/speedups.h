@@ -35,21 +35,24 @@ TYPES(TYPE_DECLARED)
 
 /* Names that are looked up in Python objects: N(awake) is one. */
 #define NAMES(X)                                                                                                       \
-    X(awake) X(close) X(throw) X(_SPIN_LIMIT) X(_awaited) X(_broken) X(_check_idle_read) X(_connections) \
+    X(awake) X(close) X(throw) X(_SPIN_LIMIT) X(_awaited) X(_broken) X(_check_idle_read) X(_connections)               \
     X(_epoll_fd) X(_on_readable) X(_on_writable) X(_reach_end) X(_recv) X(_send_rest) X(_spun) X(_take) X(_watch)      \
     X(watch) X(woken)
 #define NAME_FIELD(name) PyObject *name_##name;
 #define N(name) (state->name_##name)
 
-/* ("blocked",), the keyword of _send_rest(); `stop` see stop_with() in operation.c; the last subclass of each that was
- * met: see has_struct(). */
-#define STATE_OBJECTS(X) X(blocked, ) X(end_of_stream, ) X(stop, ) X(seen_waiter, ) X(seen_connection, )
+/* ("blocked",), the keyword of _send_rest(); `stop` see stop_with() in operation.c; the class of the connection that was
+ * met last: see is_connection(). */
+#define STATE_OBJECTS(X) X(blocked, ) X(end_of_stream, ) X(stop, ) X(seen, )
 
 /* Everything that is kept between calls: one for each interpreter, as PEP 630 asks. */
 struct State {
     TYPES(TYPE_FIELD)
     NAMES(NAME_FIELD)
     STATE_OBJECTS(FIELD)
+    unsigned seen_version;
+    long spin_limit;        /* of the class `seen`; not above 0: it has its own `_spun()` */
+    char wakes_readers;     /* it has no `_on_readable()` of its own */
     PyCFunction recv, send; /* what implements socket.recv and socket.send */
     struct Operation *free[FREE_OPERATIONS];
     int free_count;
@@ -107,6 +110,7 @@ static inline PyObject *PyErr_GetRaisedException(void) {
 
 typedef struct {
     PyObject_HEAD
+    vectorcallfunc vectorcall;
     WAITER_OBJECTS(FIELD)
     char blocking;
 } Waiter;
@@ -121,6 +125,9 @@ typedef struct {
     char shared;
     char large; /* the last receive took much, or (2) all that it could: the next one needs room, and time */
 } Connection;
+
+PyObject *waiter_getattro(PyObject *self, PyObject *name);
+int connection_meet(State *state, PyObject *object);
 
 /* For arguments that the C code leaves to Python. */
 #define call_pure(pure, args, nargs, names) PyObject_Vectorcall(pure, args, (size_t)(nargs), names)
@@ -137,20 +144,18 @@ struct Operation {
     PyObject_HEAD
     Step step;
     PyObject *pure;     /* the Python function whose work this is */
-    PyObject *args[4];  /* what it was called with; the first is the connection */
+    PyObject *args[4];  /* what it was called with, to be called with again; the first is the connection */
     Py_ssize_t nargs;
-    PyObject *keywords; /* their names, as in PEP 590 */
     Waiter *waiter;     /* where it waits */
     PyObject *delegate; /* the awaitable that does the rest */
-    PyObject *end;      /* receive: what the end of the stream raises */
     Py_ssize_t max;     /* receive: bytes; receive_until: bytes to search */
     char state;
     char running; /* as no other may go on, or end it, meanwhile */
     char warns; /* about never having been awaited */
 };
 
-Operation *operation_new(State *state, Step step, PyObject *pure, PyObject *const *args, Py_ssize_t nargs,
-                         PyObject *keywords);
+PyObject *operation_new(State *state, Step step, PyObject *pure, PyObject *const *args, Py_ssize_t nargs,
+                        Py_ssize_t max);
 PySendResult operation_wait(Operation *self, Waiter *waiter, PyObject **result);
 PySendResult operation_pause(State *state, Operation *self, Waiter *waiter, PyObject **result);
 PySendResult operation_return(Operation *self, PyObject *value, PyObject **result);
@@ -166,25 +171,23 @@ static inline int failed(PyObject *value) {
     return value == NULL;
 }
 
-/* Whether an object has a struct of fields.c. Mostly it is of the class that the last one had: no look at its bases. */
-static inline int has_struct(PyObject *object, PyTypeObject *base, PyObject **seen) {
-    if (object == NULL)
-        return 0;
-    if ((PyObject *)Py_TYPE(object) == *seen)
-        return 1;
-    if (!PyObject_TypeCheck(object, base))
-        return 0;
-    Py_XSETREF(*seen, Py_NewRef(Py_TYPE(object)));
-    return 1;
-}
-
 /* Whether a task waits there, or has been woken and is about to run. */
 static inline int is_busy(Waiter *self) {
     return self->wakeup != NULL && self->wakeup != Py_None;
 }
 
-#define is_waiter(state, object) has_struct(object, (state)->waiter, &(state)->seen_waiter)
-#define is_connection(state, object) has_struct(object, (state)->connection, &(state)->seen_connection)
+/* Whether an object has the struct of a Waiter: all its subclasses inherit the function, and nobody else. */
+static inline int is_waiter(PyObject *object) {
+    return object != NULL && Py_TYPE(object)->tp_getattro == waiter_getattro;
+}
+
+/* Whether an object has the struct of a Connection. Then the state knows its class. Mostly that is the class of the
+ * last one, and nobody has changed it or its bases since: then its version is the same. */
+static inline int is_connection(State *state, PyObject *object) {
+    PyTypeObject *type = Py_TYPE(object);
+    return ((PyObject *)type == state->seen && type->tp_version_tag == state->seen_version) ||
+           connection_meet(state, object);
+}
 
 /* Whether a state of a connection (connections/states.py) is the socket's own method: no TLS, no drain, not closed.
  * A program that has the socket may have closed it, and its number may be another's: then Python asks the socket. */
@@ -192,8 +195,12 @@ static inline int is_plain(Connection *self, PyObject *now, PyCFunction method) 
     return now != NULL && PyCFunction_CheckExact(now) && PyCFunction_GET_FUNCTION(now) == method && !self->shared;
 }
 
-/* Count an operation that need not wait: Connection._spun(). */
+/* Count an operation that need not wait, as Connection._spun(); -1 with an exception. */
 static inline int spun(State *state, Connection *self) {
+    if (is_connection(state, (PyObject *)self) && state->spin_limit > 0) {
+        self->spins = self->spins + 1 < state->spin_limit ? self->spins + 1 : 0;
+        return self->spins == 0;
+    }
     PyObject *answer = PyObject_CallMethodNoArgs((PyObject *)self, N(_spun));
     int truth = answer == NULL ? -1 : PyObject_IsTrue(answer);
     Py_XDECREF(answer);

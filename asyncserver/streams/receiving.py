@@ -12,6 +12,7 @@ from operator import index
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from anyio import EndOfStream  # its own name: an attribute of a module with __getattr__ is slow
 
 from ..connections.connection import CHUNK, FEW
 from ..connections.octets import check_delimiter, check_number
@@ -75,7 +76,7 @@ class Receiving(TLSConnection):
         try:
             if max_bytes < 1:
                 raise ValueError(f"max_bytes must be at least 1, got {max_bytes}")
-            return await self._chunk(max_bytes, anyio.EndOfStream)
+            return await self._chunk(max_bytes, EndOfStream)
         except TypeError:
             check_number(max_bytes, "receive")
             raise
@@ -119,24 +120,25 @@ class Receiving(TLSConnection):
         """
         if type(delimiter) is not bytes or not delimiter:
             check_delimiter(delimiter)
-        if self._spun():
-            await asyncio.sleep(0)  # before anything is taken: here the task may be cancelled
         searched = 0
         try:
             if not self._buffer:
                 index(max_bytes)  # raises before bytes are taken
-                data = await self._chunk(CHUNK, anyio.EndOfStream, more=True)
-                end = len(data) - len(delimiter)
-                if data.find(delimiter, 0, max_bytes) == end >= 0:  # mostly so: one line, and no buffer
-                    self.begin_message(len(data))
-                    return data[:end]
+                data = await self._chunk(CHUNK, EndOfStream, True)
+                line, delimited, rest = data.partition(delimiter)
+                if delimited and not rest and len(data) <= max_bytes:  # mostly so: one line, and no buffer
+                    if self._message_start[0] != self.bytes_sent:  # begin_message(), inlined
+                        self._message_start = self.bytes_sent, self.bytes_received - len(data)
+                    return line
                 self._buffered().extend(data)
+            elif self._spun():
+                await asyncio.sleep(0)  # before anything is taken: here the task may be cancelled
             while (found := (buffer := self._buffered()).find(delimiter, searched, max_bytes)) < 0:
                 if len(buffer) >= max_bytes:
                     raise anyio.DelimiterNotFound(max_bytes)
                 searched = max(0, len(buffer) - len(delimiter) + 1)
                 await self._fill()
-        except anyio.EndOfStream as exc:
+        except EndOfStream as exc:
             raise anyio.IncompleteRead from exc
         except TypeError:
             check_number(max_bytes, "receive_until")
@@ -166,7 +168,7 @@ class Receiving(TLSConnection):
     @accelerate
     @types.coroutine
     def _chunk(
-        self, max_bytes: int = _ANY, end: type[BaseException] = StopAsyncIteration, *, more: bool = False
+        self, max_bytes: int = _ANY, end: type[BaseException] = StopAsyncIteration, more: bool = False
     ) -> Generator[Any, None, bytes]:
         """Take from the buffer, unless `more` is asked for, or from the kernel; raises `end`.
 
@@ -263,7 +265,7 @@ class Receiving(TLSConnection):
 
     async def _fill(self) -> None:
         try:
-            data = await self._chunk(CHUNK, anyio.EndOfStream, more=True)
-        except anyio.EndOfStream as exc:
+            data = await self._chunk(CHUNK, EndOfStream, True)
+        except EndOfStream as exc:
             raise anyio.IncompleteRead from exc
         self._buffered().extend(data)

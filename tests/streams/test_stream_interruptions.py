@@ -121,7 +121,8 @@ async def test_interrupted_send(transport: Transport, interrupt: Interrupt) -> N
 
 async def test_tls_send_cancelled_at_a_pause_is_torn(tls: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
     """A record that OpenSSL has begun must be finished: after a cancel between two attempts none may follow."""
-    monkeypatch.setattr("asyncserver.connections.connection._SPIN_LIMIT", 1)  # every attempt that need not wait pauses
+    # Every attempt that need not wait pauses.
+    monkeypatch.setattr("asyncserver.connections.connection.Connection._SPIN_LIMIT", 1)
     async with tls.pair(drain_timeout=0.1) as (stream, client):
         little_room(stream, client)
         record = b"a" * 1000

@@ -51,7 +51,7 @@ async def test_two_receivers_over_every_transport(transport: Transport) -> None:
 
 async def test_receiver_that_lets_others_run(transport: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also a receiver that has just let others run does not push aside one that waits."""
-    monkeypatch.setattr("asyncserver.connections.connection._SPIN_LIMIT", 1)
+    monkeypatch.setattr("asyncserver.connections.connection.Connection._SPIN_LIMIT", 1)
     async with transport.pair() as (stream, client):
         stream._unwatch()  # as after bytes that nobody waited for
         tasks = [asyncio.create_task(stream.receive()) for _ in range(2)]
