@@ -14,7 +14,7 @@
 #error "asyncserver's extension relies on the GIL; free-threaded Pythons use the Python code"
 #endif
 
-static const Function *const functions[] = {poller_functions, receive_functions, send_functions, NULL};
+static const Function *const functions[] = {life_functions, poller_functions, receive_functions, send_functions, NULL};
 static const Class *const classes[] = {field_classes, datagram_classes, NULL};
 
 static int is_name(PyObject *name, const char *text) {
@@ -53,31 +53,11 @@ found:
     return made;
 }
 
-/* The C function behind a method of socket.socket: states of a connection that are it are the usual ones. */
-static PyCFunction socket_method(PyObject *socket_type, const char *name) {
-    PyObject *method = PyObject_GetAttrString(socket_type, name);
-    PyCFunction function = NULL;
-    if (method != NULL && Py_IS_TYPE(method, &PyMethodDescr_Type))
-        function = ((PyMethodDescrObject *)method)->d_method->ml_meth;
-    else if (method != NULL)
-        PyErr_Format(PyExc_ImportError, "socket.%s() is not as expected", name);
-    Py_XDECREF(method);
-    return function;
-}
-
-static int import_all(State *state) {
-    PyObject *sockets = PyImport_ImportModule("_socket");
-    PyObject *type = sockets == NULL ? NULL : PyObject_GetAttrString(sockets, "socket");
-    Py_XDECREF(sockets);
-    if (type == NULL)
-        return -1;
-    state->recv = socket_method(type, "recv");
-    state->send = state->recv == NULL ? NULL : socket_method(type, "send");
-    Py_DECREF(type);
-    PyObject *anyio = state->send == NULL ? NULL : PyImport_ImportModule("anyio");
-    state->end_of_stream = anyio == NULL ? NULL : PyObject_GetAttrString(anyio, "EndOfStream");
-    Py_XDECREF(anyio);
-    return state->end_of_stream == NULL ? -1 : 0;
+static PyObject *import_from(const char *module, const char *name) {
+    PyObject *imported = PyImport_ImportModule(module);
+    PyObject *found = imported == NULL ? NULL : PyObject_GetAttrString(imported, name);
+    Py_XDECREF(imported);
+    return found;
 }
 
 static int module_exec(PyObject *module) {
@@ -87,7 +67,9 @@ static int module_exec(PyObject *module) {
     for (int i = 0; i < NAME_COUNT; i++)
         if ((state->names[i] = PyUnicode_InternFromString(names[i])) == NULL)
             return -1;
-    if ((state->blocked = Py_BuildValue("(s)", "blocked")) == NULL || import_all(state))
+    if ((state->blocked = Py_BuildValue("(s)", "blocked")) == NULL ||
+        (state->socket = import_from("socket", "socket")) == NULL ||
+        (state->end_of_stream = import_from("anyio", "EndOfStream")) == NULL)
         return -1;
     if ((state->scratch = PyMem_Malloc(ANY)) == NULL) {
         PyErr_NoMemory();
@@ -112,6 +94,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->seen_waiter);
     Py_VISIT(state->seen_connection);
     Py_VISIT(state->end_of_stream);
+    Py_VISIT(state->socket);
     Py_VISIT(state->stop);
     return 0;
 }
@@ -129,6 +112,7 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->seen_waiter);
     Py_CLEAR(state->seen_connection);
     Py_CLEAR(state->end_of_stream);
+    Py_CLEAR(state->socket);
     Py_CLEAR(state->stop);
     return 0;
 }

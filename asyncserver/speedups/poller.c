@@ -95,7 +95,7 @@ static PyObject *on_ready(State *state, PyObject *pure, PyObject *const *args, P
 }
 
 /* As Connection._set_events(): 0, or -1 with an error set. */
-static int change_events(State *state, Connection *self, unsigned events) {
+int change_events(State *state, Connection *self, unsigned events) {
     if (events == self->events)
         return 0;
     PyObject *numbers = Py_BuildValue("(iII)", self->fd, self->events, events);

@@ -9,12 +9,11 @@
  * GIL.
  */
 #include "speedups.h"
-#include <sys/socket.h>
 
 #define LARGE 8192 /* bytes from which copying costs more than resizing */
 
 static int can_receive(State *state, Connection *self) {
-    return is_plain(self, self->recv, state->recv) && is_waiter(state, self->reading);
+    return is_plain(self, self->recv) && is_waiter(state, self->reading);
 }
 
 static int has_buffered(Connection *self) {
@@ -53,7 +52,7 @@ static ssize_t receive_bytes(State *state, Connection *self, Py_ssize_t max, PyO
 
 /* The same by way of a state that the connection has got while the task waited or paused; -3: it would block. */
 static ssize_t receive_by_state(State *state, Connection *self, Py_ssize_t max, PyObject **data) {
-    if (is_plain(self, self->recv, state->recv))
+    if (is_plain(self, self->recv))
         return receive_bytes(state, self, max, data);
     PyObject *recv = PyObject_GetAttr((PyObject *)self, N(_recv)); /* our own reference: it may set another state */
     PyObject *number = recv == NULL ? NULL : PyLong_FromSsize_t(max);

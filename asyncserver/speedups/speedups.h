@@ -7,6 +7,8 @@
 #include <Python.h>
 #include <structmember.h>
 #include <errno.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
 
 #define CHUNK 65536       /* bytes, as in connections/connection.py */
 #define ANY (CHUNK + 1)   /* what an iteration asks for, as in streams/receiving.py */
@@ -21,13 +23,14 @@ typedef PyObject *(*Fast)(State *state, PyObject *pure, PyObject *const *args, P
 typedef struct { const char *name; Fast call; } Function;
 typedef struct { const char *name; PyType_Spec *spec; size_t type; /* its place in the state */ } Class;
 
-extern const Function poller_functions[], receive_functions[], send_functions[];
+extern const Function life_functions[], poller_functions[], receive_functions[], send_functions[];
 extern const Class datagram_classes[], field_classes[];
 
 /* Names that are looked up in Python objects: N(awake) is one. */
 #define NAMES(X)                                                                                                       \
-    X(awake) X(close) X(throw) X(_SPIN_LIMIT) X(_broken) X(_check_idle_read) X(_connections) X(_epoll_fd)              \
-    X(_on_readable) X(_on_writable) X(_reach_end) X(_recv) X(_send_rest) X(_spun) X(_watch) X(watch) X(woken)
+    X(awake) X(close) X(refuse_closed) X(refuse_undelivered) X(throw) X(_SPIN_LIMIT) X(_broken) X(_check_idle_read)    \
+    X(_connections) X(_epoll_fd) X(_on_readable) X(_on_writable) X(_reach_end) X(_recv) X(_release) X(_send_rest)      \
+    X(_spun) X(_watch) X(watch) X(woken)
 #define NAME_NUMBER(name) NAME_##name,
 enum { NAMES(NAME_NUMBER) NAME_COUNT };
 #define N(name) (state->names[NAME_##name])
@@ -40,8 +43,7 @@ struct State {
     PyTypeObject *seen_waiter, *seen_connection; /* the last subclass of each that was met */
     PyObject *names[NAME_COUNT];
     PyObject *blocked; /* ("blocked",): the keyword of _send_rest() */
-    PyObject *end_of_stream;
-    PyCFunction recv, send; /* what implements socket.recv and socket.send */
+    PyObject *end_of_stream, *socket; /* anyio.EndOfStream, socket.socket */
     struct Operation *free[FREE_OPERATIONS];
     int free_count;
     PyObject *stop; /* operation.c, stop_with() */
@@ -80,9 +82,20 @@ struct State {
 #define WAITER_OBJECTS(X)                                                                                              \
     X(action, "_action") X(context, "context") X(get_loop, "get_loop") X(loop, "_loop") X(result, "result")            \
     X(wakeup, "wakeup")
-#define CONNECTION_OBJECTS(X)                                                                                          \
-    X(buffer, "_buffer") X(poller, "_poller") X(reading, "_reading") X(recv, "_recv") X(send, "_send")                 \
-    X(watching, "_watching")
+#define CONNECTION_OBJECTS(X) X(poller, "_poller") X(reading, "_reading") X(watching, "_watching")
+#define CONNECTION_OPTIONS(X) /* None, until they are something */                                                     \
+    X(buffer, "_buffer") X(kind, "_kind") X(owed_until, "_owed_until") X(proxy_header, "proxy_header")                 \
+    X(writing, "_writing")
+#define CONNECTION_LAZY(X) X(recv, "_recv") X(read, "_read") X(send, "_send") X(sock, "_sock") X(peer, "peer_address")
+
+/* An address as the kernel writes it. */
+typedef union {
+    struct sockaddr any;
+    struct sockaddr_in in;
+    struct sockaddr_in6 in6;
+} Name;
+
+PyObject *address_of(const Name *name);
 
 typedef struct {
     PyObject_HEAD
@@ -93,13 +106,18 @@ typedef struct {
 typedef struct {
     PyObject_HEAD
     CONNECTION_OBJECTS(FIELD)
-    long long answered, bytes_received, bytes_sent, idle_read;
+    CONNECTION_OPTIONS(FIELD)
+    CONNECTION_LAZY(FIELD)
+    long long answered, bytes_received, bytes_sent, came_at, idle_read, idle_write;
     long long message_sent, message_at; /* _message_start */
+    Name name; /* of the peer, until it gets another address */
     unsigned events;
     int fd, spins;
-    char shared;
+    char shared, tls;
     char large; /* the last receive took much, or (2) all that it could: the next one needs room, and time */
 } Connection;
+
+int change_events(State *state, Connection *self, unsigned events); /* poller.c */
 
 /* method.c */
 
@@ -173,8 +191,9 @@ static inline int is_busy(Waiter *self) {
 
 /* Whether a state of a connection (connections/states.py) is the socket's own method: no TLS, no drain, not closed.
  * A program that has the socket may have closed it, and its number may be another's: then Python asks the socket. */
-static inline int is_plain(Connection *self, PyObject *now, PyCFunction method) {
-    return now != NULL && PyCFunction_CheckExact(now) && PyCFunction_GET_FUNCTION(now) == method && !self->shared;
+static inline int is_plain(Connection *self, PyObject *now) {
+    return !self->shared &&
+           (now == NULL || (PyCFunction_CheckExact(now) && PyCFunction_GET_SELF(now) == self->sock));
 }
 
 /* Count an operation that need not wait: Connection._spun(). */

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from ..connections.connection import CHUNK, FEW
-from ..connections.octets import check_delimiter, check_number
 from ..connections.states import at_end, refuse_closed
 from ..connections.tls_connection import TLSConnection
+from ..net.octets import check_delimiter, check_number
 from ..net.waiter import busy, woken
 from ..speedups.extension import accelerate
 
@@ -210,7 +210,7 @@ class Receiving(TLSConnection):
     def _full(self, data: bytes, max_bytes: int, end: type[BaseException]) -> bytes:
         """Return what was asked for of a receive that took as much; an iteration asks for more."""
         if end is StopAsyncIteration:
-            if len(data) == _ANY and self._recv is self._read and type(self._sock) is socket.socket:
+            if len(data) == _ANY and self._recv == self._read and type(self._sock) is socket.socket:
                 self._recv = self._read = partial(self._read_bulk, 0)
         elif len(data) > max_bytes:  # `receive(_ANY)` after full ones of an iteration
             buffer = self._buffered()
@@ -223,7 +223,7 @@ class Receiving(TLSConnection):
         data = self._read_much(last) if max_bytes == _ANY else self._sock.recv(max_bytes)
         if len(data) != last:
             read = self._sock.recv if len(data) < FEW else partial(self._read_bulk, len(data))
-            if self._recv is self._read:
+            if self._recv == self._read:
                 self._recv = read
             self._read = read
         return data
