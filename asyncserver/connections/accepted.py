@@ -32,8 +32,7 @@ class Accepted(Dialogue):
 
         Args:
             listening: that socket.
-            kind: family, type and protocol of it; to read its attributes takes 2 us, as they make
-                enums.
+            kind: family, type and protocol of it; its attributes take 2 us, as they make enums.
         """
         try:
             fd, address = listening._accept()  # type: ignore[attr-defined] # typeshed lacks it

@@ -43,6 +43,12 @@ static PyObject *connection_new(PyTypeObject *type, PyObject *Py_UNUSED(args), P
     return (PyObject *)self;
 }
 
+static int connection_clear(Connection *self) {
+    if (self->sock != NULL)
+        self->fd = -1; /* the socket's object closes it */
+    return fields_clear(self);
+}
+
 static void connection_dealloc(Connection *self) {
     if (self->fd >= 0 && self->sock == NULL) {
         PyObject *type, *value, *traceback;
@@ -148,7 +154,7 @@ static PyMemberDef connection_members[] = {
 
 static PyType_Slot connection_slots[] = {
     {Py_tp_doc, "What a connection keeps."}, {Py_tp_new, connection_new},       {Py_tp_dealloc, connection_dealloc},
-    {Py_tp_traverse, fields_traverse},       {Py_tp_clear, fields_clear},       {Py_tp_members, connection_members},
+    {Py_tp_traverse, fields_traverse},       {Py_tp_clear, connection_clear},   {Py_tp_members, connection_members},
     {Py_tp_getset, connection_getset},       {0, NULL},
 };
 static PyType_Spec connection_spec = {
