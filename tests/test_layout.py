@@ -60,17 +60,20 @@ FRIENDS = {
     "_end": "serve() ends the server that it has made; users call close()",
     **dict.fromkeys(("_FlowControlMixin", "_SendfileMode"), "asyncio's own, which `loop.sendfile()` asks for"),
     **dict.fromkeys(
-        ("_clear_errors", "_read", "_read_much", "_send", "_sock", "_unwatch"), "a transport's, of its connection"
+        ("_clear_errors", "_read", "_read_much", "_send", "_share", "_sock", "_unwatch"),
+        "a transport's, of its connection",
     ),
     **dict.fromkeys(
         (
             "_begin_drain",
             "_has_timed_out",
+            "_close",
             "_close_if_quiet",
             "_expire",
             "_is_in_handshake",
             "_let_go",
             "_silence",
+            "_task_name",
             "_undelivered",
             "_vanish",
         ),

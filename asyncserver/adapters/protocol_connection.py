@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import ssl
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..connections.lingering import close_politely
@@ -23,10 +22,8 @@ from ..net.poller import WRITE
 from ..net.socket_info import sent_ago
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
-    from ..net.addresses import Address
     from ..net.poller import Poller
     from .callback_protocol import CallbackProtocol
 
@@ -89,8 +86,8 @@ class ProtocolConnection(TLSConnection):
     bytes_received: int
     bytes_sent: int
 
-    def __init__(self, poller: Poller, sock: socket.socket, peer_address: Address, closing: asyncio.Event) -> None:
-        TLSConnection.__init__(self, poller, sock, peer_address, closing)
+    def __init__(self, poller: Poller, closing: asyncio.Event) -> None:
+        TLSConnection.__init__(self, poller, closing)
         self.loop: asyncio.AbstractEventLoop = poller.loop
         self.protocol: Any = None  # an asyncio.BaseProtocol, of whatever kind
         self.transport: Transport | None = None
@@ -242,7 +239,7 @@ class ProtocolConnection(TLSConnection):
 
     def pending(self) -> int:
         """Count the bytes that OpenSSL has decrypted, which no poll reports."""
-        return self._sock.pending() if isinstance(self._sock, ssl.SSLSocket) else 0
+        return self._sock.pending() if self._tls else 0  # type: ignore[attr-defined]
 
     def lost(self, exc: BaseException | None, *, broken: bool = False) -> None:
         """Call connection_lost() soon, and close the connection: at once if it is broken."""
@@ -316,7 +313,7 @@ class ProtocolConnection(TLSConnection):
     # -- for the server
 
     def _begin_drain(self) -> None:
-        if self.transport is not None or self._recv is not self._read:
+        if self.transport is not None or self._recv != self._read:
             super()._begin_drain()  # otherwise _made() begins it
 
     def _look_for_the_end(self) -> None:

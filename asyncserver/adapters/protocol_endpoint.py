@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from .._logger import logger as _logger
-from ..connections.octets import no_octets
 from ..datagrams.asked import AskedAddresses
 from ..datagrams.batch_reader import BatchReader, Handling
+from ..net.octets import no_octets
 from .write_limits import WriteLimits
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._logger import logger as _logger
 from ..connections.connection import CHUNK, FEW
-from ..connections.octets import no_octets
+from ..net.octets import no_octets
 from .protocol_connection import RAISED
 from .write_limits import HIGH_WATER_TLS, WriteLimits, water_marks
 
@@ -178,7 +178,7 @@ class ProtocolTransport(WriteLimits):
         if name == "proxy_header":
             return connection.proxy_header or default
         if name == "socket":
-            return asyncio.trsock.TransportSocket(connection._sock)
+            return asyncio.trsock.TransportSocket(connection._share())
         if name == "sockname":
             return connection.sockname or default
         return default if self._tls is None else self._tls.get(name, default)

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import socket
 import struct
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import anyio
 
@@ -20,12 +20,11 @@ from ..net.poller import READ, WRITE
 from ..net.socket_info import first_words_due, unacknowledged, unread
 from ..net.waiter import Waiter, busy
 from ..speedups.extension import accelerate
-from .dialogue import Dialogue
-from .states import refuse_before_first_byte, refuse_closed, refuse_unadmitted, refuse_undelivered
+from .accepted import Accepted
+from .states import refuse_before_first_byte, refuse_closed, refuse_torn, refuse_unadmitted, refuse_undelivered
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
 
     from ..net.addresses import Address
     from ..net.poller import Poller
@@ -43,19 +42,10 @@ FEW = CHUNK // 4
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
-class Connection(Dialogue):
+class Connection(Accepted):
     """A connected socket of a server."""
 
-    __slots__ = (
-        "_came_at",
-        "_closing",
-        "_idle_write",
-        "_read",
-        "_sock",
-        "_writing",
-        "peer_address",
-        "proxy_header",
-    )
+    __slots__ = ("_closing",)
 
     # Operations in a row that need not wait, until the stream lets others run. At about 5 us each,
     # another connection waits a third of a millisecond for them.
@@ -64,28 +54,12 @@ class Connection(Dialogue):
     _loan: Loan | None = None  # the server's, of a socket that was given to a thread
     _departure: Departure | None = None  # where tasks wait for the peer's end
 
-    def __init__(self, poller: Poller, sock: socket.socket, peer_address: Address, closing: asyncio.Event) -> None:
-        Dialogue.__init__(self)
+    def __init__(self, poller: Poller, closing: asyncio.Event) -> None:
+        Accepted.__init__(self)
         self._poller = poller
-        self._sock = sock
-        self._fd = sock.fileno()
-        self.peer_address: Address = peer_address
-        self._recv: Callable[[int], bytes] = sock.recv
-        self._read: Callable[[int], bytes] = self._recv  # really; _recv may be a state before it
-        self._send: Callable[[Any], int] = sock.send
         self._reading = Waiter(poller.loop, "receiving from")
         self._reading.context = poller.context  # a task that pauses may never have waited
-        self._writing: Waiter | None = None
-        self._events = 0  # what the poller watches for
-        self._watching: bool | None = None  # whether that includes READ; None before the first time
         self._closing = closing
-        self._came_at = -1  # `bytes_received` when something last came that held no payload yet
-        self._buffer: bytearray | None = None  # taken from the kernel, but not yet by the handler
-        # `bytes_moved` when the idle timeout was over, until a wait has raised IdleTimeout for it.
-        self._idle_read = self._idle_write = -1
-        self._spins = 0  # operations of a Stream in a row that need not wait
-        self._shared = False  # whether the program has got at the socket, and may close it
-        self.proxy_header: ProxyHeader | None = None
 
     @property
     def closing(self) -> asyncio.Event:
@@ -224,8 +198,8 @@ class Connection(Dialogue):
 
     def _receive_rest(self, exc: OSError, max_bytes: int) -> bytes:
         """Receive what had arrived before the connection broke."""
-        with contextlib.suppress(OSError, ValueError):
-            # ValueError: TLS has ended, and then the connection broke.
+        with contextlib.suppress(OSError, ValueError, anyio.BrokenResourceError):
+            # ValueError: TLS has ended, and then the connection broke. The last: in its handshake.
             if data := self._read(max_bytes):
                 return data
         raise self._brokenness(exc) from exc
@@ -302,7 +276,7 @@ class Connection(Dialogue):
             self._loan.begin_drain()
         elif self._recv is refuse_before_first_byte:
             self._end_if_unheard_soon()
-        elif self._recv is self._read and self._fd >= 0:  # otherwise at its end
+        elif self._recv == self._read != refuse_torn and self._fd >= 0:  # else at its end, or in its handshake
             self._await_first_words(said=self._said_so_far())
 
     def _said_so_far(self) -> int:
@@ -381,11 +355,13 @@ class Connection(Dialogue):
             self._send = refuse_undelivered
         self._close()
 
+    @accelerate
     def _close(self) -> None:
         if self._fd >= 0:
             self._release()
             self._sock.close()
 
+    @accelerate
     def _release(self) -> None:
         """Stop using the descriptor, and wake the tasks that wait for it."""
         self._watching = False

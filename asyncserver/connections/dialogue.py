@@ -20,17 +20,7 @@ from .fields import ConnectionFields
 class Dialogue(ConnectionFields):
     """The counters of one connection, in bytes of payload."""
 
-    __slots__ = ("_owed_until",)
-
-    def __init__(self) -> None:
-        self.bytes_received: int = 0
-        self.bytes_sent: int = 0
-        self._answered = 0  # bytes_received when we last sent
-        # Where the message under way began, if a part of it came before we last sent: bytes_sent
-        # at that time, and the bytes_received before the message.
-        self._message_start = (0, 0)
-        # While draining: the bytes_received up to which we owe answers.
-        self._owed_until: int | None = None
+    __slots__ = ()
 
     @property
     def bytes_moved(self) -> int:

@@ -46,7 +46,7 @@ class TLSConnection(KeptConnection):
 
     def _unread(self) -> int:
         """Count the bytes in the kernel and in OpenSSL that were not received."""
-        return super()._unread() + (self._sock.pending() if isinstance(self._sock, ssl.SSLSocket) else 0)
+        return super()._unread() + (self._sock.pending() if self._tls else 0)  # type: ignore[attr-defined]
 
     def _unsent(self) -> bool:
         """Whether the peer had no room yet for all that we have sent."""
@@ -74,18 +74,18 @@ class TLSConnection(KeptConnection):
             self._clear_errors()
 
     def _clear_errors(self) -> None:
-        if isinstance(self._sock, ssl.SSLSocket):
+        if self._tls:
             clear_errors()
 
     def _close_if_quiet(self) -> bool:
         """Close now, if the peer loses nothing by it: no TLS to end, nothing unread or unsent."""
-        if self._sock.fileno() != self._fd >= 0:
+        if (self._shared or self._tls) and self._sock.fileno() != self._fd >= 0:
             self._release()  # the handler has closed the raw socket
         if self._fd >= 0:
             # Once the peer has ended, nothing is unread, and nothing can arrive and cause a reset.
             # But in a drain the end may be the server's.
             quiet = self._recv is at_end and self._owed_until is None
-            if isinstance(self._sock, ssl.SSLSocket) or self._send is behind_posts:
+            if self._tls or self._send is behind_posts:
                 return False
             if not quiet and (self._unread() or self._unsent()):
                 return False
@@ -104,7 +104,7 @@ class TLSConnection(KeptConnection):
     async def _handshake(self, context: ssl.SSLContext) -> None:
         """Do the handshake, as the server side. After an OSError it can only be closed."""
         self._unwatch()
-        self._recv = self._send = refuse_torn
+        self._recv = self._read = self._send = refuse_torn
         self._sock.getpeername()  # raises after a reset, before wrap_socket() takes anything over
         try:
             self._sock = sock = context.wrap_socket(
@@ -114,6 +114,7 @@ class TLSConnection(KeptConnection):
             _close_taken_over(exc)
             self._close()
             raise
+        self._tls = True
         try:
             await self._await_first_byte()
             self._recv = refuse_torn
@@ -166,7 +167,7 @@ class TLSConnection(KeptConnection):
             raise
 
     def _holds_whole_records(self) -> bool:
-        return isinstance(self._sock, ssl.SSLSocket) and holds_whole_records(self._sock)
+        return self._tls and holds_whole_records(self._sock)
 
     def _owes_no_payload(self) -> bool:
         # What was read were TLS's own records, such as a key update (RFC 8446, 4.6.3).

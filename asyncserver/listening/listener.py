@@ -12,7 +12,7 @@ import errno
 import select
 import socket
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from .._logger import logger as _logger
 from ..net.addresses import url_of
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    from ..net.addresses import Address
     from .binding import BoundSocket
 
 # Connections accepted in one wake-up. Each starts a handler at once, so this bounds how long
@@ -64,12 +63,23 @@ _TRANSIENT = {
 }
 
 
-class Listener:
+class Arriving(Protocol):
+    """What a connection becomes."""
+
+    def _accept(self, listening: socket.socket, kind: tuple[int, int, int]) -> bool:
+        """Be the next connection of a socket of this kind; false if none waits."""
+
+
+AnyArriving = TypeVar("AnyArriving", bound=Arriving)
+
+
+class Listener(Generic[AnyArriving]):
     """Accepts connections on one socket, which it closes.
 
     Args:
-        accepted: called with each new socket, non-blocking, and its peer's address; may call
-            `pause()`.
+        connect: makes what a connection becomes. One is made ahead, before it is known whether
+            there is a connection for it.
+        accepted: called with each that has become one; may call `pause()`.
         failed: called each time that accept fails.
     """
 
@@ -77,16 +87,18 @@ class Listener:
         self,
         loop: asyncio.AbstractEventLoop,
         bound: BoundSocket,
-        accepted: Callable[[socket.socket, Address], object],
+        connect: Callable[[], AnyArriving],
+        accepted: Callable[[AnyArriving], object],
         failed: Callable[[], object],
     ) -> None:
         self._loop = loop
         self._bound = bound
+        self._connect = connect
+        self._next: AnyArriving | None = None
         self._accepted = accepted
         self._failed = failed
         self.sock: socket.socket = bound.sock
-        # Read once: `socket.accept` reads these properties for each connection and they make
-        # enums, 2 us of about 35.
+        # Read once, not for each connection as `socket.accept` does.
         self._kind = (int(self.sock.family), int(self.sock.type), self.sock.proto)
         # One at a time where other processes wait for them too, or the first to wake up gets all.
         self._batch = 1 if bound.contended else _BATCH
@@ -143,6 +155,7 @@ class Listener:
         """Close now; the kernel resets the connections in its queue."""
         self._cancel_retry()
         self.closed = True
+        self._next = None
         self._bound.close()
 
     def _cancel_retry(self) -> bool:
@@ -157,21 +170,20 @@ class Listener:
 
     def _accept(self, most: int) -> int:
         """Accept up to `most` connections, or until paused; returns how many there were."""
-        family, kind, proto = self._kind
         for done in range(most):
+            arriving = self._next or self._connect()
             try:
-                fd, address = self.sock._accept()  # type: ignore[attr-defined] # typeshed lacks it
-            except BlockingIOError:
-                return done
+                if not arriving._accept(self.sock, self._kind):
+                    self._next = arriving
+                    return done
             except OSError as exc:
                 self._failed()
                 if exc.errno in _TRANSIENT:
                     continue
                 self._back_off(exc)
                 return done
-            sock = socket.socket(family, kind, proto, fd)
-            sock.setblocking(False)
-            self._accepted(sock, address)
+            self._next = None
+            self._accepted(arriving)
             if not (self._watching or self._closing):
                 return done + 1
         return most

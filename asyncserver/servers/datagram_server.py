@@ -15,12 +15,12 @@ from .._logger import Seldom
 from .._logger import logger as _logger
 from ..adapters.protocol_endpoint import ProtocolEndpoint
 from ..adapters.protocols import ProtocolHandler
-from ..connections.octets import octets
 from ..datagrams.inline_runner import InlineRunner
 from ..datagrams.outlets import Outlets
 from ..datagrams.proxied import ProxiedReader
 from ..datagrams.ring_runner import make_runner
 from ..net.addresses import format_address
+from ..net.octets import octets
 from ..net.tasks import require_loop
 from ..reports.logs import about
 from ..reports.stats import timed

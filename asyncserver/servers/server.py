@@ -72,7 +72,7 @@ class Server(Account, ABC):
         self.label: str = label_of(bound)
         self.idle_timeout: float | None = None
         self._drain_timeout = drain_timeout
-        self._intakes: Sequence[Listener | BatchReader] = ()  # where work comes in
+        self._intakes: Sequence[Listener[Any] | BatchReader] = ()  # where work comes in
         self._begun = False
         self._paused = False  # by `pause()`
         self._full = False  # the limit of handlers is reached

@@ -14,10 +14,10 @@ from .._logger import Seldom
 from .._logger import logger as _logger
 from ..adapters.protocol_connection import ProtocolConnection
 from ..adapters.protocols import ProtocolHandler
-from ..connections.octets import octets
 from ..exceptions import HeaderError, Refused
 from ..listening.listener import Listener
 from ..net.addresses import format_address, host_group, task_name
+from ..net.octets import octets
 from ..net.poller import Poller
 from ..net.probes import probes_come_in_time
 from ..net.tasks import name_task, require_loop
@@ -29,7 +29,6 @@ from .handlers import HandlerServer
 from .keepalive import KeepAlive
 
 if TYPE_CHECKING:
-    import socket
     import ssl
     from collections.abc import Callable, Coroutine
 
@@ -89,13 +88,13 @@ class StreamServer(HandlerServer[Connected]):
         self._seldom = Seldom(loop.time)
         # The class of the connections is the one whose handler `_layers()` builds on.
         limit = PostLimit(max_unsent, partial(self._tell_given_up, "slow_consumers", _SLOW))
-        self._connect: Callable[..., Connected] = partial(Stream, limit=limit)
-        if isinstance(self._handler, ProtocolHandler):
-            self._connect = self._handler.connection_class
         self._run = self._layers()
         self._poller = Poller(loop)
-        self._waiting: deque[tuple[socket.socket, Address]] = deque()
-        self._listeners = [Listener(loop, one, self._accepted, self._accept_failed) for one in bound]
+        connect: Callable[[], Connected] = partial(Stream, self._poller, self._closing, limit)
+        if isinstance(self._handler, ProtocolHandler):
+            connect = partial(self._handler.connection_class, self._poller, self._closing)
+        self._waiting: deque[Connected] = deque()
+        self._listeners = [Listener(loop, one, connect, self._accepted, self._accept_failed) for one in bound]
         self._intakes = self._listeners
         self._idle_seen: dict[Connected, tuple[int, float]] = {}
         if idle_timeout is not None:
@@ -131,24 +130,24 @@ class StreamServer(HandlerServer[Connected]):
 
     # -- what comes in
 
-    def _accepted(self, sock: socket.socket, address: Address) -> None:
-        if self._proxies is not None and address not in self._proxies:
-            self._count["accepted"] += 1
-            self._count["refused"] += 1
-            self._refuse_proxied("proxy_untrusted", address, "it is none of the trusted_proxies")
-            sock.close()
-        elif self._max_per_host is not None and self._proxies is None and not self._enter_host(address):
-            self._count["accepted"] += 1
-            self._count["refused"] += 1
-            sock.close()
+    def _accepted(self, connection: Connected) -> None:
+        if self._proxies is not None and connection.peer_address not in self._proxies:
+            self._refuse_proxied("proxy_untrusted", connection.peer_address, "it is none of the trusted_proxies")
+            self._refuse(connection)
+        elif self._max_per_host is not None and self._proxies is None and not self._enter_host(connection.peer_address):
+            self._refuse(connection)
         elif self._full:  # only what the kernel still held when the server began to close
-            self._waiting.append((sock, address))
+            self._waiting.append(connection)
         else:
-            self._serve(sock, address)
+            self._serve(connection)
 
-    def _serve(self, sock: socket.socket, address: Address) -> None:
+    def _refuse(self, connection: Connected) -> None:
         self._count["accepted"] += 1
-        connection = self._connect(self._poller, sock, address, self._closing)
+        self._count["refused"] += 1
+        connection._close()
+
+    def _serve(self, connection: Connected) -> None:
+        self._count["accepted"] += 1
         if self._closing.is_set():
             connection._begin_drain()
         if self._bars:
@@ -156,7 +155,7 @@ class StreamServer(HandlerServer[Connected]):
                 self._unnamed.add(connection)
             self._entering.add(connection)
             connection._bar()
-        self._start(self._run, connection, task_name(address))
+        self._start(self._run, connection, connection._task_name())
         if self._max_connections is not None:
             self._full = self._occupied() >= self._max_connections
             if self._full:
@@ -283,12 +282,10 @@ class StreamServer(HandlerServer[Connected]):
         for listener in self._listeners:
             listener.abandon()
         while self._waiting:
-            sock, address = self._waiting.popleft()
-            sock.close()
+            connection = self._waiting.popleft()
             if self._max_per_host is not None and self._proxies is None:
-                self._leave_host(address)
-            self._count["accepted"] += 1
-            self._count["refused"] += 1
+                self._leave_host(connection.peer_address)
+            self._refuse(connection)
 
     # -- what a connection leaves behind
 
@@ -324,7 +321,7 @@ class StreamServer(HandlerServer[Connected]):
         if self._full and self._occupied() < (self._max_connections or 0):
             self._full = False
             while self._waiting and not self._full:
-                self._serve(*self._waiting.popleft())
+                self._serve(self._waiting.popleft())
             self._apply_pause()
 
     def _leave_host(self, address: Address) -> None:

@@ -6,7 +6,7 @@
 #include <arpa/inet.h>
 
 /* As makesockaddr() in CPython's Modules/socketmodule.c. */
-static PyObject *address_of(const Name *name) {
+PyObject *address_of(const Name *name) {
     char host[INET6_ADDRSTRLEN];
     if (name->any.sa_family == AF_INET) {
         inet_ntop(AF_INET, &name->in.sin_addr, host, sizeof host);

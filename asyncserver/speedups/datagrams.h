@@ -16,15 +16,6 @@
 #define DATAGRAMS_H
 
 #include "speedups.h"
-#include <netinet/in.h>
-#include <sys/socket.h>
-
-/* An address as the kernel writes it. */
-typedef union {
-    struct sockaddr any;
-    struct sockaddr_in in;
-    struct sockaddr_in6 in6;
-} Name;
 
 /* The attributes of a Datagram, see datagrams/datagram.py. */
 #define DATAGRAM_OBJECTS(X) X(endpoint, "endpoint") X(data, "data") X(control, "control") X(unsent, "unsent")

@@ -13,12 +13,12 @@ A class becomes one with the same attributes, kept in a C struct: that is how bo
 
 from __future__ import annotations
 
-import _socket
 import copyreg
 import functools
 import importlib
 import operator
 import os
+import socket
 from typing import Any, TypeVar, cast
 
 import anyio
@@ -47,7 +47,7 @@ def _load() -> Any:
             "build it again, python hatch_build.py"
         )
         return None
-    compiled.prepare(_socket.socket.recv, _socket.socket.send, anyio.EndOfStream)
+    compiled.prepare(socket.socket, anyio.EndOfStream)
     copyreg.pickle(compiled.Method, operator.attrgetter("__qualname__"))  # as functions are: by name
     return compiled
 

@@ -5,6 +5,7 @@
  * and the C code reaches in a load what costs Python a call. Attributes that C never uses stay in __slots__.
  */
 #include "speedups.h"
+#include <unistd.h>
 
 /* -- Waiter */
 
@@ -65,9 +66,16 @@ PyType_Spec waiter_spec = {
     "asyncserver.net.waiter.WaiterFields", sizeof(Waiter), 0, FLAGS | Py_TPFLAGS_HAVE_VECTORCALL, waiter_slots,
 };
 
-/* -- Connection */
+/* -- Connection
+ *
+ * Of what accept(2) gives only the descriptor and the name are kept. The socket's object is made when somebody asks for
+ * `_sock`, which mostly nobody does; the address is made anew each time. A state that is NULL is the socket's own
+ * method; asked for, it is a function that has the socket's object made and calls it. That one is bound to the
+ * connection, so it is never kept: a cycle.
+ */
 
-LIFE(Connection, connection, CONNECTION_OBJECTS)
+#define ALL_OBJECTS(X) CONNECTION_OBJECTS(X) CONNECTION_OPTIONS(X) CONNECTION_LAZY(X)
+LIFE(Connection, fields, ALL_OBJECTS)
 
 /* Whether a class has a method as it is compiled. */
 static int has_ours(State *state, PyTypeObject *type, PyObject *name) {
@@ -94,11 +102,91 @@ int connection_meet(State *state, PyObject *object) {
     return 1;
 }
 
-static PyObject *connection_get_message_start(Connection *self, void *Py_UNUSED(closure)) {
+static PyObject *connection_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(kwargs)) {
+    Connection *self = (Connection *)type->tp_alloc(type, 0);
+    if (self != NULL) {
+        self->fd = -1;
+        self->came_at = self->idle_read = self->idle_write = -1;
+        self->watching = Py_NewRef(Py_None);
+    }
+    return (PyObject *)self;
+}
+
+static int connection_clear(Connection *self) {
+    if (self->sock != NULL)
+        self->fd = -1; /* the socket's object closes it */
+    return fields_clear(self);
+}
+
+static void connection_dealloc(Connection *self) {
+    if (self->fd >= 0 && self->sock == NULL) {
+        PyObject *type, *value, *traceback;
+        PyErr_Fetch(&type, &value, &traceback);
+        if (PyErr_ResourceWarning(NULL, 1, "unclosed connection, fd=%d", self->fd))
+            PyErr_WriteUnraisable(NULL);
+        PyErr_Restore(type, value, traceback);
+        close(self->fd);
+    }
+    fields_dealloc(self);
+}
+
+static PyObject *get_sock(Connection *self, void *Py_UNUSED(closure)) {
+    return self->sock == NULL ? PyObject_CallMethod((PyObject *)self, "_make_sock", NULL) : Py_NewRef(self->sock);
+}
+
+static PyObject *call_sock(Connection *self, const char *method, PyObject *arg) {
+    PyObject *sock = get_sock(self, NULL), *result = sock == NULL ? NULL : PyObject_CallMethod(sock, method, "(O)", arg);
+    Py_XDECREF(sock);
+    return result;
+}
+
+static PyObject *plain_recv(PyObject *self, PyObject *max) {
+    return call_sock((Connection *)self, "recv", max);
+}
+
+static PyObject *plain_send(PyObject *self, PyObject *item) {
+    return call_sock((Connection *)self, "send", item);
+}
+
+static PyMethodDef recv_method = {"recv", plain_recv, METH_O, NULL}, send_method = {"send", plain_send, METH_O, NULL};
+
+/* A state. For NULL it is the socket's method, or what stands for it as long as there is no object. */
+static PyObject *get_state(Connection *self, PyObject *state, PyMethodDef *plain) {
+    if (state != NULL)
+        return Py_NewRef(state);
+    if (self->sock != NULL)
+        return PyObject_GetAttrString(self->sock, plain->ml_name);
+    return PyCFunction_New(plain, (PyObject *)self);
+}
+
+static PyObject *get_recv(Connection *self, void *Py_UNUSED(closure)) {
+    return get_state(self, self->recv, &recv_method);
+}
+
+static PyObject *get_read(Connection *self, void *Py_UNUSED(closure)) {
+    return get_state(self, self->read, &recv_method);
+}
+
+static PyObject *get_send(Connection *self, void *Py_UNUSED(closure)) {
+    return get_state(self, self->send, &send_method);
+}
+
+static PyObject *get_peer(Connection *self, void *Py_UNUSED(closure)) {
+    return self->peer == NULL ? address_of(&self->name) : Py_NewRef(self->peer);
+}
+
+static int set_lazy(Connection *self, PyObject *value, void *place) {
+    if (value != NULL && PyCFunction_CheckExact(value) && PyCFunction_GET_SELF(value) == (PyObject *)self)
+        value = NULL;
+    Py_XSETREF(*(PyObject **)((char *)self + (size_t)place), Py_XNewRef(value));
+    return 0;
+}
+
+static PyObject *get_message_start(Connection *self, void *Py_UNUSED(closure)) {
     return Py_BuildValue("(LL)", self->message_sent, self->message_at);
 }
 
-static int connection_set_message_start(Connection *self, PyObject *value, void *Py_UNUSED(closure)) {
+static int set_message_start(Connection *self, PyObject *value, void *Py_UNUSED(closure)) {
     if (value == NULL) {
         PyErr_SetString(PyExc_AttributeError, "_message_start cannot be deleted");
         return -1;
@@ -106,28 +194,37 @@ static int connection_set_message_start(Connection *self, PyObject *value, void 
     return PyArg_ParseTuple(value, "LL", &self->message_sent, &self->message_at) ? 0 : -1;
 }
 
+#define LAZY(field, name) {name, (getter)get_##field, (setter)set_lazy, NULL, (void *)offsetof(Connection, field)},
 static PyGetSetDef connection_getset[] = {
-    {"_message_start", (getter)connection_get_message_start, (setter)connection_set_message_start, NULL, NULL},
+    CONNECTION_LAZY(LAZY)
+    {"_message_start", (getter)get_message_start, (setter)set_message_start, NULL, NULL},
     {0},
 };
 
 #define MEMBER(field, name) {name, T_OBJECT_EX, offsetof(Connection, field), 0, NULL},
+#define OPTION(field, name) {name, T_OBJECT, offsetof(Connection, field), 0, NULL}, /* NULL is None */
 #define NUMBER(field, name) {name, T_LONGLONG, offsetof(Connection, field), 0, NULL}
 static PyMemberDef connection_members[] = {
     CONNECTION_OBJECTS(MEMBER)
+    CONNECTION_OPTIONS(OPTION)
     NUMBER(answered, "_answered"),
+    NUMBER(came_at, "_came_at"),
     NUMBER(idle_read, "_idle_read"),
+    NUMBER(idle_write, "_idle_write"),
     NUMBER(bytes_received, "bytes_received"),
     NUMBER(bytes_sent, "bytes_sent"),
     {"_events", T_UINT, offsetof(Connection, events), 0, NULL},
     {"_fd", T_INT, offsetof(Connection, fd), 0, NULL},
     {"_spins", T_INT, offsetof(Connection, spins), 0, NULL},
     {"_shared", T_BOOL, offsetof(Connection, shared), 0, NULL},
+    {"_tls", T_BOOL, offsetof(Connection, tls), 0, NULL},
     {0},
 };
 
 static PyType_Slot connection_slots[] = {
-    SLOTS(connection, "What a connection keeps."), {Py_tp_getset, connection_getset}, {0, NULL},
+    {Py_tp_doc, "What a connection keeps."}, {Py_tp_new, connection_new},       {Py_tp_dealloc, connection_dealloc},
+    {Py_tp_traverse, fields_traverse},       {Py_tp_clear, connection_clear},   {Py_tp_members, connection_members},
+    {Py_tp_getset, connection_getset},       {0, NULL},
 };
 PyType_Spec connection_spec = {
     "asyncserver.connections.fields.ConnectionFields", sizeof(Connection), 0, FLAGS, connection_slots,

@@ -26,7 +26,7 @@ static PyObject *method_vectorcall(PyObject *callable, PyObject *const *args, si
 }
 
 static Fast find(PyObject *name) {
-    const Function *const tables[] = {poller_functions, post_functions, receive_functions, send_functions};
+    const Function *const tables[] = {life_functions, poller_functions, post_functions, receive_functions, send_functions};
     for (size_t i = 0; i < Py_ARRAY_LENGTH(tables); i++)
         for (const Function *one = tables[i]; one->name != NULL; one++)
             if (PyUnicode_CompareWithASCIIString(name, one->name) == 0)

@@ -15,17 +15,13 @@
 #error "asyncserver's extension relies on the GIL; free-threaded Pythons use the Python code"
 #endif
 
-/* prepare(recv, send, end_of_stream): the methods of the system's sockets, and what receive() raises at the end.
- *
- * A state of a connection that is such a method, by the C function behind it, is the usual one. */
+/* prepare(socket, end_of_stream): the class socket.socket, and what receive() raises at the end. */
 static PyObject *prepare(PyObject *module, PyObject *args) {
     State *state = PyModule_GetState(module);
-    PyMethodDescrObject *recv, *send;
-    PyObject *end_of_stream;
-    if (!PyArg_ParseTuple(args, "O!O!O", &PyMethodDescr_Type, &recv, &PyMethodDescr_Type, &send, &end_of_stream))
+    PyObject *socket, *end_of_stream;
+    if (!PyArg_ParseTuple(args, "OO", &socket, &end_of_stream))
         return NULL;
-    state->recv = recv->d_method->ml_meth;
-    state->send = send->d_method->ml_meth;
+    Py_XSETREF(state->socket, Py_NewRef(socket));
     Py_XSETREF(state->end_of_stream, Py_NewRef(end_of_stream));
     Py_RETURN_NONE;
 }

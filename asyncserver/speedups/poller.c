@@ -83,6 +83,23 @@ static PyObject *on_ready(State *state, PyObject *pure, PyObject *const *args, P
     return failure ? NULL : Py_NewRef(Py_None);
 }
 
+/* As Connection._set_events(): 0, or -1 with an error set. */
+int change_events(State *state, Connection *self, unsigned events) {
+    if (events == self->events)
+        return 0;
+    PyObject *numbers = Py_BuildValue("(iII)", self->fd, self->events, events);
+    if (numbers == NULL)
+        return -1;
+    PyObject *args[] = {self->poller, (PyObject *)self, PyTuple_GET_ITEM(numbers, 0), PyTuple_GET_ITEM(numbers, 1),
+                        PyTuple_GET_ITEM(numbers, 2)};
+    int failure = failed(PyObject_VectorcallMethod(N(watch), args, 5, NULL));
+    Py_DECREF(numbers);
+    if (failure)
+        return -1;
+    self->events = events;
+    return 0;
+}
+
 static PyObject *set_watching(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs, PyObject *names,
                               int on) {
     if (nargs != 1 || names != NULL || !is_connection(state, args[0]) || ((Connection *)args[0])->poller == NULL)

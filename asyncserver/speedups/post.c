@@ -10,7 +10,7 @@
 #define TURN 64     /* sends in a row, until other threads have their turn */
 
 static int is_usual(State *state, PyObject *stream, PyObject *data) {
-    return is_connection(state, stream) && is_plain((Connection *)stream, ((Connection *)stream)->send, state->send) &&
+    return is_connection(state, stream) && is_plain((Connection *)stream, ((Connection *)stream)->send) &&
            PyBytes_CheckExact(data) && PyBytes_GET_SIZE(data) <= LARGE;
 }
 
@@ -40,10 +40,8 @@ static void begin_turn(State *state, PyObject *const *streams, Py_ssize_t count)
     Py_BEGIN_ALLOW_THREADS
     Py_END_ALLOW_THREADS
     for (; count > 0; count--, streams++)
-        if (is_connection(state, *streams)) {
-            __builtin_prefetch(((Connection *)*streams)->send);
+        if (is_connection(state, *streams))
             __builtin_prefetch(&((Connection *)*streams)->fd);
-        }
 }
 
 static PyObject *post_to_all(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs, PyObject *names) {

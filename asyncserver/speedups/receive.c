@@ -9,7 +9,6 @@
  * GIL.
  */
 #include "speedups.h"
-#include <sys/socket.h>
 
 #define LARGE 8192 /* bytes from which copying costs more than resizing */
 
@@ -20,8 +19,8 @@ typedef struct {
     Py_ssize_t size;
 } Chunk;
 
-static int can_receive(State *state, Connection *self) {
-    return is_plain(self, self->recv, state->recv) && is_waiter(self->reading);
+static int can_receive(Connection *self) {
+    return is_plain(self, self->recv) && is_waiter(self->reading);
 }
 
 static int has_buffered(Connection *self) {
@@ -59,7 +58,7 @@ static int receive_bytes(State *state, Connection *self, Py_ssize_t max, Chunk *
 
 /* The same by way of a state that the connection may have got while the task waited or paused. */
 static int receive_by_state(State *state, Connection *self, Py_ssize_t max, Chunk *chunk) {
-    if (is_plain(self, self->recv, state->recv))
+    if (is_plain(self, self->recv))
         return receive_bytes(state, self, max, chunk);
     PyObject *recv = PyObject_GetAttr((PyObject *)self, N(_recv)); /* our own reference: it may set another state */
     PyObject *data = recv == NULL ? NULL : PyObject_CallFunction(recv, "n", max);
@@ -129,7 +128,7 @@ static int reach_end(State *state, Connection *self) {
 static PySendResult receive_step(State *state, Operation *self, int was, PyObject **result) {
     Connection *connection = (Connection *)self->args[0];
     Chunk chunk;
-    if (was == FRESH && (!can_receive(state, connection) || (self->nargs < 4 && has_buffered(connection))))
+    if (was == FRESH && (!can_receive(connection) || (self->nargs < 4 && has_buffered(connection))))
         return operation_leave_to_pure(self, result);
     PySendResult how = next_chunk(state, self, was != FRESH, self->max, &chunk, result);
     if (how != PYGEN_RETURN || self->state == DONE)
@@ -155,7 +154,7 @@ static int is_count(PyObject *given, Py_ssize_t *count) {
 static PyObject *receive(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs, PyObject *names) {
     Py_ssize_t max = CHUNK;
     if (names != NULL || nargs < 1 || nargs > 2 || !is_connection(state, args[0]) ||
-        !can_receive(state, (Connection *)args[0]) || (nargs == 2 && !is_count(args[1], &max)))
+        !can_receive((Connection *)args[0]) || (nargs == 2 && !is_count(args[1], &max)))
         return call_pure(pure, args, nargs, names);
     return operation_new(state, receive_step, pure, args, nargs, max);
 }
@@ -164,7 +163,7 @@ static PyObject *receive(State *state, PyObject *pure, PyObject *const *args, Py
 static PyObject *chunk(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs, PyObject *names) {
     Py_ssize_t max = ANY;
     if (names != NULL || nargs < 1 || nargs > 4 || !is_connection(state, args[0]) ||
-        !can_receive(state, (Connection *)args[0]) || (nargs > 1 && !is_count(args[1], &max)) ||
+        !can_receive((Connection *)args[0]) || (nargs > 1 && !is_count(args[1], &max)) ||
         (nargs > 2 && !PyExceptionClass_Check(args[2])) || (nargs > 3 && args[3] != Py_True))
         return call_pure(pure, args, nargs, names);
     if (nargs == 1 && ((Connection *)args[0])->large == 2)
@@ -213,7 +212,7 @@ static PySendResult take_line(State *state, Operation *self, Connection *connect
 static PySendResult receive_until_step(State *state, Operation *self, int was, PyObject **result) {
     Connection *connection = (Connection *)self->args[0];
     int first = was == FRESH || self->waiter == NULL; /* nothing is taken yet */
-    if (first && !can_receive(state, connection))
+    if (first && !can_receive(connection))
         return operation_leave_to_pure(self, result);
     if (first && has_buffered(connection))
         return take_line(state, self, connection, was == FRESH, result);
@@ -239,7 +238,7 @@ static PySendResult receive_until_step(State *state, Operation *self, int was, P
 static PyObject *receive_until(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs, PyObject *names) {
     Py_ssize_t limit;
     if (names != NULL || nargs != 3 || !is_connection(state, args[0]) || !PyBytes_CheckExact(args[1]) ||
-        PyBytes_GET_SIZE(args[1]) == 0 || !is_count(args[2], &limit) || !can_receive(state, (Connection *)args[0]))
+        PyBytes_GET_SIZE(args[1]) == 0 || !is_count(args[2], &limit) || !can_receive((Connection *)args[0]))
         return call_pure(pure, args, nargs, names);
     return operation_new(state, receive_until_step, pure, args, nargs, limit);
 }

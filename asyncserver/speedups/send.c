@@ -5,7 +5,6 @@
  * no bytes object.
  */
 #include "speedups.h"
-#include <sys/socket.h>
 
 #define LARGE 16384 /* bytes; for more the GIL is released */
 
@@ -41,7 +40,7 @@ static PySendResult send_step(State *state, Operation *self, int was, PyObject *
     Connection *connection = (Connection *)self->args[0];
     if (was == PAUSED)
         return operation_return(self, Py_NewRef(Py_None), result);
-    if (!is_plain(connection, connection->send, state->send))
+    if (!is_plain(connection, connection->send))
         return operation_leave_to_pure(self, result);
     ssize_t n = send_bytes(connection->fd, self->args[1]);
     if (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) {
@@ -68,7 +67,7 @@ static PySendResult send_step(State *state, Operation *self, int was, PyObject *
 
 static PyObject *send_item(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs, PyObject *names) {
     if (names != NULL || nargs != 2 || !is_connection(state, args[0]) || !PyBytes_CheckExact(args[1]) ||
-        !is_plain((Connection *)args[0], ((Connection *)args[0])->send, state->send))
+        !is_plain((Connection *)args[0], ((Connection *)args[0])->send))
         return call_pure(pure, args, nargs, names);
     return operation_new(state, send_step, pure, args, nargs, 0);
 }

@@ -7,6 +7,8 @@
 #include <Python.h>
 #include <structmember.h>
 #include <errno.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
 
 #define CHUNK 65536       /* bytes, as in connections/connection.py */
 #define ANY (CHUNK + 1)   /* what an iteration asks for, as in streams/receiving.py */
@@ -20,7 +22,7 @@ typedef PyObject *(*Fast)(State *state, PyObject *pure, PyObject *const *args, P
 /* What Methods there are, by the qualified name of the Python function. A table ends with {0}. */
 typedef struct { const char *name; Fast call; } Function;
 
-extern const Function poller_functions[], post_functions[], receive_functions[], send_functions[];
+extern const Function life_functions[], poller_functions[], post_functions[], receive_functions[], send_functions[];
 
 /* Lists that are written once, for the struct, its life and what Python sees of it: X macros. */
 #define FIELD(field, name) PyObject *field;
@@ -36,14 +38,14 @@ TYPES(TYPE_DECLARED)
 /* Names that are looked up in Python objects: N(awake) is one. */
 #define NAMES(X)                                                                                                       \
     X(awake) X(close) X(throw) X(_SPIN_LIMIT) X(_awaited) X(_broken) X(_check_idle_read) X(_connections)               \
-    X(_epoll_fd) X(_on_readable) X(_on_writable) X(_reach_end) X(_recv) X(_send_rest) X(_spun) X(_take) X(_watch)      \
-    X(watch) X(woken)
+    X(_epoll_fd) X(_on_readable) X(_on_writable) X(_reach_end) X(_recv) X(_release) X(_send_rest) X(_spun) X(_take)    \
+    X(_watch) X(refuse_closed) X(refuse_undelivered) X(watch) X(woken)
 #define NAME_FIELD(name) PyObject *name_##name;
 #define N(name) (state->name_##name)
 
 /* ("blocked",), the keyword of _send_rest(); `stop` see stop_with() in operation.c; the class of the connection that was
  * met last: see is_connection(). */
-#define STATE_OBJECTS(X) X(blocked, ) X(end_of_stream, ) X(stop, ) X(seen, )
+#define STATE_OBJECTS(X) X(blocked, ) X(end_of_stream, ) X(seen, ) X(socket, ) X(stop, )
 
 /* Everything that is kept between calls: one for each interpreter, as PEP 630 asks. */
 struct State {
@@ -53,7 +55,6 @@ struct State {
     unsigned seen_version;
     long spin_limit;        /* of the class `seen`; not above 0: it has its own `_spun()` */
     char wakes_readers;     /* it has no `_on_readable()` of its own */
-    PyCFunction recv, send; /* what implements socket.recv and socket.send */
     struct Operation *free[FREE_OPERATIONS];
     int free_count;
     char scratch[ANY]; /* where small receives land */
@@ -104,9 +105,20 @@ static inline PyObject *PyErr_GetRaisedException(void) {
 #define WAITER_OBJECTS(X)                                                                                              \
     X(action, "_action") X(context, "context") X(get_loop, "get_loop") X(loop, "_loop") X(result, "result")            \
     X(wakeup, "wakeup")
-#define CONNECTION_OBJECTS(X)                                                                                          \
-    X(buffer, "_buffer") X(poller, "_poller") X(reading, "_reading") X(recv, "_recv") X(send, "_send")                 \
-    X(watching, "_watching")
+#define CONNECTION_OBJECTS(X) X(poller, "_poller") X(reading, "_reading") X(watching, "_watching")
+#define CONNECTION_OPTIONS(X) /* None, until they are something */                                                     \
+    X(buffer, "_buffer") X(kind, "_kind") X(owed_until, "_owed_until") X(proxy_header, "proxy_header")                 \
+    X(writing, "_writing")
+#define CONNECTION_LAZY(X) X(recv, "_recv") X(read, "_read") X(send, "_send") X(sock, "_sock") X(peer, "peer_address")
+
+/* An address as the kernel writes it. */
+typedef union {
+    struct sockaddr any;
+    struct sockaddr_in in;
+    struct sockaddr_in6 in6;
+} Name;
+
+PyObject *address_of(const Name *name);
 
 typedef struct {
     PyObject_HEAD
@@ -118,16 +130,20 @@ typedef struct {
 typedef struct {
     PyObject_HEAD
     CONNECTION_OBJECTS(FIELD)
-    long long answered, bytes_received, bytes_sent, idle_read;
+    CONNECTION_OPTIONS(FIELD)
+    CONNECTION_LAZY(FIELD)
+    long long answered, bytes_received, bytes_sent, came_at, idle_read, idle_write;
     long long message_sent, message_at; /* _message_start */
+    Name name; /* of the peer, until it gets another address */
     unsigned events;
     int fd, spins;
-    char shared;
+    char shared, tls;
     char large; /* the last receive took much, or (2) all that it could: the next one needs room, and time */
 } Connection;
 
 PyObject *waiter_getattro(PyObject *self, PyObject *name);
 int connection_meet(State *state, PyObject *object);
+int change_events(State *state, Connection *self, unsigned events); /* poller.c */
 
 /* For arguments that the C code leaves to Python. */
 #define call_pure(pure, args, nargs, names) PyObject_Vectorcall(pure, args, (size_t)(nargs), names)
@@ -191,8 +207,9 @@ static inline int is_connection(State *state, PyObject *object) {
 
 /* Whether a state of a connection (connections/states.py) is the socket's own method: no TLS, no drain, not closed.
  * A program that has the socket may have closed it, and its number may be another's: then Python asks the socket. */
-static inline int is_plain(Connection *self, PyObject *now, PyCFunction method) {
-    return now != NULL && PyCFunction_CheckExact(now) && PyCFunction_GET_FUNCTION(now) == method && !self->shared;
+static inline int is_plain(Connection *self, PyObject *now) {
+    return !self->shared &&
+           (now == NULL || (PyCFunction_CheckExact(now) && PyCFunction_GET_SELF(now) == self->sock));
 }
 
 /* Count an operation that need not wait, as Connection._spun(); -1 with an exception. */

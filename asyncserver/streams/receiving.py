@@ -15,9 +15,9 @@ import anyio
 from anyio import EndOfStream  # its own name: an attribute of a module with __getattr__ is slow
 
 from ..connections.connection import CHUNK, FEW
-from ..connections.octets import check_delimiter, check_number
 from ..connections.states import at_end, refuse_closed
 from ..connections.tls_connection import TLSConnection
+from ..net.octets import check_delimiter, check_number
 from ..net.waiter import busy, woken
 from ..speedups.extension import accelerate
 
@@ -37,14 +37,14 @@ def _as_anext(chunk: Any) -> Any:
     made = types.FunctionType(pure.__code__, pure.__globals__, pure.__name__, pure.__defaults__, pure.__closure__)
     made.__kwdefaults__ = pure.__kwdefaults__
     made.__qualname__ = pure.__qualname__  # by which `accelerate` knows it
-    found = accelerate(made)
-    made.__name__, made.__qualname__ = "__anext__", pure.__qualname__.replace(pure.__name__, "__anext__")
-    made.__doc__ = """Receive the next bytes; the iteration stops at the end of the stream.
+    found: Any = accelerate(made)
+    found.__name__, found.__qualname__ = "__anext__", pure.__qualname__.replace(pure.__name__, "__anext__")
+    found.__doc__ = """Receive the next bytes; the iteration stops at the end of the stream.
 
     As `receive()`, of up to 256 KiB at once, and with StopAsyncIteration in the place of EndOfStream.
     """
     self = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
-    made.__signature__ = Signature([self], return_annotation="Awaitable[bytes]")  # type: ignore[attr-defined]
+    found.__signature__ = Signature([self], return_annotation="Awaitable[bytes]")
     return found
 
 
@@ -229,7 +229,7 @@ class Receiving(TLSConnection):
     def _full(self, data: bytes, max_bytes: int, end: type[BaseException]) -> bytes:
         """Return what was asked for of a receive that took as much; an iteration asks for more."""
         if end is StopAsyncIteration:
-            if len(data) == _ANY and self._recv is self._read and type(self._sock) is socket.socket:
+            if len(data) == _ANY and self._recv == self._read and type(self._sock) is socket.socket:
                 self._recv = self._read = partial(self._read_bulk, 0)
         elif len(data) > max_bytes:  # `receive(_ANY)` after full ones of an iteration
             buffer = self._buffered()
@@ -242,7 +242,7 @@ class Receiving(TLSConnection):
         data = self._read_much(last) if max_bytes == _ANY else self._sock.recv(max_bytes)
         if len(data) != last:
             read = self._sock.recv if len(data) < FEW else partial(self._read_bulk, len(data))
-            if self._recv is self._read:
+            if self._recv == self._read:
                 self._recv = read
             self._read = read
         return data

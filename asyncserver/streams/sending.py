@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from ..connections.octets import octets
 from ..connections.outbox import Outbox
 from ..connections.states import (
     NOT_SENDING,
@@ -21,6 +20,7 @@ from ..connections.states import (
     refuse_undelivered,
 )
 from ..connections.tls_connection import TLSConnection
+from ..net.octets import octets
 from ..net.poller import WRITE
 from ..speedups.extension import accelerate
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..connections.departure import News
-    from ..net.addresses import Address
     from ..net.poller import Poller
 
 # What a post waits for: room, or the end of another task's send.
@@ -53,10 +52,8 @@ class Sending(TLSConnection):
     bytes_sent: int  # again, for pyright
     _news: News | None = None  # once its peer has vanished
 
-    def __init__(
-        self, poller: Poller, sock: socket.socket, peer_address: Address, closing: asyncio.Event, limit: PostLimit
-    ) -> None:
-        TLSConnection.__init__(self, poller, sock, peer_address, closing)
+    def __init__(self, poller: Poller, closing: asyncio.Event, limit: PostLimit) -> None:
+        TLSConnection.__init__(self, poller, closing)
         self._limit = limit
         self._outbox: Outbox | None = None
 
@@ -95,7 +92,7 @@ class Sending(TLSConnection):
             assert self._outbox is not None
             await self._outbox.take_turn()
             blocked = False
-        tls = isinstance(self._sock, ssl.SSLSocket)
+        tls = self._tls
         write, self._send = self._send, refuse_busy
         # What the next send() calls: OpenSSL insists on finishing the record it has begun.
         after = refuse_torn if tls and blocked else write
@@ -245,12 +242,13 @@ class Sending(TLSConnection):
     def _notice_answers(self) -> None:
         """In a drain: a receive, in another task, may wait only because an answer was owed."""
         self._reading.wake_soon()
-        if self._send in (self._sock.send, self._send_tls):
+        plain = self._sock.send
+        if self._send in (plain, self._send_tls):
             self._send = self._send_owed
 
     def _send_owed(self, item: Any) -> int:
         """State: the server drains. Send, then let a receive look whether this was the answer."""
-        sent = self._send_tls(item) if isinstance(self._sock, ssl.SSLSocket) else self._sock.send(item)
+        sent = self._send_tls(item) if self._tls else self._sock.send(item)
         self._reading.wake_soon()
         return sent
 

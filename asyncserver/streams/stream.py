@@ -15,7 +15,6 @@ Theory of operation:
 
 from __future__ import annotations
 
-import ssl
 from typing import TYPE_CHECKING, Any
 
 from anyio.abc import ByteStream, SocketAttribute
@@ -31,6 +30,7 @@ from .sending import Sending
 
 if TYPE_CHECKING:
     import socket
+    import ssl
     from collections.abc import Callable, Mapping
 
 __all__ = ["Stream"]
@@ -131,8 +131,9 @@ class Stream(Sending, Receiving, ByteStream):
             raise RuntimeError(f"{len(self._buffer)} received bytes wait in {self!r}; receive them before detach()")
         if self._outbox:
             raise RuntimeError(f"{self._outbox.size} posted bytes wait in {self!r}: the peer has no room for them yet")
+        sock = self._sock  # before the descriptor is forgotten
         self._release()
-        return self._sock
+        return sock
 
     def _lend(self, sock: socket.socket, *, answers: bool) -> Loan:
         """Count and drain what was detached: a thread blocks in it. See loan.py."""
@@ -157,8 +158,8 @@ class Stream(Sending, Receiving, ByteStream):
             Exception: as `receive()` and `send()`. After an error or a cancellation only
                 `aclose()` is left.
         """
-        if isinstance(self._sock, ssl.SSLSocket):
-            raise RuntimeError("start_tls(): this stream is under TLS already")  # noqa: TRY004
+        if self._tls:
+            raise RuntimeError("start_tls(): this stream is under TLS already")
         await self._flush_posts()
         if self._buffered():
             raise InjectionError("start_tls(): the peer sent plain bytes behind its request to start TLS")
@@ -181,7 +182,3 @@ class Stream(Sending, Receiving, ByteStream):
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
         """Anyio's typed attributes, those of SocketAttribute, and under TLS of TLSAttribute."""
         return {**socket_attributes(self._sock, self.peer_address), SocketAttribute.raw_socket: self._share}
-
-    def _share(self) -> socket.socket:
-        self._shared = True
-        return self._sock

@@ -16,6 +16,7 @@ import pytest
 
 import asyncserver.servers.server
 from asyncserver import Datagram, Stream
+from asyncserver.connections.accepted import Accepted
 from asyncserver.listening.binding import BoundSocket
 from asyncserver.listening.listener import Listener
 from tests.kit.checks import is_balanced, is_idle
@@ -188,7 +189,7 @@ async def test_exhausted_descriptors(log: Any) -> None:
     loop = asyncio.get_running_loop()
     with socket.create_server(("127.0.0.1", 0)) as real, socket.create_connection(real.getsockname()):
         sock: Any = NoDescriptors(real)
-        listener = Listener(loop, BoundSocket(sock), lambda *_: None, lambda: failed.append(1))
+        listener = Listener(loop, BoundSocket(sock), Accepted, lambda _: None, lambda: failed.append(1))
         listener.resume()
         await until(lambda: len(failed) == 3)
         listener.close()

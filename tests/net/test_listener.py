@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import asyncserver
+from asyncserver.connections.accepted import Accepted
 from asyncserver.listening.binding import BoundSocket
 from asyncserver.listening.listener import _BACKOFF, Listener
 from tests.kit.checks import is_balanced, is_idle
@@ -166,11 +167,11 @@ def failing() -> Iterator[FailingSocket]:
     sock.close()
 
 
-def listener_on(sock: Any, failed: list[int], loop: Any = None) -> Listener:
-    def accepted(sock: socket.socket, address: object) -> None:
+def listener_on(sock: Any, failed: list[int], loop: Any = None) -> Listener[Accepted]:
+    def accepted(connection: Accepted) -> None:
         raise AssertionError("nothing can be accepted")
 
-    return Listener(loop or asyncio.get_running_loop(), BoundSocket(sock), accepted, lambda: failed.append(1))
+    return Listener(loop or asyncio.get_running_loop(), BoundSocket(sock), Accepted, accepted, lambda: failed.append(1))
 
 
 class TimedLoop:
@@ -310,7 +311,7 @@ async def test_who_connects_in_the_moment_of_the_close_is_refused_and_not_reset(
     client.setblocking(False)
     original = Listener._accept
 
-    def accept(listener: Listener, most: int) -> int:
+    def accept(listener: Listener[Any], most: int) -> int:
         done = original(listener, most)
         client.connect_ex(listener.sock.getsockname())
         return done

@@ -76,18 +76,6 @@ async def test_result_is_kept_by_who_has_it(transport: Transport) -> None:
         assert [(one.value, one.args) for one in kept] == [(b"first", (b"first",)), (b"then", (b"then",))]
 
 
-async def test_state_that_is_missing(transport: Transport) -> None:
-    """A program that has broken a stream gets an AttributeError."""
-    async with transport.pair() as (stream, _):
-        waiting = await blocked(stream.receive())
-        recv = stream._recv
-        del stream._recv
-        stream._reading.wake_soon()
-        with pytest.raises(AttributeError, match="_recv"):
-            await within(waiting)
-        stream._recv = recv
-
-
 def test_end_of_the_interpreter_while_it_waits() -> None:
     """What the last collection finds together with the type goes as well."""
     script = """
@@ -101,7 +89,8 @@ def test_end_of_the_interpreter_while_it_waits() -> None:
         ours.setblocking(False)
 
         async def main():
-            stream = Stream(Poller(loop), ours, "", asyncio.Event(), PostLimit(1, print))
+            stream = Stream(Poller(loop), asyncio.Event(), PostLimit(1, print))
+            stream._adopt(ours, "")
             waiting = stream.receive()
             while waiting.send(None) is None:
                 pass

@@ -271,7 +271,8 @@ async def _check_shape(chunks: list[bytes], steps: list[tuple[str, Any]]) -> Non
     here.setblocking(False)
     there.setblocking(False)
     poller = Poller(asyncio.get_running_loop())
-    stream = Stream(poller, here, "", asyncio.Event(), PostLimit(1000, list))
+    stream = Stream(poller, asyncio.Event(), PostLimit(1000, list))
+    stream._adopt(here, "")
     client = Client(there)
 
     async def send() -> None:

@@ -9,6 +9,7 @@ import socket
 
 import pytest
 
+from asyncserver.connections.accepted import Accepted
 from asyncserver.listening.binding import Binding
 from asyncserver.listening.listener import Listener
 from tests.kit.waiting import PATIENCE, until
@@ -73,24 +74,24 @@ async def test_contended_listener_accepts_one_at_a_time(contended: bool, taken: 
     """For each time that the loop finds it readable, so that other processes get the next."""
     (bound,) = await Binding("127.0.0.1", 0, backlog=10).open(socket.SOCK_STREAM)
     bound.contended = contended
-    accepted: list[socket.socket] = []
+    accepted: list[Accepted] = []
     first = asyncio.Event()
     at_once: list[int] = []
 
-    def on_accepted(sock: socket.socket, _: object) -> None:
+    def on_accepted(connection: Accepted) -> None:
         if not accepted:  # what comes in this turn of the loop is counted in the next
             loop.call_soon(first.set)
             loop.call_soon(lambda: at_once.append(len(accepted)))
-        accepted.append(sock)
+        accepted.append(connection)
 
     loop = asyncio.get_running_loop()
     clients = [socket.create_connection(bound.address) for _ in range(3)]
-    listener = Listener(loop, bound, on_accepted, lambda: None)
+    listener = Listener(loop, bound, Accepted, on_accepted, lambda: None)
     listener.resume()
     async with asyncio.timeout(PATIENCE):
         await first.wait()
     assert at_once == [taken]
     await until(lambda: len(accepted) == 3)
     listener.close()
-    for sock in (*accepted, *clients):
+    for sock in (*[one._sock for one in accepted], *clients):
         sock.close()
