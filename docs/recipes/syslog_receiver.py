@@ -9,9 +9,13 @@ import re
 import asyncserver
 
 MAX_MESSAGE = 8192  # bytes; RFC 5424, 6.1, asks for 2,048
+MAX_FRAME = MAX_MESSAGE + len("8192 ")
 SEVERITIES = ["emergency", "alert", "critical", "error", "warning", "notice", "info", "debug"]
 # Of both forms, RFC 5424's `<PRI>1 TIME HOST APP ...` and the older `<PRI>TIME HOST APP: ...`.
 MESSAGE = re.compile(rb"<(\d{1,3})>(?:1 )?(.*)", re.DOTALL)
+# A length, or a message up to a line feed or, as Python's SysLogHandler sends it, a zero byte.
+FRAME = re.compile(rb"(\d{1,4}) |([^\d\n\0][^\n\0]{,%d})[\n\0]" % MAX_MESSAGE)
+BEGUN = re.compile(rb"\d{1,4}( .*)?|\D.{,%d}" % MAX_MESSAGE, re.DOTALL)
 
 
 def take(message: bytes, peer: object) -> None:
@@ -32,17 +36,17 @@ async def receive_datagram(datagram: asyncserver.Datagram) -> None:
 
 
 async def receive_stream(stream: asyncserver.Stream) -> None:
-    """Take messages behind their length, or one a line: RFC 6587, 3.4.1 and 3.4.2."""
-    while True:
-        first = await stream.receive_exactly(1)
-        if first.isdigit():
-            length = first + await stream.receive_until(b" ", max_bytes=len(str(MAX_MESSAGE)))
-            if not length.isdigit() or int(length) > MAX_MESSAGE:
-                return  # where the next one begins cannot be known
-            take(await stream.receive_exactly(int(length)), stream.peer_address)
-        elif first != b"\n":
-            take(first + await stream.receive_until(b"\n", max_bytes=MAX_MESSAGE), stream.peer_address)
-        stream.end_message()  # it gets no answer: a drain need not wait for one
+    """Take messages behind their length, or each up to its end: RFC 6587, 3.4.1 and 3.4.2."""
+    held = b""
+    async for data in stream:
+        held = (held + data).lstrip(b"\n\0")
+        while (frame := FRAME.match(held)) and (end := frame.end() + int(frame[1] or 0)) <= min(len(held), MAX_FRAME):
+            take(frame[2] or held[frame.end() : end], stream.peer_address)
+            held = held[end:].lstrip(b"\n\0")
+        if not held:
+            stream.end_message()  # it gets no answer: a drain need not wait for one
+        elif (frame and end > MAX_FRAME) or not BEGUN.fullmatch(held):
+            return  # where the next one begins cannot be known
 
 
 if __name__ == "__main__":

@@ -109,23 +109,38 @@ def test_rude_senders_of_syslog(start: Start) -> None:
         heard(receiver, "127.0.0.1 1.notice: ")
         client.send(b"<14>" + b"x" * 9000)
         heard(receiver, "127.0.0.1 1.info: " + "x" * 8188)
-    for rude in (b"99999 <14>", b"8193 <14>", b"5x <14>", b"123456", b"<14>" + b"x" * 8193):
+    long = b"<14>" + b"x" * 8193
+    for rude in (b"99999 <14>", b"8193 <14>", b"5x <14>", b"123456", long, long + b"\n", b"8197 " + long):
         with Person(tcp) as client:
             client.sock.sendall(rude)
             assert client.rest() == b""
     assert receiver.output.count("\n") == 4
 
 
-def test_handler_of_the_standard_library(start: Start) -> None:
-    """`logging.handlers.SysLogHandler` by UDP."""
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
+def test_handler_of_the_standard_library(start: Start, kind: socket.SocketKind) -> None:
+    """`logging.handlers.SysLogHandler` by UDP, and by TCP, where it ends messages with a zero byte."""
     receiver = start("syslog_receiver.py")
-    udp, _ = receiver.ports()
-    handler = logging.handlers.SysLogHandler(("127.0.0.1", udp), logging.handlers.SysLogHandler.LOG_DAEMON)
+    port = receiver.ports()[kind == socket.SOCK_STREAM]
+    handler = logging.handlers.SysLogHandler(("127.0.0.1", port), logging.handlers.SysLogHandler.LOG_DAEMON, kind)
     try:
-        handler.handle(logging.makeLogRecord({"msg": "out of paper", "levelname": "ERROR"}))
+        for message in ("out of paper", "and of ink"):
+            handler.handle(logging.makeLogRecord({"msg": message, "levelname": "ERROR"}))
+            heard(receiver, f"127.0.0.1 3.error: {message}")  # while the connection is open
     finally:
         handler.close()
-    heard(receiver, "127.0.0.1 3.error: out of paper")
+
+
+def test_syslog_in_pieces(start: Start) -> None:
+    """A message that comes byte by byte is one message, behind a length and as a line."""
+    receiver = start("syslog_receiver.py")
+    with Person(receiver.ports()[1]) as client:
+        client.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for sign in b"10 <14>length<14>line\n":
+            client.sock.sendall(bytes([sign]))
+        heard(receiver, "127.0.0.1 1.info: length")
+        heard(receiver, "127.0.0.1 1.info: line")
+        assert ends_at_once(receiver, client)
 
 
 def test_logger(start: Start, tmp_path: Path) -> None:
