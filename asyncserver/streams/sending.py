@@ -242,7 +242,7 @@ class Sending(TLSConnection):
     def _notice_answers(self) -> None:
         """In a drain: a receive, in another task, may wait only because an answer was owed."""
         self._reading.wake_soon()
-        plain = self._sock.send
+        plain = self._sock.send  # first: made here, the socket changes what `_send` is
         if self._send in (plain, self._send_tls):
             self._send = self._send_owed
 
