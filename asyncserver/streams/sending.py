@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from ..connections.outbox import Outbox
 from ..connections.states import (
     NOT_SENDING,
     behind_posts,
@@ -23,6 +22,7 @@ from ..connections.tls_connection import TLSConnection
 from ..net.octets import octets
 from ..net.poller import WRITE
 from ..speedups.extension import accelerate
+from .outbox import Outbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable
