@@ -132,9 +132,8 @@ def home(root: pathlib.Path) -> str:
         if not re.fullmatch(r"https://[^\s/@?#]+(/[^\s@?#]*)?", given):
             raise ValueError(f"ASYNCSERVER_HOME must be https://HOST/PATH, without a user; got {given!r}")
         return given.rstrip("/")
-    if not (root / ".git").exists():  # an sdist, perhaps inside of somebody else's repository
-        return ""
-    command = ["git", "-C", str(root), "remote", "get-url", "origin"]
+    # Named, as an sdist may lie inside of somebody else's repository.
+    command = ["git", f"--git-dir={root / '.git'}", "remote", "get-url", "origin"]
     try:
         remote = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:  # no git
@@ -151,12 +150,9 @@ def urls(address: str) -> dict[str, str]:
         return {}
     files, issues = FORGES.get(address.split("/")[2], ("", ""))
     found = {"Homepage": address, "Source": address}
-    if issues:
-        found["Issues"] = f"{address}/{issues}"
-    if files:
-        found["Changelog"] = f"{address}/{files}CHANGELOG.md"
-        found["Documentation"] = f"{address}/{files}docs/index.md"
-    return found
+    found |= {"Issues": f"{address}/{issues}"} if issues else {}
+    shown = {"Changelog": "CHANGELOG.md", "Documentation": "docs/index.md"} if files else {}
+    return found | {label: f"{address}/{files}{name}" for label, name in shown.items()}
 
 
 class CustomMetadataHook(MetadataHookInterface):  # type: ignore[misc]  # hatchling finds it by its base

@@ -33,21 +33,20 @@ Counts = dict[str, float]
 STORE = HERE / "guard.json"
 COMPILED = "compiled"  # where the store has the instructions; beside it are versions of Python
 # Bytecodes and calls repeat exactly on one patch version of Python. Memory differs by up to 5 % between environments,
-# such as one with and one without coverage; instructions of a message by 0.4 % between runs, of a datagram
-# by 3 %, of a connection by 6 %.
+# such as one with and one without coverage; instructions between runs by 0.4 % (a message) to 6 % (a connection).
 TOLERANCE = {"bytecodes": 0.03, "calls": 0.03, "bytes": 0.1, "blocks": 0.1, "instructions": 0.08}
 LOOPS = ("asyncio", "uvloop")
 CASES = (
-    *(f"asyncserver {kind} {loop}" for kind in ("message", "connection", "datagram") for loop in LOOPS),
+    *(f"asyncserver {kind} {loop}" for kind in instructions.KINDS for loop in LOOPS),
     *(f"asyncserver idle {loop}" for loop in LOOPS),
-    *(f"compat {kind} asyncio" for kind in ("message", "connection", "datagram")),
+    *(f"compat {kind} asyncio" for kind in instructions.KINDS),
 )
 # On one loop, since under callgrind a start takes seconds, and what is compiled is the same on both.
 COMPILED_CASES = tuple(f"{COMPILED} {kind} uvloop" for kind in instructions.KINDS)
 
 
 class Stored:
-    """The stored counts of one sort: what they depend on names them, and there is one for each minor version."""
+    """Stored counts, named after what they depend on; of each minor version of Python there is one."""
 
     def __init__(self, entries: dict[str, dict[str, Counts]], key: str) -> None:
         self.key = key
@@ -92,10 +91,9 @@ def measure(case: str) -> Counts:
     Raises:
         RuntimeError: The case failed; the text is the last thing it said.
     """
-    as_ever = {"ASYNCSERVER_PURE": "1", "PYTHONHASHSEED": "0", "PYTHONDEVMODE": "", "PYTHONASYNCIODEBUG": ""}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.counting", case],
-        env={**os.environ, **as_ever},
+        env={**os.environ, **instructions.AS_EVER, "ASYNCSERVER_PURE": "1"},
         cwd=HERE.parent,
         capture_output=True,
         text=True,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @accelerate
 class ConnectionFields:
-    """What connections read and write; the classes that use it say more of each."""
+    """What connections read and write; the classes that use these fields say more of them."""
 
     __slots__ = (
         "_answered",

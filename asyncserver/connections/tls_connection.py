@@ -1,9 +1,9 @@
 """TLSConnection: a connection that can go over to TLS, as the server side.
 
 Theory of operation. The socket becomes an `ssl.SSLSocket` in non-blocking mode: OpenSSL reads and
-writes the descriptor itself, and says "want read" where a socket would block. It is called without
-the methods of SSLSocket, by `_sslobj`, to which these pass on what they get: they take as long as
-all else that Python does for a small message. Four things are odd:
+writes the descriptor itself, and says "want read" where a socket would block. Messages go to its
+`_sslobj`, to which the methods of SSLSocket only pass them on: these take as long as all else that
+Python does for a small message. Four things are odd:
 
 * OpenSSL's queue of errors belongs to the thread (tls/openssl.py): it is cleared after each system
   error, or other connections of the thread would get that error.

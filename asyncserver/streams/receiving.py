@@ -6,8 +6,7 @@ import asyncio
 import socket
 import ssl
 import types
-from functools import partial
-from inspect import Parameter, Signature
+from functools import partial, update_wrapper
 from operator import index
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from ..net.waiter import busy, woken
 from ..speedups.extension import accelerate
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Awaitable, Callable, Generator
 
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError)
 
@@ -31,21 +30,14 @@ _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError)
 _ANY = CHUNK + 1
 
 
-def _as_anext(chunk: Any) -> Any:
-    """Make `__anext__` of `_chunk`: the same code, with a name, arguments and words of its own."""
-    pure = getattr(chunk, "__wrapped__", chunk)  # of what is compiled
-    made = types.FunctionType(pure.__code__, pure.__globals__, pure.__name__, pure.__defaults__, pure.__closure__)
-    made.__kwdefaults__ = pure.__kwdefaults__
-    made.__qualname__ = pure.__qualname__  # by which `accelerate` knows it
-    found: Any = accelerate(made)
-    found.__name__, found.__qualname__ = "__anext__", pure.__qualname__.replace(pure.__name__, "__anext__")
-    found.__doc__ = """Receive the next bytes; the iteration stops at the end of the stream.
+def _code_of(chunk: Any) -> Callable[[object], Any]:
+    """Make a function of the code of `_chunk` that is called, shown and found as the one below.
 
-    As `receive()`, of up to 256 KiB at once, and with StopAsyncIteration in the place of EndOfStream.
+    Calling `_chunk` there would be a frame more, for each message.
     """
-    self = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
-    found.__signature__ = Signature([self], return_annotation="Awaitable[bytes]")
-    return found
+    pure = getattr(chunk, "__wrapped__", chunk)  # of what is compiled
+    made: Any = accelerate(types.FunctionType(pure.__code__, pure.__globals__, argdefs=pure.__defaults__))
+    return partial(update_wrapper, made, updated=())
 
 
 class Receiving(TLSConnection):
@@ -220,7 +212,14 @@ class Receiving(TLSConnection):
             self._reach_end()
             raise end
 
-    __anext__: Any = _as_anext(_chunk)  # anyio says coroutine; the language asks for an awaitable
+    @_code_of(_chunk)
+    def __anext__(self) -> Awaitable[bytes]:  # anyio says coroutine; the language asks for an awaitable
+        """Receive the next bytes; the iteration stops at the end of the stream.
+
+        As `receive()`, of up to 256 KiB at once, and StopAsyncIteration in the place of
+        EndOfStream.
+        """
+        raise NotImplementedError
 
     def _reach_end(self) -> None:
         self._unwatch()  # at its end a descriptor stays readable

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from ..connections.outbox import Outbox
 from ..connections.states import (
     NOT_SENDING,
     behind_posts,
@@ -23,6 +22,7 @@ from ..connections.tls_connection import TLSConnection
 from ..net.octets import octets
 from ..net.poller import WRITE
 from ..speedups.extension import accelerate
+from .outbox import Outbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -242,7 +242,7 @@ class Sending(TLSConnection):
     def _notice_answers(self) -> None:
         """In a drain: a receive, in another task, may wait only because an answer was owed."""
         self._reading.wake_soon()
-        plain = self._sock.send
+        plain = self._sock.send  # first: made here, the socket changes what `_send` is
         if self._send in (plain, self._send_tls):
             self._send = self._send_owed
 

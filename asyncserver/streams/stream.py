@@ -10,7 +10,7 @@ Theory of operation:
 * The descriptor is watched from the first wait on, or the second receive: what a client sends as
   it connects is mostly here, and what follows is not. When it turns readable and no task waits, the
   watch ends; an unwatched stream tries `recv` first, and watches again when that would block.
-* What is posted and finds no room waits in an outbox, up to a limit (connections/outbox.py).
+* What is posted and finds no room waits in an outbox, up to a limit (outbox.py).
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 # If the oldest call has waited longer, and none has ended since, workers come too slowly. On a
 # quiet machine 200 come in a row in this time; on a busy one, one may need as long.
 LATE_SECONDS = 0.01
-# If in so many threads in a row a call has left something, only one of so many is looked at, to see
+# Once calls have left something in so many threads in a row, one of so many is looked at, to see
 # whether that has changed: to note what a new thread is like takes as long as to start it.
 SPOILT_IN_A_ROW = 32
 REAP_SECONDS = 1.0  # between looks for workers that ended unnoticed: 0.1 us for each worker
@@ -84,7 +84,7 @@ class Crew:
         self._woken: dict[Worker, None] = {}
         # Times of the last look for ended workers, of the last `_rouse()`, of the last call's end.
         self._reaped = self._roused = self._ended = 0.0
-        self._spoilt: int = 0  # threads in a row that had to end after a call; about
+        self._spoilt: int = 0  # threads in a row, about, in which a call has left something
         self.threads: JoinableThreads = JoinableThreads()
 
     # How workers are found.
@@ -194,10 +194,11 @@ class Crew:
 
     def _may_reuse(self) -> bool:
         """Whether to note what a new thread is like, to compare it after its calls."""
-        if not self.reuse_threads or self._spoilt < SPOILT_IN_A_ROW:
-            return self.reuse_threads
-        self._spoilt += 1
-        return self._spoilt % SPOILT_IN_A_ROW == 0
+        if self._spoilt >= SPOILT_IN_A_ROW:
+            self._spoilt += 1
+            if self._spoilt % SPOILT_IN_A_ROW:
+                return False
+        return self.reuse_threads
 
     def _pass_on(self) -> None:
         error = self._send_workers()

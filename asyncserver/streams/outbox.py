@@ -16,15 +16,15 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
+from ..connections.states import NOT_SENDING, behind_posts, refuse_after_eof, refuse_busy
 from ..net.poller import WRITE
-from .states import NOT_SENDING, behind_posts, refuse_after_eof, refuse_busy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .tls_connection import TLSConnection
+    from ..net.waiter import Waiter
 
 # Small parts are written together, up to so many bytes; of a TLS connection one record at a time.
 _TOGETHER = 65536
@@ -39,12 +39,34 @@ _TURN = b""  # holds the place of a send; parts are never empty
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantWriteError)
 
 
+class Posting(Protocol):
+    """A Stream, as it is used here."""
+
+    _events: int
+    _fd: int
+    _send: Callable[[Any], int]
+    bytes_sent: int
+
+    @property
+    def _is_broken(self) -> bool: ...
+
+    def _broken(self, exc: OSError) -> object: ...
+
+    def _check_idle_write(self) -> None: ...
+
+    def _sender(self) -> Waiter: ...
+
+    def _set_events(self, events: int) -> None: ...
+
+    async def _writable(self) -> None: ...
+
+
 class Outbox:
     """The parts that wait to be written to one connection."""
 
     __slots__ = ("_connection", "_head", "_parts", "_write", "flushing", "size")
 
-    def __init__(self, connection: TLSConnection) -> None:
+    def __init__(self, connection: Posting) -> None:
         self._connection = connection
         self._write: Callable[[memoryview], int] = connection._send
         self._parts: deque[bytes | memoryview] = deque()
