@@ -130,12 +130,27 @@ static void connection_dealloc(Connection *self) {
     fields_dealloc(self);
 }
 
-static PyObject *get_sock(Connection *self, void *Py_UNUSED(closure)) {
-    return self->sock == NULL ? PyObject_CallMethod((PyObject *)self, "_make_sock", NULL) : Py_NewRef(self->sock);
+/* The name is interned: CPython's method cache would keep a new string each time, and a slot for each (_PyType_Lookup,
+ * Objects/typeobject.c: the hash is of the name's address). */
+static PyObject *get_named(PyObject *object, const char *text) {
+    PyObject *name = PyUnicode_InternFromString(text);
+    PyObject *value = name == NULL ? NULL : PyObject_GetAttr(object, name);
+    Py_XDECREF(name);
+    return value;
 }
 
-static PyObject *call_sock(Connection *self, const char *method, PyObject *arg) {
-    PyObject *sock = get_sock(self, NULL), *result = sock == NULL ? NULL : PyObject_CallMethod(sock, method, "(O)", arg);
+static PyObject *get_sock(Connection *self, void *Py_UNUSED(closure)) {
+    if (self->sock != NULL)
+        return Py_NewRef(self->sock);
+    PyObject *make = get_named((PyObject *)self, "_make_sock"), *sock = make == NULL ? NULL : PyObject_CallNoArgs(make);
+    Py_XDECREF(make);
+    return sock;
+}
+
+static PyObject *call_sock(Connection *self, const char *name, PyObject *arg) {
+    PyObject *sock = get_sock(self, NULL), *method = sock == NULL ? NULL : get_named(sock, name);
+    PyObject *result = method == NULL ? NULL : PyObject_CallOneArg(method, arg);
+    Py_XDECREF(method);
     Py_XDECREF(sock);
     return result;
 }
@@ -155,7 +170,7 @@ static PyObject *get_state(Connection *self, PyObject *state, PyMethodDef *plain
     if (state != NULL)
         return Py_NewRef(state);
     if (self->sock != NULL)
-        return PyObject_GetAttrString(self->sock, plain->ml_name);
+        return get_named(self->sock, plain->ml_name);
     return PyCFunction_New(plain, (PyObject *)self);
 }
 

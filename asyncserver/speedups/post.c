@@ -18,16 +18,20 @@ static PyObject *post_usual(State *state, Connection *self, PyObject *data) {
     Py_ssize_t size = PyBytes_GET_SIZE(data), sent = send(self->fd, PyBytes_AS_STRING(data), (size_t)size, MSG_NOSIGNAL);
     int error = errno;
     if (sent < 0 && error != EAGAIN && error != EINTR) {
-        PyObject *text = PyUnicode_DecodeLocale(strerror(error), NULL), *none = NULL;
-        PyObject *exc = text == NULL ? NULL : PyObject_CallFunction(PyExc_OSError, "iN", error, text);
-        none = exc == NULL ? NULL : PyObject_CallMethodOneArg((PyObject *)self, N(_broken), exc);
+        PyObject *exc = PyObject_CallFunction(PyExc_OSError, "is", error, strerror(error));
+        PyObject *told = exc == NULL ? NULL : PyObject_CallMethodOneArg((PyObject *)self, N(_broken), exc);
         Py_XDECREF(exc);
-        return failed(none) ? NULL : Py_NewRef(Py_False);
+        return failed(told) ? NULL : Py_NewRef(Py_False);
     }
     sent = sent < 0 ? 0 : sent;
     self->bytes_sent += sent;
     self->answered = self->bytes_received;
-    return sent == size ? Py_NewRef(Py_True) : PyObject_CallMethod((PyObject *)self, "_keep", "On", data, sent);
+    if (sent == size)
+        return Py_NewRef(Py_True);
+    PyObject *from = PyLong_FromSsize_t(sent);
+    PyObject *kept = from == NULL ? NULL : PyObject_CallMethodObjArgs((PyObject *)self, N(_keep), data, from, NULL);
+    Py_XDECREF(from);
+    return kept;
 }
 
 static PyObject *post(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs, PyObject *names) {
