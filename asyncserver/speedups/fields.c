@@ -119,6 +119,7 @@ static int connection_clear(Connection *self) {
 }
 
 static void connection_dealloc(Connection *self) {
+    PyObject_GC_UnTrack(self); /* a program that is warned may collect: it would end us again */
     if (self->fd >= 0 && self->sock == NULL) {
         PyObject *type, *value, *traceback;
         PyErr_Fetch(&type, &value, &traceback);

@@ -1,0 +1,59 @@
+"""The structs behind connections and waiters, in the hands of programs that are not the usual ones."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import socket
+import warnings
+from collections.abc import Iterator
+
+import pytest
+
+import asyncserver
+from asyncserver import Stream
+from asyncserver.net.poller import Poller
+from asyncserver.streams.sending import PostLimit
+
+compiled = pytest.mark.skipif(not asyncserver.accelerated, reason="needs the compiled extension")
+
+
+@contextlib.contextmanager
+def polling() -> Iterator[Poller]:
+    """Have a poller of the running loop."""
+    poller = Poller(asyncio.get_running_loop())
+    try:
+        yield poller
+    finally:
+        poller.close()
+
+
+def connection(poller: Poller) -> Stream:
+    """Make one that nothing has come to."""
+    return Stream(poller, asyncio.Event(), PostLimit(1, print))
+
+
+def kind_of(listening: socket.socket) -> tuple[int, int, int]:
+    """Tell what `_accept()` is told of a listening socket."""
+    return int(listening.family), int(listening.type), listening.proto
+
+
+@compiled
+async def test_collection_while_a_connection_warns_of_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs for the warning may collect garbage, and must not find the connection: it would end twice."""
+    seen: list[str] = []
+
+    def show(message: object, *_: object) -> None:
+        seen.append(str(message))
+        gc.collect()
+
+    with polling() as poller, socket.create_server(("127.0.0.1", 0)) as listening:
+        with socket.create_connection(listening.getsockname()), warnings.catch_warnings():
+            warnings.simplefilter("always")
+            monkeypatch.setattr(warnings, "showwarning", show)
+            stream = connection(poller)
+            assert stream._accept(listening, kind_of(listening))
+            number = stream._fd
+            del stream
+    assert seen == [f"unclosed connection, fd={number}"]
