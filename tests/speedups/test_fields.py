@@ -8,6 +8,7 @@ import gc
 import socket
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -76,3 +77,21 @@ async def test_attribute_that_a_waiter_does_not_have(name: str) -> None:
     waiter = Waiter(asyncio.get_running_loop(), "waiting in")
     with pytest.raises(AttributeError):
         getattr(waiter, name)
+
+
+async def test_listening_socket_that_is_closed() -> None:
+    """An error of the system, for which a listener is prepared."""
+    with polling() as poller:
+        listening = socket.create_server(("127.0.0.1", 0))
+        kind = kind_of(listening)
+        listening.close()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            connection(poller)._accept(listening, kind)
+
+
+@pytest.mark.parametrize("kind", [(), (int(socket.AF_INET),), ("inet", 1, 6), (2**70, 1, 6), [2, 1, 6]])
+async def test_kind_that_is_none(kind: Any) -> None:
+    """It is for Python's socket to judge; nobody waits here, so nothing is made of it."""
+    with polling() as poller, socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+        assert not connection(poller)._accept(listening, kind)
