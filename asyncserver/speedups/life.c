@@ -93,10 +93,10 @@ static PyObject *close_now(State *state, PyObject *pure, PyObject *const *args, 
     if (self == NULL || self->sock != NULL || self->fd < 0)
         return call_pure(pure, args, nargs, names);
     int fd = self->fd, failure = failed(PyObject_CallMethodNoArgs(args[0], N(_release)));
-    if (self->sock != NULL)
-        failure |= failed(PyObject_CallMethodNoArgs(self->sock, N(close)));
-    else if (self->fd < 0)
+    if (self->sock == NULL && self->fd < 0)
         close(fd);
+    else if (!failure && self->sock != NULL)
+        failure = failed(PyObject_CallMethodNoArgs(self->sock, N(close)));
     return failure ? NULL : Py_NewRef(Py_None);
 }
 

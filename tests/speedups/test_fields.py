@@ -10,13 +10,16 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import anyio
 import pytest
 
 import asyncserver
 from asyncserver import Stream
+from asyncserver.connections.connection import Connection
 from asyncserver.net.poller import Poller
 from asyncserver.net.waiter import Waiter
 from asyncserver.streams.sending import PostLimit
+from tests.kit.transports import Transport
 
 compiled = pytest.mark.skipif(not asyncserver.accelerated, reason="needs the compiled extension")
 
@@ -95,3 +98,39 @@ async def test_kind_that_is_none(kind: Any) -> None:
     with polling() as poller, socket.create_server(("127.0.0.1", 0)) as listening:
         listening.setblocking(False)
         assert not connection(poller)._accept(listening, kind)
+
+
+async def test_stream_that_ends_while_an_operation_is_counted(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A class's own `_spun()` may do anything: the receive looks at the stream again."""
+
+    def spun(stream: Stream) -> bool:
+        stream.abort()
+        return False
+
+    async with transport.pair() as (stream, client):
+        await client.send(b"abc")
+        monkeypatch.setattr(Connection, "_spun", spun)
+        with pytest.raises(anyio.ClosedResourceError):
+            await stream.receive()
+
+
+async def test_line_that_is_taken_while_an_operation_is_counted(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not taken twice, and no memory is read that is another's by now."""
+    async with transport.pair() as (stream, client):
+        await client.send(b"first\n" + b"x" * 30000 + b"\n" + b"last\n")
+        assert await stream.receive_until(b"\n", 99) == b"first"
+        while len(stream._buffer or b"") < 30006:
+            await stream._fill()
+
+        def spun(stream: Stream) -> bool:
+            assert stream._buffer is not None
+            del stream._buffer[:30001]
+            monkeypatch.undo()
+            return False
+
+        monkeypatch.setattr(Connection, "_spun", spun)
+        assert await stream.receive_until(b"\n", 99999) == b"last"
