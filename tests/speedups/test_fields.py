@@ -53,15 +53,19 @@ async def test_collection_while_a_connection_warns_of_its_end(monkeypatch: pytes
         seen.append(str(message))
         gc.collect()
 
-    with polling() as poller, socket.create_server(("127.0.0.1", 0)) as listening:
-        with socket.create_connection(listening.getsockname()), warnings.catch_warnings():
-            stream = connection(poller)
-            gc.collect()  # what other tests have left
-            warnings.simplefilter("always")
-            monkeypatch.setattr(warnings, "showwarning", show)
-            assert stream._accept(listening, kind_of(listening))
-            number = stream._fd
-            del stream
+    with (
+        polling() as poller,
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        socket.create_connection(listening.getsockname()),
+        warnings.catch_warnings(),
+    ):
+        stream = connection(poller)
+        gc.collect()  # what other tests have left
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", show)
+        assert stream._accept(listening, kind_of(listening))
+        number = stream._fd
+        del stream
     assert seen == [f"unclosed connection, fd={number}"]
 
 
