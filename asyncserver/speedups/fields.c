@@ -25,6 +25,8 @@ static PyMemberDef waiter_members[] = {
 
 /* What a task asks for at each wait (Task.__step, asyncio/tasks.py) is found at once, all else as usual. */
 PyObject *waiter_getattro(PyObject *self, PyObject *name) {
+    if (!PyUnicode_CheckExact(name)) /* of `__getattribute__(waiter, 5)` */
+        return PyObject_GenericGetAttr(self, name);
     if (IS(name, "_asyncio_future_blocking"))
         return PyBool_FromLong(((Waiter *)self)->blocking);
     if (IS(name, "get_loop") && ((Waiter *)self)->get_loop != NULL)
@@ -52,7 +54,7 @@ static PyObject *waiter_new(PyTypeObject *type, PyObject *args, PyObject *names)
 }
 
 static int waiter_setattro(PyObject *self, PyObject *name, PyObject *value) {
-    if (value != Py_False || !IS(name, "_asyncio_future_blocking"))
+    if (value != Py_False || !PyUnicode_CheckExact(name) || !IS(name, "_asyncio_future_blocking"))
         return PyObject_GenericSetAttr(self, name, value);
     ((Waiter *)self)->blocking = 0;
     return 0;
@@ -119,6 +121,7 @@ static int connection_clear(Connection *self) {
 }
 
 static void connection_dealloc(Connection *self) {
+    PyObject_GC_UnTrack(self); /* a program that is warned may collect: it would end us again */
     if (self->fd >= 0 && self->sock == NULL) {
         PyObject *type, *value, *traceback;
         PyErr_Fetch(&type, &value, &traceback);

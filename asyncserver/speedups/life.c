@@ -15,7 +15,10 @@ static PyObject *unix_name(const struct sockaddr_un *name, socklen_t size) {
 
 /* Whether we know how to write addresses of this kind of socket: family, type, protocol. */
 static int is_known(PyObject *kind) {
-    long family = PyTuple_CheckExact(kind) ? PyLong_AsLong(PyTuple_GET_ITEM(kind, 0)) : -1;
+    if (!PyTuple_CheckExact(kind) || PyTuple_GET_SIZE(kind) != 3 || !PyLong_Check(PyTuple_GET_ITEM(kind, 0)))
+        return 0;
+    int overflow;
+    long family = PyLong_AsLongAndOverflow(PyTuple_GET_ITEM(kind, 0), &overflow);
     return family == AF_INET || family == AF_INET6 || family == AF_UNIX;
 }
 
@@ -32,8 +35,10 @@ static PyObject *accept_next(State *state, PyObject *pure, PyObject *const *args
     } from = {.all = {0}};
     socklen_t size = sizeof from;
     int listening = PyObject_AsFileDescriptor(args[1]);
-    if (listening < 0)
-        return NULL;
+    if (listening < 0) { /* closed: Python's error is the system's, which a listener expects */
+        PyErr_Clear();
+        return call_pure(pure, args, nargs, names);
+    }
     int fd = accept4(listening, &from.name.any, &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
     if (fd < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
         Py_RETURN_FALSE;
@@ -88,10 +93,10 @@ static PyObject *close_now(State *state, PyObject *pure, PyObject *const *args, 
     if (self == NULL || self->sock != NULL || self->fd < 0)
         return call_pure(pure, args, nargs, names);
     int fd = self->fd, failure = failed(PyObject_CallMethodNoArgs(args[0], N(_release)));
-    if (self->sock != NULL)
-        failure |= failed(PyObject_CallMethodNoArgs(self->sock, N(close)));
-    else if (self->fd < 0)
+    if (self->sock == NULL && self->fd < 0)
         close(fd);
+    else if (!failure && self->sock != NULL)
+        failure = failed(PyObject_CallMethodNoArgs(self->sock, N(close)));
     return failure ? NULL : Py_NewRef(Py_None);
 }
 

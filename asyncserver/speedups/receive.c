@@ -103,8 +103,8 @@ static PySendResult next_chunk(State *state, Operation *self, int ready, Py_ssiz
             errno = EAGAIN;
         } else if ((pause = spun(state, connection)) != 0) {
             return pause < 0 ? operation_fail(self) : operation_pause(state, self, waiter, result);
-        } else {
-            failure = receive_bytes(state, connection, max, chunk);
+        } else { /* a class's own `_spun()` may have closed it */
+            failure = receive_by_state(state, connection, max, chunk);
         }
         if (!failure)
             return PYGEN_RETURN;
@@ -201,6 +201,9 @@ static PySendResult take_line(State *state, Operation *self, Connection *connect
     int pause = counts ? spun(state, connection) : 0;
     if (pause)
         return pause < 0 ? operation_fail(self) : operation_pause(state, self, NULL, result);
+    if (!has_buffered(connection) || PyByteArray_AS_STRING(connection->buffer) != bytes ||
+        PyByteArray_GET_SIZE(connection->buffer) != size)
+        return operation_leave_to_pure(self, result); /* a class's own `_spun()` has taken it */
     PyObject *line = PyBytes_FromStringAndSize(bytes, found);
     if (line != NULL && PySequence_DelSlice(connection->buffer, 0, found + PyBytes_GET_SIZE(self->args[1])))
         Py_CLEAR(line);
