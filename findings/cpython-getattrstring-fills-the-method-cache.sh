@@ -11,7 +11,7 @@
 # Output seen (3.11.7, 3.12.1, 3.13.0, 3.14.10, 3.15.2; the numbers vary a little):
 #     blocks kept after 6,000 calls with a C string: 376, 502, 576, 463, 334; with one string object: 0 or 1
 #     with the caches emptied: 1 or 2
-# For us: the compiled extension looks names up by interned strings only; test_leaks counts blocks.
+# For us: the compiled extension interns the names that it looks up often; test_leaks counts blocks.
 set -euo pipefail
 exec "${PYTHON:-python3}" - <<'PYTHON'
 import ctypes
