@@ -38,18 +38,13 @@ class Accepted(Dialogue):
             fd, address = listening._accept()  # type: ignore[attr-defined] # typeshed lacks it
         except BlockingIOError:
             return False
-        sock = socket.socket(*kind, fd)
+        self._sock = sock = socket.socket(*kind, fd)
         sock.setblocking(False)
-        self._adopt(sock, address)
-        return True
-
-    def _adopt(self, sock: socket.socket, address: Address) -> None:
-        """Be the connection of this socket."""
-        self._sock = sock
-        self._fd = sock.fileno()
+        self._fd = fd
         self._recv = self._read = sock.recv  # _recv may be a state before _read
         self._send = sock.send
         self.peer_address = address
+        return True
 
     @accelerate
     def _task_name(self) -> str:

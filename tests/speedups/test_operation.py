@@ -85,12 +85,12 @@ def test_end_of_the_interpreter_while_it_waits() -> None:
         from asyncserver.streams.sending import PostLimit
 
         loop = asyncio.new_event_loop()
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
+        listening = socket.create_server(("127.0.0.1", 0))
+        theirs = socket.create_connection(listening.getsockname())
 
         async def main():
             stream = Stream(Poller(loop), asyncio.Event(), PostLimit(1, print))
-            stream._adopt(ours, "")
+            assert stream._accept(listening, (listening.family, listening.type, listening.proto))
             waiting = stream.receive()
             while waiting.send(None) is None:
                 pass

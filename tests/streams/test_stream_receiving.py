@@ -267,12 +267,13 @@ def test_messages_of_any_shape(tmp_path: Path) -> None:
 
 
 async def _check_shape(chunks: list[bytes], steps: list[tuple[str, Any]]) -> None:
-    here, there = socket.socketpair()
-    here.setblocking(False)
-    there.setblocking(False)
+    there = socket.socket()
     poller = Poller(asyncio.get_running_loop())
     stream = Stream(poller, asyncio.Event(), PostLimit(1000, list))
-    stream._adopt(here, "")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        there.connect(listening.getsockname())
+        assert stream._accept(listening, (listening.family, listening.type, listening.proto))
+    there.setblocking(False)
     client = Client(there)
 
     async def send() -> None:
