@@ -9,14 +9,10 @@ and the address. So `_sock` and `peer_address` are made when somebody asks for t
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING
 
 from ..net.addresses import task_name
 from ..speedups.extension import accelerate
 from .dialogue import Dialogue
-
-if TYPE_CHECKING:
-    from ..net.addresses import Address
 
 
 class Accepted(Dialogue):
