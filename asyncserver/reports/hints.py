@@ -34,7 +34,7 @@ _INSTEAD: dict[type, dict[str, str]] = {
     },
     Datagram: {
         **dict.fromkeys(("send", "sendto", "write", "sendall"), _REPLY),
-        **dict.fromkeys(("addr", "remote_address"), "datagram.peer_address"),
+        **dict.fromkeys(("addr", "remote_address"), "datagram.address"),
     },
 }
 
