@@ -9,10 +9,14 @@ and the address. So `_sock` and `peer_address` are made when somebody asks for t
 from __future__ import annotations
 
 import socket
+from typing import TYPE_CHECKING
 
 from ..net.addresses import task_name
 from ..speedups.extension import accelerate
 from .dialogue import Dialogue
+
+if TYPE_CHECKING:
+    from ..net.addresses import Address
 
 
 class Accepted(Dialogue):
@@ -39,7 +43,7 @@ class Accepted(Dialogue):
         self._fd = fd
         self._recv = self._read = sock.recv  # _recv may be a state before _read
         self._send = sock.send
-        self.peer_address = address
+        self.peer_address: Address = address
         return True
 
     @accelerate

@@ -81,7 +81,7 @@ class Loan:
         if self.draining:
             with contextlib.suppress(OSError):  # closed meanwhile
                 if self._uncounted and nbytes:
-                    dialogue.owe_more(nbytes)
+                    dialogue.owe_more(nbytes + self.decrypted)  # the rest of its record, too
                     self._uncounted = False
                 dialogue.owe_at_most(nbytes + self._unread())
         dialogue.bytes_received += nbytes

@@ -14,6 +14,7 @@ import asyncserver
 import compat
 from compat.hosting import request
 from tests.kit.clients import Client
+from tests.kit.transports import Transport
 from tests.kit.waiting import until
 
 
@@ -145,3 +146,40 @@ async def test_drain_that_begins_as_a_thread_has_bytes_forgets_none(
         assert await asyncio.wait_for(closing, 20) == asyncserver.DrainReport(completed=1)
         assert await client.receive_all() == (b"firstotherthird" if answers else b"")
     assert taken == [b"first", b"other", b"third"]
+
+
+@pytest.mark.parametrize("answers", [True, False])
+async def test_drain_that_begins_as_a_thread_has_a_part_of_a_record_forgets_none(
+    answers: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The rest of the record is neither in the kernel nor counted; what comes behind it is taken as well."""
+    has_some, go_on = threading.Event(), threading.Event()
+    read, taken = request._TLSRequest._read_what_is_here, []
+
+    def read_and_wait(self: request._TLSRequest, *arguments: object) -> object:
+        data = read(self, *arguments)
+        has_some.set()
+        go_on.wait(60)
+        return data
+
+    class Collect(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            while data := self.request.recv(1000):
+                taken.append(data)
+                if answers:
+                    self.request.sendall(data)
+
+    monkeypatch.setattr(request._TLSRequest, "_read_what_is_here", read_and_wait)
+    transport = Transport("tls", tmp_path)
+    handler = compat.hosted(Collect, answers=answers)
+    async with transport.serve(handler) as server, transport.connect(server) as client:
+        await client.send(bytes(10_000))  # one record
+        await until(has_some.is_set)
+        await client.send(b"behind" * 200)
+        closing = asyncio.create_task(server.close(60))
+        await until(lambda: not server.sockets)
+        go_on.set()
+        heard = await client.receive_all()
+        assert await asyncio.wait_for(closing, 20) == asyncserver.DrainReport(completed=1)
+    assert b"".join(taken) == bytes(10_000) + b"behind" * 200
+    assert heard == (b"".join(taken) if answers else b"")
