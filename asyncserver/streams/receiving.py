@@ -219,7 +219,7 @@ class Receiving(TLSConnection):
         As `receive()`, of up to 256 KiB at once, and StopAsyncIteration in the place of
         EndOfStream.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # never: the decorator puts the code of `_chunk` in the place of this
 
     def _reach_end(self) -> None:
         self._unwatch()  # at its end a descriptor stays readable

@@ -7,6 +7,7 @@ import socket
 import socketserver
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,13 +114,27 @@ async def test_copy_of_a_request_is_a_plain_socket(tmp_path: Path) -> None:
     assert (stats.bytes_received, stats.bytes_sent) == (0, 11)
 
 
+def collecting(taken: list[bytes], size: int, *, answers: bool) -> Any:
+    """Make a handler that takes so many bytes at a time, and sends them back if it answers."""
+
+    class Collect(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            while data := self.request.recv(size):
+                taken.append(data)
+                if answers:
+                    self.request.sendall(data)
+
+    return compat.hosted(Collect, answers=answers)
+
+
 @pytest.mark.parametrize("answers", [True, False])
 async def test_drain_that_begins_as_a_thread_has_bytes_forgets_none(
     answers: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Received, and not counted yet: these are neither unread nor received when the drain looks."""
     has_some, go_on = threading.Event(), threading.Event()
-    receive, taken = request._recv, []
+    receive = request._recv
+    taken: list[bytes] = []
 
     def receive_and_wait(sock: socket.socket, *arguments: int) -> bytes:
         data = receive(sock, *arguments)
@@ -127,15 +142,8 @@ async def test_drain_that_begins_as_a_thread_has_bytes_forgets_none(
         go_on.wait(60)
         return data
 
-    class Collect(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            while data := self.request.recv(5):
-                taken.append(data)
-                if answers:
-                    self.request.sendall(data)
-
     monkeypatch.setattr(request, "_recv", receive_and_wait)
-    handler = compat.hosted(Collect, answers=answers)
+    handler = collecting(taken, 5, answers=answers)
     async with asyncserver.serve(handler, "127.0.0.1", 0) as server, Client.connect(server.addresses[0]) as client:
         await client.send(b"first")
         await until(has_some.is_set)
@@ -154,7 +162,8 @@ async def test_drain_that_begins_as_a_thread_has_a_part_of_a_record_forgets_none
 ) -> None:
     """The rest of the record is neither in the kernel nor counted; what comes behind it is taken as well."""
     has_some, go_on = threading.Event(), threading.Event()
-    read, taken = request._TLSRequest._read_what_is_here, []
+    read = request._TLSRequest._read_what_is_here
+    taken: list[bytes] = []
 
     def read_and_wait(self: request._TLSRequest, *arguments: object) -> object:
         data = read(self, *arguments)
@@ -162,16 +171,9 @@ async def test_drain_that_begins_as_a_thread_has_a_part_of_a_record_forgets_none
         go_on.wait(60)
         return data
 
-    class Collect(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            while data := self.request.recv(1000):
-                taken.append(data)
-                if answers:
-                    self.request.sendall(data)
-
     monkeypatch.setattr(request._TLSRequest, "_read_what_is_here", read_and_wait)
     transport = Transport("tls", tmp_path)
-    handler = compat.hosted(Collect, answers=answers)
+    handler = collecting(taken, 1000, answers=answers)
     async with transport.serve(handler) as server, transport.connect(server) as client:
         await client.send(bytes(10_000))  # one record
         await until(has_some.is_set)
