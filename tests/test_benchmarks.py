@@ -287,7 +287,7 @@ def test_pages_of_several_interpreters_link_to_each_other(made_up: Run, tmp_path
 def test_samples_are_few_and_short(capsys: pytest.CaptureFixture[str]) -> None:
     """Three of 0.4 s, unless more are asked for."""
     for words, seconds in (([], 0.4), (["--quick"], 0.1), (["--seconds", "2"], 2)):
-        cli.main(["--dry-run", "--peer", "asyncserver-uvloop", "--workload", "tcp-64", *words])
+        cli.main(["--dry-run", "--peer", "asyncserver-asyncio", "--workload", "tcp-64", *words])
         assert f"3 samples of {seconds:g} s" in capsys.readouterr().err
 
 
