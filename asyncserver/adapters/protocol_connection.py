@@ -326,7 +326,7 @@ class ProtocolConnection(TLSConnection):
         self._ending = False
         transport = self.transport
         unconsumed = 0 if self.callback is None else self.callback.unconsumed()
-        self._message_start = self.bytes_sent, self.bytes_received - unconsumed
+        self._message_sent, self._message_at = self.bytes_sent, self.bytes_received - unconsumed
         if transport is None or self.ended or not self.may_end():
             return
         if not transport.is_reading() or transport.get_write_buffer_size():

@@ -4,12 +4,13 @@ Compiled, only the descriptor and the address's bytes are kept. A Python socket 
 that is opened, used and closed two system calls, and one that is idle 400 bytes with its methods
 and the address. So `_sock` and `peer_address` are made when somebody asks for them, and the states
 `_recv`, `_read` and `_send` are the socket's own methods without being kept: compare them with ==.
+Before there is a socket they are `_recv_by_sock` and `_send_by_sock`.
 """
 
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..net.addresses import task_name
 from ..speedups.extension import accelerate
@@ -60,6 +61,12 @@ class Accepted(Dialogue):
             self._sock = sock = socket.socket(family, kind, proto)
             sock.close()
         return sock
+
+    def _recv_by_sock(self, max_bytes: int) -> bytes:
+        return self._sock.recv(max_bytes)
+
+    def _send_by_sock(self, item: Any) -> int:
+        return self._sock.send(item)
 
     def _share(self) -> socket.socket:
         """Give the socket to the program, which may close it."""

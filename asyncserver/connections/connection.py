@@ -84,13 +84,11 @@ class Connection(Accepted):
 
     # -- waiting
 
-    @accelerate
     def _watch(self) -> None:
         if not self._watching:
             self._set_events(self._events | READ)
             self._watching = True
 
-    @accelerate
     def _unwatch(self) -> None:
         if self._watching:
             self._set_events(self._events & ~READ)
@@ -101,7 +99,6 @@ class Connection(Accepted):
             self._poller.watch(self, self._fd, self._events, events)
             self._events = events
 
-    @accelerate
     def _on_readable(self) -> None:
         waiter = self._reading
         wakeup = waiter.wakeup
@@ -143,7 +140,6 @@ class Connection(Accepted):
             self._writing = Waiter(self._poller.loop, "sending to")
         return self._writing
 
-    @accelerate
     def _spun(self) -> bool:
         """Count an operation that need not wait; true when it is time to let others run."""
         self._spins += 1
@@ -361,7 +357,6 @@ class Connection(Accepted):
             self._release()
             self._sock.close()
 
-    @accelerate
     def _release(self) -> None:
         """Stop using the descriptor, and wake the tasks that wait for it."""
         self._watching = False

@@ -33,8 +33,8 @@ class Dialogue(ConnectionFields):
 
     def begin_message(self, unconsumed: int) -> None:
         """A message begins with the bytes that are not taken yet, unless one is under way."""
-        if self._message_start[0] != self.bytes_sent:
-            self._message_start = self.bytes_sent, self.bytes_received - unconsumed
+        if self._message_sent != self.bytes_sent:
+            self._message_sent, self._message_at = self.bytes_sent, self.bytes_received - unconsumed
 
     def settle(self, unconsumed: int) -> None:
         """A message is over, whose answer waits to be sent, or that gets none.
@@ -42,7 +42,7 @@ class Dialogue(ConnectionFields):
         The next one begins with the bytes that are not taken yet.
         """
         self.answer()
-        self._message_start = self.bytes_sent, self.bytes_received - unconsumed
+        self._message_sent, self._message_at = self.bytes_sent, self.bytes_received - unconsumed
 
     # -- while draining
 
@@ -80,4 +80,4 @@ class Dialogue(ConnectionFields):
         What decides is where the message under way begins, not how much was received: from a peer
         that sends without a pause, a part of the next message is always here.
         """
-        return self._answered == self.bytes_received and self._message_start[1] >= (self._owed_until or 0)
+        return self._answered == self.bytes_received and self._message_at >= (self._owed_until or 0)

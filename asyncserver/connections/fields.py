@@ -28,7 +28,8 @@ class ConnectionFields:
         "_fd",
         "_idle_read",
         "_idle_write",
-        "_message_start",
+        "_message_at",
+        "_message_sent",
         "_owed_until",
         "_poller",
         "_read",
@@ -75,6 +76,6 @@ class ConnectionFields:
         self._answered = 0  # bytes_received when we last sent
         # Where the message under way began, if a part of it came before we last sent: bytes_sent
         # at that time, and the bytes_received before the message.
-        self._message_start = (0, 0)
+        self._message_sent = self._message_at = 0
         # While draining: the bytes_received up to which we owe answers.
         self._owed_until: int | None = None

@@ -18,10 +18,7 @@ import functools
 import importlib
 import operator
 import os
-import socket
 from typing import Any, TypeVar, cast
-
-import anyio
 
 from .._logger import logger
 from .sources import stamp
@@ -47,7 +44,6 @@ def _load() -> Any:
             "build it again, python hatch_build.py"
         )
         return None
-    compiled.prepare(socket.socket, anyio.EndOfStream)
     copyreg.pickle(compiled.Method, operator.attrgetter("__qualname__"))  # as functions are: by name
     return compiled
 

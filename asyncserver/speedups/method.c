@@ -13,25 +13,30 @@
 #define METHOD_OBJECTS(X) X(module, ) X(pure, ) X(attributes, )
 
 typedef struct {
+    const char *name;
+    Fast *call;
+    int least, most, of_connection;
+} Function;
+
+#define FUNCTION(call, name, least, most, of_connection) {name, call, least, most, of_connection},
+static const Function functions[] = {FUNCTIONS(FUNCTION)};
+
+typedef struct {
     PyObject_HEAD
     METHOD_OBJECTS(FIELD)
     vectorcallfunc vectorcall;
-    Fast call;
+    const Function *function;
     State *state; /* the module's */
 } Method;
 
 static PyObject *method_vectorcall(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *names) {
     Method *self = (Method *)callable;
-    return self->call(self->state, self->pure, args, PyVectorcall_NARGS(nargsf), names);
-}
-
-static Fast find(PyObject *name) {
-    const Function *const tables[] = {life_functions, poller_functions, post_functions, receive_functions, send_functions};
-    for (size_t i = 0; i < Py_ARRAY_LENGTH(tables); i++)
-        for (const Function *one = tables[i]; one->name != NULL; one++)
-            if (PyUnicode_CompareWithASCIIString(name, one->name) == 0)
-                return one->call;
-    return NULL;
+    const Function *function = self->function;
+    Py_ssize_t nargs = PyVectorcall_NARGS(nargsf);
+    if (names != NULL || nargs < function->least || nargs > function->most ||
+        (function->of_connection && !is_connection(args[0])))
+        return PyObject_Vectorcall(self->pure, args, (size_t)nargs, names);
+    return function->call(self->state, self->pure, args, nargs);
 }
 
 /* Method(function) */
@@ -39,16 +44,17 @@ static PyObject *method_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNU
     PyObject *pure;
     if (!PyArg_ParseTuple(args, "O!", &PyFunction_Type, &pure))
         return NULL;
-    Fast call = find(((PyFunctionObject *)pure)->func_qualname);
-    if (call == NULL)
-        return PyErr_Format(PyExc_LookupError, "nothing is compiled for %R", pure);
+    size_t i = 0;
+    while (PyUnicode_CompareWithASCIIString(((PyFunctionObject *)pure)->func_qualname, functions[i].name))
+        if (++i == Py_ARRAY_LENGTH(functions))
+            return PyErr_Format(PyExc_LookupError, "nothing is compiled for %R", pure);
     Method *self = (Method *)type->tp_alloc(type, 0);
     if (self == NULL)
         return NULL;
     self->module = Py_NewRef(PyType_GetModule(type));
     self->pure = Py_NewRef(pure);
     self->vectorcall = method_vectorcall;
-    self->call = call;
+    self->function = &functions[i];
     self->state = PyModule_GetState(self->module);
     return (PyObject *)self;
 }

@@ -15,15 +15,11 @@
 #error "asyncserver's extension relies on the GIL; free-threaded Pythons use the Python code"
 #endif
 
-/* prepare(socket, end_of_stream): the class socket.socket, and what receive() raises at the end. */
-static PyObject *prepare(PyObject *module, PyObject *args) {
-    State *state = PyModule_GetState(module);
-    PyObject *socket, *end_of_stream;
-    if (!PyArg_ParseTuple(args, "OO", &socket, &end_of_stream))
-        return NULL;
-    Py_XSETREF(state->socket, Py_NewRef(socket));
-    Py_XSETREF(state->end_of_stream, Py_NewRef(end_of_stream));
-    Py_RETURN_NONE;
+static PyObject *import_from(const char *module_name, const char *name) {
+    PyObject *module = PyImport_ImportModule(module_name);
+    PyObject *found = module == NULL ? NULL : PyObject_GetAttrString(module, name);
+    Py_XDECREF(module);
+    return found;
 }
 
 static int module_exec(PyObject *module) {
@@ -37,8 +33,11 @@ static int module_exec(PyObject *module) {
     if (state->type == NULL || PyModule_AddType(module, state->type))                                                  \
         return -1;
     TYPES(MAKE)
-    state->blocked = Py_BuildValue("(s)", "blocked");
-    return state->blocked == NULL ? -1 : PyModule_AddStringConstant(module, "stamp", STAMP); /* see sources.py */
+    if ((state->blocked = Py_BuildValue("(s)", "blocked")) == NULL ||
+        (state->socket = import_from("socket", "socket")) == NULL ||
+        (state->end_of_stream = import_from("anyio", "EndOfStream")) == NULL)
+        return -1;
+    return PyModule_AddStringConstant(module, "stamp", STAMP); /* see sources.py */
 }
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg) {
@@ -51,18 +50,12 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
 
 static void module_free(void *module) {
     State *self = PyModule_GetState(module);
-    operations_forget(self);
 #define CLEAR_TYPE(type) Py_CLEAR(self->type);
     TYPES(CLEAR_TYPE)
 #define CLEAR_NAME(name) Py_CLEAR(self->name_##name);
     NAMES(CLEAR_NAME)
     STATE_OBJECTS(CLEAR)
 }
-
-static PyMethodDef module_methods[] = {
-    {"prepare", prepare, METH_VARARGS, NULL},
-    {0},
-};
 
 static PyModuleDef_Slot module_slots[] = {
     {Py_mod_exec, module_exec},
@@ -76,7 +69,6 @@ struct PyModuleDef module_definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "asyncserver.speedups._compiled",
     .m_size = sizeof(State),
-    .m_methods = module_methods,
     .m_slots = module_slots,
     .m_traverse = module_traverse,
     .m_free = module_free,

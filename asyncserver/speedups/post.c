@@ -4,29 +4,20 @@
  * memory the processor has not seen for long: it is asked for some sends ahead. Python does all that is not usual.
  */
 #include "speedups.h"
-#include <sys/socket.h>
 
-#define LARGE 16384 /* bytes; for more Python releases the GIL */
-#define TURN 64     /* sends in a row, until other threads have their turn */
+#define TURN 64 /* sends in a row, until other threads have their turn */
 
-static int is_usual(State *state, PyObject *stream, PyObject *data) {
-    return is_connection(state, stream) && is_plain((Connection *)stream, ((Connection *)stream)->send) &&
+static int is_usual(PyObject *stream, PyObject *data) {
+    return is_connection(stream) && is_plain((Connection *)stream, ((Connection *)stream)->send) &&
            PyBytes_CheckExact(data) && PyBytes_GET_SIZE(data) <= LARGE;
 }
 
 static PyObject *post_usual(State *state, Connection *self, PyObject *data) {
-    Py_ssize_t size = PyBytes_GET_SIZE(data), sent = send(self->fd, PyBytes_AS_STRING(data), (size_t)size, MSG_NOSIGNAL);
-    int error = errno;
-    if (sent < 0 && error != EAGAIN && error != EINTR) {
-        PyObject *exc = PyObject_CallFunction(PyExc_OSError, "is", error, strerror(error));
-        PyObject *told = exc == NULL ? NULL : PyObject_CallMethodOneArg((PyObject *)self, N(_broken), exc);
-        Py_XDECREF(exc);
-        return failed(told) ? NULL : Py_NewRef(Py_False);
-    }
-    sent = sent < 0 ? 0 : sent;
-    self->bytes_sent += sent;
+    Py_ssize_t sent = send_bytes(self, data);
+    if (sent < 0)
+        return connection_broke(state, self) ? NULL : Py_NewRef(Py_False);
     self->answered = self->bytes_received;
-    if (sent == size)
+    if (sent == PyBytes_GET_SIZE(data))
         return Py_NewRef(Py_True);
     PyObject *from = PyLong_FromSsize_t(sent);
     PyObject *kept = from == NULL ? NULL : PyObject_CallMethodObjArgs((PyObject *)self, N(_keep), data, from, NULL);
@@ -34,9 +25,10 @@ static PyObject *post_usual(State *state, Connection *self, PyObject *data) {
     return kept;
 }
 
-static PyObject *post(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs, PyObject *names) {
-    if (names != NULL || nargs != 2 || !is_usual(state, args[0], args[1]))
-        return call_pure(pure, args, nargs, names);
+/* Sending.post(data) */
+PyObject *post(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs) {
+    if (!is_usual(args[0], args[1]))
+        return call_pure(pure, args, nargs);
     return post_usual(state, (Connection *)args[0], args[1]);
 }
 
@@ -49,20 +41,19 @@ static void begin_turn(PyObject *const *streams, Py_ssize_t count) {
             __builtin_prefetch((char *)*streams + at);
 }
 
-static PyObject *post_to_all(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs, PyObject *names) {
-    if (names != NULL || nargs != 3 || !PyTuple_CheckExact(args[0]))
-        return call_pure(pure, args, nargs, names);
+/* post_to_all(streams, data, exclude) */
+PyObject *post_to_all(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs) {
+    if (!PyTuple_CheckExact(args[0]))
+        return call_pure(pure, args, nargs);
     long posted = 0;
     for (Py_ssize_t i = 0, count = PyTuple_GET_SIZE(args[0]); i < count; i++) {
-        PyObject *stream = PyTuple_GET_ITEM(args[0], i), *alone = NULL, *number;
+        PyObject *stream = PyTuple_GET_ITEM(args[0], i), *alone = NULL, *number = NULL;
         if (i % TURN == 0)
             begin_turn(&PyTuple_GET_ITEM(args[0], i), count - i < TURN ? count - i : TURN);
-        if (stream != args[2] && is_usual(state, stream, args[1]))
+        if (stream != args[2] && is_usual(stream, args[1]))
             number = post_usual(state, (Connection *)stream, args[1]);
-        else if ((alone = PyTuple_Pack(1, stream)) == NULL)
-            return NULL;
-        else
-            number = call_pure(pure, ((PyObject *[]){alone, args[1], args[2]}), 3, NULL);
+        else if ((alone = PyTuple_Pack(1, stream)) != NULL)
+            number = call_pure(pure, ((PyObject *[]){alone, args[1], args[2]}), 3);
         Py_XDECREF(alone);
         if (number == NULL)
             return NULL;
@@ -71,5 +62,3 @@ static PyObject *post_to_all(State *state, PyObject *pure, PyObject *const *args
     }
     return PyLong_FromLong(posted);
 }
-
-const Function post_functions[] = {{"Sending.post", post}, {"post_to_all", post_to_all}, {0}};

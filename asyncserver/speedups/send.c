@@ -6,20 +6,27 @@
  */
 #include "speedups.h"
 
-#define LARGE 16384 /* bytes; for more the GIL is released */
-
-static ssize_t send_bytes(int fd, PyObject *item) {
+/* Send what the kernel has room for: how many bytes, 0 if none; -1 with an OSError. */
+Py_ssize_t send_bytes(Connection *self, PyObject *item) {
     const char *bytes = PyBytes_AS_STRING(item);
     size_t size = (size_t)PyBytes_GET_SIZE(item);
-    if (size <= LARGE)
-        return send(fd, bytes, size, MSG_NOSIGNAL);
     ssize_t n;
-    int error;
-    Py_BEGIN_ALLOW_THREADS
-    n = send(fd, bytes, size, MSG_NOSIGNAL);
-    error = errno;
-    Py_END_ALLOW_THREADS
-    errno = error;
+    if (size <= LARGE) {
+        n = send(self->fd, bytes, size, MSG_NOSIGNAL);
+    } else {
+        int fd = self->fd, error;
+        Py_BEGIN_ALLOW_THREADS
+        n = send(fd, bytes, size, MSG_NOSIGNAL);
+        error = errno;
+        Py_END_ALLOW_THREADS
+        errno = error;
+    }
+    if (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -1;
+    }
+    n = n < 0 ? 0 : n;
+    self->bytes_sent += n;
     return n;
 }
 
@@ -27,12 +34,10 @@ static ssize_t send_bytes(int fd, PyObject *item) {
 static PySendResult send_rest(State *state, Operation *self, Py_ssize_t sent, PyObject **result) {
     PyObject *view = PyMemoryView_FromObject(self->args[1]);
     PyObject *rest = view == NULL ? NULL : PySequence_GetSlice(view, sent, PY_SSIZE_T_MAX);
-    Py_XDECREF(view);
-    if (rest == NULL)
-        return operation_fail(self);
     PyObject *args[] = {self->args[0], rest, sent ? Py_False : Py_True};
-    PyObject *coroutine = PyObject_VectorcallMethod(N(_send_rest), args, 2, state->blocked);
-    Py_DECREF(rest);
+    PyObject *coroutine = rest == NULL ? NULL : PyObject_VectorcallMethod(N(_send_rest), args, 2, state->blocked);
+    Py_XDECREF(view);
+    Py_XDECREF(rest);
     return operation_delegate(self, coroutine, result);
 }
 
@@ -42,37 +47,22 @@ static PySendResult send_step(State *state, Operation *self, int was, PyObject *
         return operation_return(self, Py_NewRef(Py_None), result);
     if (!is_plain(connection, connection->send))
         return operation_leave_to_pure(self, result);
-    ssize_t n = send_bytes(connection->fd, self->args[1]);
-    if (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) {
-        PyErr_SetFromErrno(PyExc_OSError);
-        return operation_raised(state, self, result);
-    }
+    Py_ssize_t n = send_bytes(connection, self->args[1]);
     if (n < 0)
-        n = 0;
-    connection->bytes_sent += n;
+        return operation_raised(state, self, result);
     if (n != PyBytes_GET_SIZE(self->args[1]))
         return send_rest(state, self, n, result);
-    if (connection->answered != connection->bytes_received) {
-        connection->answered = connection->bytes_received;
-    } else {
-        /* Nothing was received since the last send: perhaps this task never waits. */
-        int pause = spun(state, connection);
-        if (pause < 0)
-            return operation_fail(self);
-        if (pause)
-            return operation_pause(state, self, NULL, result);
-    }
-    return operation_return(self, Py_NewRef(Py_None), result);
+    /* If nothing was received since the last send, this task perhaps never waits. */
+    int pause = connection->answered == connection->bytes_received ? spun(state, connection) : 0;
+    connection->answered = connection->bytes_received;
+    if (pause > 0)
+        return operation_pause(self, NULL, result);
+    return operation_return(self, pause < 0 ? NULL : Py_NewRef(Py_None), result);
 }
 
-static PyObject *send_item(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs, PyObject *names) {
-    if (names != NULL || nargs != 2 || !is_connection(state, args[0]) || !PyBytes_CheckExact(args[1]) ||
-        !is_plain((Connection *)args[0], ((Connection *)args[0])->send))
-        return call_pure(pure, args, nargs, names);
+/* Sending.send(item) */
+PyObject *send_item(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs) {
+    if (!PyBytes_CheckExact(args[1]) || !is_plain((Connection *)args[0], ((Connection *)args[0])->send))
+        return call_pure(pure, args, nargs);
     return operation_new(state, send_step, pure, args, nargs, 0);
 }
-
-const Function send_functions[] = {
-    {"Sending.send", send_item},
-    {0},
-};

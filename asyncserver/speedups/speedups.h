@@ -10,22 +10,36 @@
 #include <netinet/in.h>
 #include <sys/socket.h>
 
-#define CHUNK 65536       /* bytes, as in connections/connection.py */
-#define ANY (CHUNK + 1)   /* what an iteration asks for, as in streams/receiving.py */
-#define FREE_OPERATIONS 32
+#define CHUNK 65536     /* bytes, as in connections/connection.py */
+#define ANY (CHUNK + 1) /* what an iteration asks for, as in streams/receiving.py */
+#define LARGE 16384     /* bytes; sending more releases the GIL */
 
 typedef struct State State;
 
-/* Does the usual case of a Python function, and calls it, `pure`, for any other. Arguments as in PEP 590. */
-typedef PyObject *(*Fast)(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs, PyObject *names);
+/* Does the usual case of a Python function, and calls that, `pure`, for any other. */
+typedef PyObject *Fast(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs);
 
-/* What Methods there are, by the qualified name of the Python function. A table ends with {0}. */
-typedef struct { const char *name; Fast call; } Function;
+/* The functions that there are: C name, the Python function's, how many arguments the usual case has at least and at
+ * most, and whether the first must be a Connection. */
+#define FUNCTIONS(X)                                                                                                   \
+    X(accept_next, "Accepted._accept", 3, 3, 1)                                                                        \
+    X(close_now, "Connection._close", 1, 1, 1)                                                                         \
+    X(name_task, "Accepted._task_name", 1, 1, 1)                                                                       \
+    X(next_chunk, "Receiving._chunk", 1, 4, 1)                                                                         \
+    X(on_ready, "Poller._on_ready", 1, 1, 0)                                                                           \
+    X(post, "Sending.post", 2, 2, 1)                                                                                   \
+    X(post_to_all, "post_to_all", 3, 3, 0)                                                                             \
+    X(receive, "Receiving.receive", 1, 2, 1)                                                                           \
+    X(receive_until, "Receiving.receive_until", 3, 3, 1)                                                               \
+    X(send_item, "Sending.send", 2, 2, 1)
+#define FUNCTION_DECLARED(call, ...) Fast call;
+FUNCTIONS(FUNCTION_DECLARED)
 
-extern const Function life_functions[], poller_functions[], post_functions[], receive_functions[], send_functions[];
+#define call_pure(pure, args, nargs) PyObject_Vectorcall(pure, args, (size_t)(nargs), NULL)
 
 /* Lists that are written once, for the struct, its life and what Python sees of it: X macros. */
 #define FIELD(field, name) PyObject *field;
+#define NUMBER_FIELD(field, name) long long field;
 #define VISIT(field, name) Py_VISIT(self->field);
 #define CLEAR(field, name) Py_CLEAR(self->field);
 
@@ -37,26 +51,20 @@ TYPES(TYPE_DECLARED)
 
 /* Names that are looked up in Python objects: N(awake) is one. */
 #define NAMES(X)                                                                                                       \
-    X(awake) X(close) X(throw) X(_SPIN_LIMIT) X(_awaited) X(_broken) X(_check_idle_read) X(_connections)               \
-    X(_epoll_fd) X(_keep) X(_on_readable) X(_on_writable) X(_reach_end) X(_recv) X(_release) X(_send_rest) X(_spun)    \
-    X(_take) X(_watch) X(refuse_closed) X(refuse_undelivered) X(watch) X(woken)
+    X(awake) X(close) X(getpeername) X(recv) X(send) X(throw) X(_awaited) X(_broken) X(_check_idle_read)               \
+    X(_connections) X(_epoll_fd) X(_keep) X(_make_sock) X(_on_readable) X(_on_writable) X(_reach_end) X(_recv)         \
+    X(_recv_by_sock) X(_release) X(_send_by_sock) X(_send_rest) X(_spun) X(_take) X(_watch)
 #define NAME_FIELD(name) PyObject *name_##name;
 #define N(name) (state->name_##name)
 
-/* ("blocked",), the keyword of _send_rest(); `stop` see stop_with() in operation.c; the class of the connection that was
- * met last: see is_connection(). */
-#define STATE_OBJECTS(X) X(blocked, ) X(end_of_stream, ) X(seen, ) X(socket, ) X(stop, )
+/* ("blocked",), the keyword of _send_rest(); for `stop` see stop_with() in operation.c. */
+#define STATE_OBJECTS(X) X(blocked, ) X(end_of_stream, ) X(socket, ) X(stop, )
 
 /* Everything that is kept between calls: one for each interpreter, as PEP 630 asks. */
 struct State {
     TYPES(TYPE_FIELD)
     NAMES(NAME_FIELD)
     STATE_OBJECTS(FIELD)
-    unsigned seen_version;
-    long spin_limit;        /* of the class `seen`; not above 0: it has its own `_spun()` */
-    char wakes_readers;     /* it has no `_on_readable()` of its own */
-    struct Operation *free[FREE_OPERATIONS];
-    int free_count;
     char scratch[ANY]; /* where small receives land */
 };
 
@@ -100,7 +108,7 @@ static inline PyObject *PyErr_GetRaisedException(void) {
         {Py_tp_clear, prefix##_clear}, {Py_tp_dealloc, prefix##_dealloc}, {Py_tp_members, prefix##_members}
 #define FLAGS (Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE)
 
-/* fields.c: the structs behind Python classes, under the same names */
+/* waiter.c, connection.c: the structs behind Python classes, under the same names */
 
 #define WAITER_OBJECTS(X)                                                                                              \
     X(action, "_action") X(context, "context") X(get_loop, "get_loop") X(loop, "_loop") X(result, "result")            \
@@ -109,6 +117,10 @@ static inline PyObject *PyErr_GetRaisedException(void) {
 #define CONNECTION_OPTIONS(X) /* None, until they are something */                                                     \
     X(buffer, "_buffer") X(kind, "_kind") X(owed_until, "_owed_until") X(proxy_header, "proxy_header")                 \
     X(writing, "_writing")
+#define CONNECTION_NUMBERS(X)                                                                                          \
+    X(answered, "_answered") X(bytes_received, "bytes_received") X(bytes_sent, "bytes_sent") X(came_at, "_came_at")    \
+    X(idle_read, "_idle_read") X(idle_write, "_idle_write") X(message_sent, "_message_sent")                           \
+    X(message_at, "_message_at")
 #define CONNECTION_LAZY(X) X(recv, "_recv") X(read, "_read") X(send, "_send") X(sock, "_sock") X(peer, "peer_address")
 
 /* An address as the kernel writes it. */
@@ -132,8 +144,7 @@ typedef struct {
     CONNECTION_OBJECTS(FIELD)
     CONNECTION_OPTIONS(FIELD)
     CONNECTION_LAZY(FIELD)
-    long long answered, bytes_received, bytes_sent, came_at, idle_read, idle_write;
-    long long message_sent, message_at; /* _message_start */
+    CONNECTION_NUMBERS(NUMBER_FIELD)
     Name name; /* of the peer, until it gets another address */
     unsigned events;
     int fd, spins;
@@ -142,44 +153,43 @@ typedef struct {
 } Connection;
 
 PyObject *waiter_getattro(PyObject *self, PyObject *name);
-int connection_meet(State *state, PyObject *object);
-int change_events(State *state, Connection *self, unsigned events); /* poller.c */
-
-/* For arguments that the C code leaves to Python. */
-#define call_pure(pure, args, nargs, names) PyObject_Vectorcall(pure, args, (size_t)(nargs), names)
+PyObject *connection_new(PyTypeObject *type, PyObject *args, PyObject *names);
+int connection_broke(State *state, Connection *self);
+int spun(State *state, Connection *self);
+Py_ssize_t send_bytes(Connection *self, PyObject *item); /* send.c */
 
 /* operation.c: what `receive()` and `send()` return, and a task awaits */
 
+#define OPERATION_OBJECTS(X) X(pure, ) X(args[0], ) X(args[1], ) X(args[2], ) X(args[3], ) X(delegate, ) X(waiter, )
+
 typedef struct Operation Operation;
-enum { FRESH, WAITING, PAUSED, DELEGATED, DONE };
+enum { FRESH, PAUSED, WAITING, DELEGATED, DONE };
 
 /* Go on; `was` is the state it had. */
-typedef PySendResult (*Step)(State *state, Operation *self, int was, PyObject **result);
+typedef PySendResult Step(State *state, Operation *self, int was, PyObject **result);
 
 struct Operation {
     PyObject_HEAD
-    Step step;
+    Step *step;
     PyObject *pure;     /* the Python function whose work this is */
     PyObject *args[4];  /* what it was called with, to be called with again; the first is the connection */
     Py_ssize_t nargs;
-    Waiter *waiter;     /* where it waits */
     PyObject *delegate; /* the awaitable that does the rest */
+    Waiter *waiter;     /* where it waits */
     Py_ssize_t max;     /* receive: bytes; receive_until: bytes to search */
     char state;
     char running; /* as no other may go on, or end it, meanwhile */
-    char warns; /* about never having been awaited */
+    char warns;   /* about never having been awaited */
 };
 
-PyObject *operation_new(State *state, Step step, PyObject *pure, PyObject *const *args, Py_ssize_t nargs,
+PyObject *operation_new(State *state, Step *step, PyObject *pure, PyObject *const *args, Py_ssize_t nargs,
                         Py_ssize_t max);
 PySendResult operation_wait(Operation *self, Waiter *waiter, PyObject **result);
-PySendResult operation_pause(State *state, Operation *self, Waiter *waiter, PyObject **result);
+PySendResult operation_pause(Operation *self, Waiter *waiter, PyObject **result);
 PySendResult operation_return(Operation *self, PyObject *value, PyObject **result);
-PySendResult operation_fail(Operation *self);
 PySendResult operation_delegate(Operation *self, PyObject *awaitable, PyObject **result);
 PySendResult operation_leave_to_pure(Operation *self, PyObject **result);
 PySendResult operation_raised(State *state, Operation *self, PyObject **result);
-void operations_forget(State *state);
 
 /* Whether a new reference is NULL: an error. */
 static inline int failed(PyObject *value) {
@@ -197,12 +207,9 @@ static inline int is_waiter(PyObject *object) {
     return object != NULL && Py_TYPE(object)->tp_getattro == waiter_getattro;
 }
 
-/* Whether an object has the struct of a Connection. Then the state knows its class. Mostly that is the class of the
- * last one, and nobody has changed it or its bases since: then its version is the same. */
-static inline int is_connection(State *state, PyObject *object) {
-    PyTypeObject *type = Py_TYPE(object);
-    return ((PyObject *)type == state->seen && type->tp_version_tag == state->seen_version) ||
-           connection_meet(state, object);
+/* The same for a Connection, unless a subclass has a __new__ of its own. */
+static inline int is_connection(PyObject *object) {
+    return Py_TYPE(object)->tp_new == connection_new;
 }
 
 /* Whether a state of a connection (connections/states.py) is the socket's own method: no TLS, no drain, not closed.
@@ -210,18 +217,6 @@ static inline int is_connection(State *state, PyObject *object) {
 static inline int is_plain(Connection *self, PyObject *now) {
     return !self->shared &&
            (now == NULL || (PyCFunction_CheckExact(now) && PyCFunction_GET_SELF(now) == self->sock));
-}
-
-/* Count an operation that need not wait, as Connection._spun(); -1 with an exception. */
-static inline int spun(State *state, Connection *self) {
-    if (is_connection(state, (PyObject *)self) && state->spin_limit > 0) {
-        self->spins = self->spins + 1 < state->spin_limit ? self->spins + 1 : 0;
-        return self->spins == 0;
-    }
-    PyObject *answer = PyObject_CallMethodNoArgs((PyObject *)self, N(_spun));
-    int truth = answer == NULL ? -1 : PyObject_IsTrue(answer);
-    Py_XDECREF(answer);
-    return truth;
 }
 
 #endif

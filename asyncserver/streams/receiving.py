@@ -119,8 +119,8 @@ class Receiving(TLSConnection):
                 data = await self._chunk(CHUNK, EndOfStream, True)
                 line, delimited, rest = data.partition(delimiter)
                 if delimited and not rest and len(data) <= max_bytes:  # mostly so: one line, and no buffer
-                    if self._message_start[0] != self.bytes_sent:  # begin_message(), inlined
-                        self._message_start = self.bytes_sent, self.bytes_received - len(data)
+                    if self._message_sent != self.bytes_sent:  # begin_message(), inlined
+                        self._message_sent, self._message_at = self.bytes_sent, self.bytes_received - len(data)
                     return line
                 self._buffered().extend(data)
             elif self._spun():
