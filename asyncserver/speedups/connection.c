@@ -9,7 +9,7 @@
 #include <unistd.h>
 
 #define ALL_OBJECTS(X) CONNECTION_OBJECTS(X) CONNECTION_OPTIONS(X) CONNECTION_LAZY(X)
-LIFE(Connection, fields, ALL_OBJECTS)
+LIFE(Connection, connection, ALL_OBJECTS)
 
 PyObject *connection_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(names)) {
     Connection *self = (Connection *)type->tp_alloc(type, 0);
@@ -21,39 +21,24 @@ PyObject *connection_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject
     return (PyObject *)self;
 }
 
-static int connection_clear(Connection *self) {
-    if (self->sock != NULL)
-        self->fd = -1; /* the socket's object closes it */
-    return fields_clear(self);
-}
-
-static void connection_dealloc(Connection *self) {
-    PyObject_GC_UnTrack(self); /* a program that is warned may collect: it would end us again */
-    if (self->fd >= 0 && self->sock == NULL) {
-        PyObject *type, *value, *traceback;
-        PyErr_Fetch(&type, &value, &traceback);
-        if (PyErr_ResourceWarning(NULL, 1, "unclosed connection, fd=%d", self->fd))
-            PyErr_WriteUnraisable(NULL);
-        PyErr_Restore(type, value, traceback);
-        close(self->fd);
-    }
-    fields_dealloc(self);
-}
-
 /* -- what is made when somebody asks for it */
 
+/* NULL, with an exception, when the interpreter ends. */
 static State *state_of(Connection *self) {
-    return PyModule_GetState(PyType_GetModuleByDef(Py_TYPE(self), &module_definition));
+    PyObject *module = PyType_GetModuleByDef(Py_TYPE(self), &module_definition);
+    return module == NULL ? NULL : PyModule_GetState(module);
 }
 
 static PyObject *get_lazy(Connection *self, void *place) {
     PyObject *value = *(PyObject **)((char *)self + (size_t)place);
-    State *state = state_of(self);
     int sends = (size_t)place == offsetof(Connection, send);
     if (value != NULL)
         return Py_NewRef(value);
     if ((size_t)place == offsetof(Connection, peer))
         return address_of(&self->name);
+    State *state = state_of(self);
+    if (state == NULL)
+        return NULL;
     if ((size_t)place == offsetof(Connection, sock))
         return PyObject_CallMethodNoArgs((PyObject *)self, N(_make_sock));
     if (self->sock != NULL)
@@ -62,14 +47,26 @@ static PyObject *get_lazy(Connection *self, void *place) {
 }
 
 static int set_lazy(Connection *self, PyObject *value, void *place) {
-    if (value != NULL && PyMethod_Check(value) && PyMethod_GET_SELF(value) == (PyObject *)self) {
+    if (value != NULL && PyMethod_Check(value) && PyMethod_GET_SELF(value) == (PyObject *)self &&
+        PyFunction_Check(PyMethod_GET_FUNCTION(value))) {
         State *state = state_of(self);
         PyObject *name = ((PyFunctionObject *)PyMethod_GET_FUNCTION(value))->func_name;
+        if (state == NULL)
+            return -1;
         if (name == N(_recv_by_sock) || name == N(_send_by_sock))
             value = NULL;
     }
     Py_XSETREF(*(PyObject **)((char *)self + (size_t)place), Py_XNewRef(value));
     return 0;
+}
+
+/* Nobody has closed it: its socket does, and warns. */
+static void connection_finalize(Connection *self) {
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    if (self->fd >= 0 && self->sock == NULL && failed(get_lazy(self, (void *)offsetof(Connection, sock))))
+        PyErr_WriteUnraisable((PyObject *)self);
+    PyErr_Restore(type, value, traceback);
 }
 
 #define LAZY(field, name) {name, (getter)get_lazy, (setter)set_lazy, NULL, (void *)offsetof(Connection, field)},
@@ -78,7 +75,7 @@ static PyGetSetDef getset[] = {CONNECTION_LAZY(LAZY){0}};
 #define MEMBER(field, name) {name, T_OBJECT_EX, offsetof(Connection, field), 0, NULL},
 #define OPTION(field, name) {name, T_OBJECT, offsetof(Connection, field), 0, NULL}, /* NULL is None */
 #define NUMBER(field, name) {name, T_LONGLONG, offsetof(Connection, field), 0, NULL},
-static PyMemberDef members[] = {
+static PyMemberDef connection_members[] = {
     CONNECTION_OBJECTS(MEMBER)
     CONNECTION_OPTIONS(OPTION)
     CONNECTION_NUMBERS(NUMBER)
@@ -91,8 +88,7 @@ static PyMemberDef members[] = {
 };
 
 static PyType_Slot slots[] = {
-    {Py_tp_doc, "What a connection keeps."}, {Py_tp_new, connection_new}, {Py_tp_dealloc, connection_dealloc},
-    {Py_tp_traverse, fields_traverse}, {Py_tp_clear, connection_clear}, {Py_tp_members, members},
+    SLOTS_WITH(connection, connection_new, "What a connection keeps."), {Py_tp_finalize, connection_finalize},
     {Py_tp_getset, getset}, {0, NULL},
 };
 PyType_Spec connection_spec = {

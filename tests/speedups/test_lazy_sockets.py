@@ -168,7 +168,7 @@ async def test_stream_that_nobody_has_closed() -> None:
         assert stream._accept(listening, (listening.family, listening.type, listening.proto))
         number = stream._fd
         os.fstat(number)
-        with pytest.warns(ResourceWarning, match=f"unclosed connection, fd={number}"):
+        with pytest.warns(ResourceWarning, match=f"unclosed <socket.socket fd={number},"):
             del stream
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(number)
