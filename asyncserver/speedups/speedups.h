@@ -30,16 +30,16 @@ extern const Function life_functions[], poller_functions[], post_functions[], re
 #define CLEAR(field, name) Py_CLEAR(self->field);
 
 /* The types: of each its `_spec`, and its place in the state. */
-#define TYPES(X) X(method) X(operation) X(waiter) X(connection) X(datagram) X(ring) X(batch)
+#define TYPES(X) X(method) X(operation) X(waiter) X(connection) X(datagram)
 #define TYPE_DECLARED(type) extern PyType_Spec type##_spec;
 #define TYPE_FIELD(type) PyTypeObject *type;
 TYPES(TYPE_DECLARED)
 
 /* Names that are looked up in Python objects: N(awake) is one. */
 #define NAMES(X)                                                                                                       \
-    X(awake) X(close) X(throw) X(_SPIN_LIMIT) X(_awaited) X(_broken) X(_check_idle_read) X(_connections)               \
+    X(awake) X(close) X(throw) X(_SPIN_LIMIT) X(_broken) X(_check_idle_read) X(_connections)                           \
     X(_epoll_fd) X(_keep) X(_on_readable) X(_on_writable) X(_reach_end) X(_recv) X(_release) X(_send_rest) X(_spun)    \
-    X(_take) X(_watch) X(refuse_closed) X(refuse_undelivered) X(watch) X(woken)
+    X(_watch) X(refuse_closed) X(refuse_undelivered) X(watch) X(woken)
 #define NAME_FIELD(name) PyObject *name_##name;
 #define N(name) (state->name_##name)
 
