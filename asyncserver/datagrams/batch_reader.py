@@ -60,8 +60,6 @@ class Handling(Protocol):
 class BatchReader(Endpoint, ABC):
     """Reads datagrams for a server. The other arguments are Endpoint's."""
 
-    received: int  # again, for pyright
-
     def __init__(self, server: Handling, bound: BoundSocket, max_datagram_size: int) -> None:
         super().__init__(server._loop, bound, max_datagram_size)
         self._server = server
@@ -112,15 +110,19 @@ class BatchReader(Endpoint, ABC):
                     self._remaining = 0
             except NotForUs:
                 continue
-            except OSError as exc:  # an ICMP error for a datagram we sent; the next call goes on
-                _logger.debug("receiving on %s: %s", self._bound.address, exc, extra={"server": url_of(self._bound)})
+            except OSError as exc:
+                self._log_error(exc)
             else:
-                self.received += 1
+                self._received += 1
                 if self._remaining is not None:
                     self._remaining -= 1
                     self._left = min(self._left, self._remaining)
                 return datagram
         return None
+
+    def _log_error(self, exc: OSError) -> None:
+        """Log an ICMP error for a datagram we sent; the next call goes on."""
+        _logger.debug("receiving on %s: %s", self._bound.address, exc, extra={"server": url_of(self._bound)})
 
     @property
     def unfinished(self) -> bool:

@@ -23,6 +23,8 @@ from ..net.addresses import unmapped, url_of
 from ..speedups.extension import accelerate
 
 if TYPE_CHECKING:
+    from mmap import mmap
+
     from ..kernel.packet_info import Control
     from ..listening.binding import BoundSocket
     from ..net.addresses import Address
@@ -55,6 +57,7 @@ _UNIX_QUEUE = 4096
 _TRUNCATED = int(socket.MSG_TRUNC)
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
+Writable: TypeAlias = "bytearray | memoryview | mmap"
 
 
 class NotForUs(Exception):  # noqa: N818 - no error
@@ -65,7 +68,22 @@ class NotForUs(Exception):  # noqa: N818 - no error
 class DatagramFields:
     """What a datagram consists of. Compiled, `address` is made when somebody asks for it."""
 
-    __slots__ = ("address", "control", "data", "endpoint", "replied", "truncated", "unsent")
+    __slots__ = ("address", "answer", "control", "data", "endpoint", "packed", "replied", "truncated", "unsent")
+
+    if TYPE_CHECKING:  # compiled only, for RingRunner: speedups/datagram.c
+
+        @classmethod
+        def _receive_many(
+            cls, endpoint: Endpoint | None, fd: int, wanted: int, memory: Writable, with_control: bool
+        ) -> list[Datagram]:
+            """Receive what is there: one datagram, or up to `wanted`. Raises OSError.
+
+            Each passes through a 32nd of the memory. `control` is as the kernel gives it, or None.
+            """
+
+        @classmethod
+        def _send_many(cls, fd: int, datagrams: list[Datagram]) -> int:
+            """Send answers, in order, up to one that Python has to send; returns how many."""
 
 
 class Datagram(DatagramFields):
@@ -101,6 +119,8 @@ class Datagram(DatagramFields):
         self.replied: bool = False
         self.control: Control | None = control
         self.unsent: bytes | None = None
+        self.answer: object  # what the handler has returned, when it has
+        self.packed: bytes  # `control` as the kernel wants it, for an answer among many
 
     def __repr__(self) -> str:
         """Show the sender and the size."""
@@ -166,7 +186,6 @@ class Endpoint:
         max_datagram_size: bytes of a datagram that are kept.
 
     Attributes:
-        received: datagrams taken from the socket.
         sent: datagrams that the socket has taken.
     """
 
@@ -180,7 +199,7 @@ class Endpoint:
         self._unix = self.sock.family == socket.AF_UNIX
         self._writable: asyncio.Future[None] | None = None  # while handlers wait for it
         self._no_buffers = False  # no room below the socket: poll(2) would say writable
-        self.received: int = 0
+        self._received = 0
         self.sent: int = 0
         self._counting = True  # what the kernel drops
         # The kernel counts from the socket's creation, perhaps in another process.
@@ -235,6 +254,11 @@ class Endpoint:
                 _RECEIVE_BUFFER,
                 extra={"server": url_of(self._bound)},
             )
+
+    @property
+    def received(self) -> int:
+        """Datagrams that were taken from the socket, each for a handler."""
+        return self._received
 
     @property
     def dropped(self) -> int:

@@ -41,7 +41,7 @@ from ..net.waiter import Waiter
 from .batch_reader import BatchReader, Handling
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Iterator
 
     from ..kernel.packet_info import Control
     from ..listening.binding import BoundSocket
@@ -63,7 +63,7 @@ class InlineRunner(BatchReader):
         self._next_batch = Waiter(server._loop, "receiving datagrams on")
         self._task: asyncio.Task[object] | None = None
         self.current: Datagram | None = None
-        self._answers: list[tuple[Datagram, object]] = []  # returned, and not sent yet
+        self._answers: list[Datagram] = []  # whose answers are not sent yet
 
     @property
     def active(self) -> int:
@@ -96,20 +96,25 @@ class InlineRunner(BatchReader):
         if self._remaining is None and (self._task is None or self._task.done()):
             self._task = start_task(self._run_handlers(), self._loop, self._server._context)
 
+    def _batch(self) -> Iterator[Datagram]:
+        """The datagrams of a batch, each taken when its turn comes."""
+        return iter(self._take, None)
+
     async def _run_handlers(self) -> object:
-        server, take = self._server, self._take
+        server = self._server
         task = asyncio.current_task()
         assert task is not None
-        context = contextvars.copy_context()
+        copy_context = contextvars.copy_context
+        context = copy_context()
         while True:
             await self._next_batch
             if self._remaining is not None:
                 return None
             handler = server._run
-            while (datagram := take()) is not None:
+            for datagram in self._batch():
                 self.current = datagram
                 try:
-                    result = await handler(datagram)
+                    datagram.answer = await handler(datagram)
                 except BaseException as exc:
                     if self.current is not datagram:
                         del task  # the error's traceback holds this frame: a cycle
@@ -120,16 +125,17 @@ class InlineRunner(BatchReader):
                         raise
                     return None
                 if self.current is not datagram:
-                    return result
+                    return datagram.answer
                 self.current = None
-                self._answers.append((datagram, result))
-                if task.cancelling() or contextvars.copy_context() != context:
+                self._answers.append(datagram)
+                if task.cancelling() or copy_context() != context:
                     return None
 
     def _send_answers(self) -> None:
         answers, self._answers = self._answers, []
         sock, sent, quick = self.sock, 0, False
-        for datagram, answer in answers:
+        for datagram in answers:
+            answer = datagram.answer
             try:
                 if type(answer) is not bytes:
                     quick = False

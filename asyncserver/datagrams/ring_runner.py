@@ -1,99 +1,108 @@
 """RingRunner: an InlineRunner whose socket is read and answered in C, many datagrams at a time.
 
-    kernel's queue -> ring -> Batch: handler, handler, ... -> answers
+    kernel's queue -> ring -> handler, handler, ... -> answers
 
-The ring is the end of the kernel's queue: see speedups/datagrams.h. What it holds when reading
-pauses or ends is for nobody else to read, and no event of the loop tells of it.
+The ring is the end of the kernel's queue. What it holds nobody has received: it is not counted, and
+a drain and a close treat it like what the kernel holds. But it is for nobody else to read, and no
+event of the loop tells of it.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
+import errno
+import functools
+import mmap
+import operator
 import socket
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from ..kernel.features import tell_missing
 from ..kernel.packet_info import pack_control, reply_control, sent_to_many, unpack_control
 from ..net.readers import runs_again
-from ..speedups.extension import accelerate, accelerated
+from ..speedups.extension import accelerated
 from .datagram import Datagram, NotForUs
 from .inline_runner import InlineRunner
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator
+    from collections.abc import Iterator
 
     from ..kernel.packet_info import Control
     from ..listening.binding import BoundSocket
-    from .batch_reader import Handling, Run
-
-    #: The control data for an answer, as Python and as the kernel has them; or NotForUs.
-    Judgement: TypeAlias = tuple[Control | type[NotForUs] | None, bytes]
+    from .batch_reader import Handling
 
 _UDP = {socket.AF_INET, socket.AF_INET6}
 _LONGEST = 0xFFFF  # its header has 16 bits for the length: RFC 768
+_MOST = 32  # datagrams that are received with one call
 
 
-@accelerate
-class Ring:
-    """Receives and sends for its reader: speedups/ring.c. There is none in pure Python."""
-
-    if TYPE_CHECKING:
-        _held: int  # datagrams in the ring
-
-        def _open(
-            self,
-            size: int,
-            datagram: type[Datagram],
-            not_for_us: type[NotForUs],
-            judge: Callable[[bytes], Judgement] | None,
-        ) -> None:
-            """Have room for datagrams of this size; OSError if there is no recvmmsg."""
-
-        def _receive_next(self) -> Datagram:
-            """See `Endpoint._receive`."""
-
-        def _send_batch(self, answers: list[tuple[Datagram, object]]) -> int:
-            """Send answers, in order, up to one that Python has to send; returns how many."""
-
-
-@accelerate
-class Batch:
-    """Runs handlers in one task: speedups/batch.c. There is none in pure Python."""
-
-    if TYPE_CHECKING:
-        handler: Run  # what is called for each datagram
-        datagram: Datagram | None  # whose handler began last
-        over: bool  # whether the task has to end
-
-        def __init__(self, runner: Ring, cancelling: Callable[[], int], context: contextvars.Context) -> None: ...
-
-        def __await__(self) -> Generator[Any, None, object]: ...
-
-
-class RingRunner(Ring, InlineRunner):
+class RingRunner(InlineRunner):
     """Runs handlers for datagrams. The arguments are InlineRunner's."""
-
-    current: Datagram | None  # again, for pyright
 
     def __init__(self, server: Handling, bound: BoundSocket, max_datagram_size: int) -> None:
         super().__init__(server, bound, max_datagram_size)
-        try:
-            size = min(max_datagram_size, _LONGEST)
-            self._open(size, Datagram, NotForUs, self._judge if self._asks_destination else None)
-        except OSError:  # then the ring stays empty
-            tell_missing("recvmmsg", "datagrams are received one at a time")
-        else:
-            self._receive = self._receive_next
-
-    def _judge(self, raw: bytes) -> Judgement:
-        control = unpack_control(raw)
-        if self._bound.twin and sent_to_many(control):
-            return NotForUs, b""
-        answer = reply_control(control)
-        return answer, pack_control(answer or [])
+        self._ring: Iterator[Datagram] = iter(())
+        self._held = 0  # how many were set aside in it
+        size = _MOST * min(max_datagram_size, _LONGEST)
+        self._memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # touched as needed
+        self._receive = self._receive_next
 
     # -- what the ring holds
+
+    @property
+    def received(self) -> int:
+        """See Endpoint. `_received` has what the ring holds: so a datagram's turn costs nothing."""
+        return self._received - operator.length_hint(self._ring)
+
+    def _fill(self) -> None:
+        """Take from the kernel what is left of the batch; in a drain, where fewer may do, one."""
+        wanted = self._left + 1 if self._remaining is None else 1  # the next one is not in `_left`
+        taken = Datagram._receive_many(self, self.sock.fileno(), wanted, self._memory, self._asks_destination)
+        if len(taken) < wanted:  # to be told that there are no more would cost another call
+            self._left = len(taken) - 1
+        if self._asks_destination:
+            taken = [datagram for datagram in taken if self._is_ours(datagram)]
+        self._received += len(taken)
+        self._ring = iter(taken)
+
+    def _is_ours(self, datagram: Datagram) -> bool:
+        """Whether a handler gets it; then it has the control data for its answer."""
+        raw: Any = datagram.control
+        to_many, datagram.control, datagram.packed = _judge(raw)
+        return not (to_many and self._bound.twin)
+
+    def _batch(self) -> Iterator[Datagram]:
+        """See InlineRunner. After a pause, and after an error, each is taken by itself."""
+        if self._held:
+            return super()._batch()
+        self._left -= 1
+        try:
+            self._fill()
+        except BlockingIOError:
+            self._left = 0
+        except OSError as exc:
+            self._log_error(exc)
+            return super()._batch()
+        return self._ring
+
+    def _receive_next(self) -> Datagram:
+        """See `Endpoint._receive`."""
+        if not operator.length_hint(self._ring):
+            self._fill()
+        for datagram in self._ring:
+            self._received -= 1  # the caller counts it, or drops it
+            return datagram
+        raise NotForUs
+
+    def _set_aside(self) -> None:
+        """End the batch that runs, if one does: nothing is left in its iterator."""
+        rest = [*self._ring]
+        self._held = len(rest)
+        self._ring = iter(rest)
+
+    def pause(self) -> None:
+        """See BatchReader."""
+        super().pause()
+        self._set_aside()
 
     def resume(self) -> None:
         """See BatchReader."""
@@ -104,6 +113,7 @@ class RingRunner(Ring, InlineRunner):
         try:
             super()._on_readable()
         finally:
+            self._set_aside()
             self._look_again()
 
     def _look_again(self) -> None:
@@ -119,61 +129,50 @@ class RingRunner(Ring, InlineRunner):
     def close(self) -> None:
         """See Endpoint; what the ring holds is counted as dropped."""
         self.pause()
-        for _ in range(self._held):
-            try:
-                self._receive()
-            except NotForUs:
-                continue
-            self._dropped += 1
+        self._ring = iter(())
+        self._received -= self._held
+        self._dropped += self._held
         super().close()
 
-    # -- handlers and their answers
-
-    async def _run_handlers(self) -> object:
-        task = asyncio.current_task()
-        assert task is not None
-        batch = Batch(self, task.cancelling, contextvars.copy_context())
-        del task  # an error's traceback holds this frame: a cycle
-        try:
-            while True:
-                await self._next_batch
-                if self._remaining is not None:
-                    return None
-                batch.handler = self._server._run
-                result = await batch
-                if batch.over:
-                    return result
-        except BaseException as exc:
-            datagram = batch.datagram
-            if datagram is None or self.current is not datagram:
-                raise
-            self.current = None
-            self._server._settle(datagram, exc, None)
-            if isinstance(exc, SystemExit | KeyboardInterrupt):  # others are logged
-                raise
-            return None
-        finally:
-            del batch
-
-    @staticmethod
-    async def _awaited(made: Awaitable[object] | StopIteration) -> object:
-        """For the batch: what a call made that is no coroutine, or raised, which would end it."""
-        if isinstance(made, StopIteration):
-            raise RuntimeError("the handler raised StopIteration") from made  # noqa: TRY004 - it is not the type
-        return await made
+    # -- answers
 
     def _send_answers(self) -> None:
+        if type(self.sock) is not socket.socket:  # what stands in for one gets each call
+            super()._send_answers()
+            return
         answers, self._answers = self._answers, []
         together = 0
         while answers:
-            batch = self._send_batch(answers)
+            batch = Datagram._send_many(self.sock.fileno(), answers)
             together += batch
             del answers[:batch]
             if answers:
                 self._answers = [answers.pop(0)]
                 super()._send_answers()
         if together:
+            self.sent += together
             self._server._count_answered(together)
+
+
+@functools.lru_cache
+def _judge(raw: bytes) -> tuple[bool, Control | None, bytes]:
+    """Whether a datagram with this control data was sent to many; the data for its answer.
+
+    The latter as Python and as the kernel wants it.
+    """
+    control = unpack_control(raw)
+    answer = reply_control(control)
+    return sent_to_many(control), answer, pack_control(answer or [])
+
+
+def _has_recvmmsg() -> bool:
+    try:
+        Datagram._receive_many(None, -1, 1, bytearray(_MOST), False)
+    except OSError as exc:
+        if exc.errno == errno.EBADF:
+            return True
+    tell_missing("recvmmsg", "datagrams are received one at a time")
+    return False
 
 
 def make_runner(server: Handling, bound: BoundSocket, max_datagram_size: int) -> InlineRunner:
@@ -183,5 +182,6 @@ def make_runner(server: Handling, bound: BoundSocket, max_datagram_size: int) ->
     that runs; so there is none where others read the same queue, or a handler may run the loop.
     """
     able = accelerated and type(bound.sock) is socket.socket and bound.sock.family in _UDP
-    kind = RingRunner if able and not (bound.contended or runs_again(server._loop)) else InlineRunner
+    able = able and not (bound.contended or runs_again(server._loop)) and _has_recvmmsg()
+    kind = RingRunner if able else InlineRunner
     return kind(server, bound, max_datagram_size)

@@ -88,7 +88,7 @@ static PyMemberDef connection_members[] = {
 };
 
 static PyType_Slot slots[] = {
-    SLOTS_WITH(connection, connection_new, "What a connection keeps."), {Py_tp_finalize, connection_finalize},
+    SLOTS(connection, connection_new, "What a connection keeps."), {Py_tp_finalize, connection_finalize},
     {Py_tp_getset, getset}, {0, NULL},
 };
 PyType_Spec connection_spec = {
@@ -154,9 +154,13 @@ PyObject *close_now(State *state, PyObject *pure, PyObject *const *args, Py_ssiz
 int connection_broke(State *state, Connection *self) {
     if (!PyErr_ExceptionMatches(PyExc_OSError))
         return -1;
-    PyObject *exc = PyErr_GetRaisedException();
+    PyObject *type, *exc, *traceback;
+    PyErr_Fetch(&type, &exc, &traceback);
+    PyErr_NormalizeException(&type, &exc, &traceback);
     int failure = failed(PyObject_CallMethodOneArg((PyObject *)self, N(_broken), exc));
-    Py_DECREF(exc);
+    Py_XDECREF(type);
+    Py_XDECREF(exc);
+    Py_XDECREF(traceback);
     return failure ? -1 : 0;
 }
 

@@ -24,15 +24,16 @@ static PyObject *import_from(const char *module_name, const char *name) {
 
 static int module_exec(PyObject *module) {
     State *state = PyModule_GetState(module);
+    PyType_Spec *specs[] = {&connection_spec, &datagram_spec, &method_spec, &waiter_spec, &operation_spec};
 #define INTERN(name)                                                                                                   \
     if ((state->name_##name = PyUnicode_InternFromString(#name)) == NULL)                                              \
         return -1;
     NAMES(INTERN)
-#define MAKE(type)                                                                                                     \
-    state->type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &type##_spec, NULL);                                \
-    if (state->type == NULL || PyModule_AddType(module, state->type))                                                  \
-        return -1;
-    TYPES(MAKE)
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(specs); i++) {
+        Py_XSETREF(state->operation, PyType_FromModuleAndSpec(module, specs[i], NULL)); /* the last one stays */
+        if (state->operation == NULL || PyModule_AddType(module, (PyTypeObject *)state->operation))
+            return -1;
+    }
     if ((state->blocked = Py_BuildValue("(s)", "blocked")) == NULL ||
         (state->socket = import_from("socket", "socket")) == NULL ||
         (state->end_of_stream = import_from("anyio", "EndOfStream")) == NULL)
@@ -42,16 +43,12 @@ static int module_exec(PyObject *module) {
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     State *self = PyModule_GetState(module);
-#define VISIT_TYPE(type) Py_VISIT(self->type);
-    TYPES(VISIT_TYPE)
     STATE_OBJECTS(VISIT)
     return 0;
 }
 
 static void module_free(void *module) {
     State *self = PyModule_GetState(module);
-#define CLEAR_TYPE(type) Py_CLEAR(self->type);
-    TYPES(CLEAR_TYPE)
 #define CLEAR_NAME(name) Py_CLEAR(self->name_##name);
     NAMES(CLEAR_NAME)
     STATE_OBJECTS(CLEAR)

@@ -19,7 +19,7 @@ LIFE(Operation, objects, OPERATION_OBJECTS)
 
 PyObject *operation_new(State *state, Step *step, PyObject *pure, PyObject *const *args, Py_ssize_t nargs,
                         Py_ssize_t max) {
-    Operation *self = (Operation *)state->operation->tp_alloc(state->operation, 0);
+    Operation *self = (Operation *)PyType_GenericAlloc((PyTypeObject *)state->operation, 0);
     if (self == NULL)
         return NULL;
     self->step = step;

@@ -12,7 +12,6 @@
 
 #define CHUNK 65536     /* bytes, as in connections/connection.py */
 #define ANY (CHUNK + 1) /* what an iteration asks for, as in streams/receiving.py */
-#define LARGE 16384     /* bytes; sending more releases the GIL */
 
 typedef struct State State;
 
@@ -43,46 +42,26 @@ FUNCTIONS(FUNCTION_DECLARED)
 #define VISIT(field, name) Py_VISIT(self->field);
 #define CLEAR(field, name) Py_CLEAR(self->field);
 
-/* The types: of each its `_spec`, and its place in the state. */
-#define TYPES(X) X(method) X(operation) X(waiter) X(connection) X(datagram) X(ring) X(batch)
-#define TYPE_DECLARED(type) extern PyType_Spec type##_spec;
-#define TYPE_FIELD(type) PyTypeObject *type;
-TYPES(TYPE_DECLARED)
-
 /* Names that are looked up in Python objects: N(awake) is one. */
 #define NAMES(X)                                                                                                       \
-    X(awake) X(close) X(getpeername) X(recv) X(send) X(throw) X(_awaited) X(_broken) X(_check_idle_read)               \
-    X(_connections) X(_epoll_fd) X(_keep) X(_make_sock) X(_on_readable) X(_on_writable) X(_reach_end) X(_recv)         \
-    X(_recv_by_sock) X(_release) X(_send_by_sock) X(_send_rest) X(_spun) X(_take) X(_watch)
+    X(awake) X(close) X(getpeername) X(recv) X(send) X(throw) X(_broken) X(_check_idle_read) X(_connections)           \
+    X(_epoll_fd) X(_keep) X(_make_sock) X(_on_readable) X(_on_writable) X(_reach_end) X(_recv) X(_recv_by_sock)        \
+    X(_release) X(_send_by_sock) X(_send_rest) X(_spun) X(_watch)
 #define NAME_FIELD(name) PyObject *name_##name;
 #define N(name) (state->name_##name)
 
-/* ("blocked",), the keyword of _send_rest(); for `stop` see stop_with() in operation.c. */
-#define STATE_OBJECTS(X) X(blocked, ) X(end_of_stream, ) X(socket, ) X(stop, )
+/* ("blocked",), the keyword of _send_rest(); the type; for `stop` see stop_with() in operation.c. */
+#define STATE_OBJECTS(X) X(blocked, ) X(end_of_stream, ) X(operation, ) X(socket, ) X(stop, )
 
 /* Everything that is kept between calls: one for each interpreter, as PEP 630 asks. */
 struct State {
-    TYPES(TYPE_FIELD)
     NAMES(NAME_FIELD)
     STATE_OBJECTS(FIELD)
     char scratch[ANY]; /* where small receives land */
 };
 
 extern struct PyModuleDef module_definition;
-
-#if PY_VERSION_HEX < 0x030C0000
-/* Take the exception that is set, as Python 3.12 has it. */
-static inline PyObject *PyErr_GetRaisedException(void) {
-    PyObject *type, *exc, *traceback;
-    PyErr_Fetch(&type, &exc, &traceback);
-    PyErr_NormalizeException(&type, &exc, &traceback);
-    if (traceback != NULL)
-        PyException_SetTraceback(exc, traceback);
-    Py_XDECREF(type);
-    Py_XDECREF(traceback);
-    return exc;
-}
-#endif
+extern PyType_Spec connection_spec, datagram_spec, method_spec, operation_spec, waiter_spec;
 
 /* What every type with a list of objects has. */
 #define LIFE(Struct, prefix, LIST)                                                                                     \
@@ -102,8 +81,7 @@ static inline PyObject *PyErr_GetRaisedException(void) {
         type->tp_free(self);                                                                                           \
         Py_DECREF(type);                                                                                               \
     }
-#define SLOTS(prefix, doc) SLOTS_WITH(prefix, PyType_GenericNew, doc)
-#define SLOTS_WITH(prefix, new, doc)                                                                                   \
+#define SLOTS(prefix, new, doc)                                                                                   \
     {Py_tp_doc, doc}, {Py_tp_new, new}, {Py_tp_traverse, prefix##_traverse},                                           \
         {Py_tp_clear, prefix##_clear}, {Py_tp_dealloc, prefix##_dealloc}, {Py_tp_members, prefix##_members}
 #define FLAGS (Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE)
@@ -156,7 +134,6 @@ PyObject *waiter_getattro(PyObject *self, PyObject *name);
 PyObject *connection_new(PyTypeObject *type, PyObject *args, PyObject *names);
 int connection_broke(State *state, Connection *self);
 int spun(State *state, Connection *self);
-Py_ssize_t send_bytes(Connection *self, PyObject *item); /* send.c */
 
 /* operation.c: what `receive()` and `send()` return, and a task awaits */
 

@@ -50,7 +50,7 @@ static PyObject *waiter_new(PyTypeObject *type, PyObject *args, PyObject *names)
 }
 
 static PyType_Slot slots[] = {
-    SLOTS_WITH(waiter, waiter_new, "What a waiter keeps."), {Py_tp_call, PyVectorcall_Call},
+    SLOTS(waiter, waiter_new, "What a waiter keeps."), {Py_tp_call, PyVectorcall_Call},
     {Py_tp_getattro, waiter_getattro}, {0, NULL},
 };
 PyType_Spec waiter_spec = {

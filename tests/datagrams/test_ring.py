@@ -74,7 +74,7 @@ async def test_ring_where_it_is_of_use(family: str, tmp_path: Path) -> None:
     """With the extension, for UDP."""
     with contextlib.closing(Place(family, tmp_path)) as place:
         async with place.serve(upper_datagram) as server:
-            ring = hasattr(endpoint_of(server), "_send_batch")
+            ring = isinstance(endpoint_of(server), RingRunner)
             assert ring == (asyncserver.accelerated and family != "unix")
 
 
@@ -106,7 +106,7 @@ async def test_no_ring_where_a_handler_may_run_the_loop(udp: Place) -> None:
         pytest.skip("uvloop cannot be run again")
     loop._check_running = lambda: None
     async with udp.serve(upper_datagram) as server:
-        assert not hasattr(endpoint_of(server), "_send_batch")
+        assert not isinstance(endpoint_of(server), RingRunner)
     del loop._check_running
 
 
@@ -120,7 +120,7 @@ async def test_no_ring_where_others_read_the_queue(contended: bool, ring: bool) 
     bound.contended = contended
     server: Any = SimpleNamespace(_loop=asyncio.get_running_loop())
     runner = make_runner(server, bound, 100)
-    assert hasattr(runner, "_send_batch") == ring
+    assert isinstance(runner, RingRunner) == ring
     runner.close()
 
 
@@ -133,7 +133,7 @@ async def test_kernel_without_recvmmsg(
     def refuse(*args: object) -> None:
         raise OSError(errno.ENOSYS, "for the test")
 
-    monkeypatch.setattr(RingRunner, "_open", refuse)
+    monkeypatch.setattr(Datagram, "_receive_many", refuse)
     monkeypatch.setattr(features, "_told", set())
     async with udp.serve(upper_datagram) as server, udp.serve(upper_datagram):
         client = udp.client(server)
@@ -143,6 +143,25 @@ async def test_kernel_without_recvmmsg(
             assert [await client.receive() for _ in NUMBERS] == NUMBERS
         assert is_balanced_for_datagrams(server)
     assert caplog.text.count("this system has no recvmmsg") == 1
+
+
+@pytest.mark.skipif(not asyncserver.accelerated, reason="needs the compiled extension")
+@pytest.mark.parametrize("wanted", [-1, 0, 33, 1 << 40])
+def test_memory_is_never_left(wanted: int) -> None:
+    """Whatever is asked for: 32 datagrams at most, and each in its share; wrong arguments are errors."""
+    with socket.socket(type=socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        for _ in range(40):
+            sock.sendto(b"four", sock.getsockname())
+        memory = bytearray(32 * 3)
+        got = Datagram._receive_many(None, sock.fileno(), wanted, memory, False)
+        assert len(got) == (32 if wanted > 1 else 1)
+        assert {(one.data, one.truncated, one.control) for one in got} == {(b"fou", True, None)}
+        assert Datagram._send_many(sock.fileno(), got) == 0  # none has an answer
+        receive: Any = Datagram._receive_many
+        for wrong in ((), (None, "0", 1, memory, False), (None, 0, 1, bytes(32), False)):
+            with pytest.raises((TypeError, BufferError)):
+                receive(*wrong)
 
 
 # -- datagrams at hand when something happens
