@@ -19,7 +19,7 @@ from ..exceptions import IdleTimeout
 from ..net.poller import READ, WRITE
 from ..net.socket_info import first_words_due, unacknowledged, unread
 from ..net.waiter import Waiter, busy
-from ..speedups.extension import accelerate
+from ..speedups.extension import accelerate, accelerated
 from .accepted import Accepted
 from .states import refuse_before_first_byte, refuse_closed, refuse_torn, refuse_unadmitted, refuse_undelivered
 
@@ -55,9 +55,10 @@ class Connection(Accepted):
     _departure: Departure | None = None  # where tasks wait for the peer's end
 
     def __init__(self, poller: Poller, closing: asyncio.Event) -> None:
-        Accepted.__init__(self)
+        if not accelerated:  # else the struct is made with what this sets
+            Accepted.__init__(self)
         self._poller = poller
-        self._reading = Waiter(poller.loop, "receiving from")
+        self._reading = Waiter(poller.get_loop, "receiving from")
         self._reading.context = poller.context  # a task that pauses may never have waited
         self._closing = closing
 
@@ -95,8 +96,9 @@ class Connection(Accepted):
         self._watching = False
 
     def _set_events(self, events: int) -> None:
-        if events != self._events:
-            self._poller.watch(self, self._fd, self._events, events)
+        before = self._events
+        if events != before:
+            self._poller.watch(self, self._fd, before, events)
             self._events = events
 
     def _on_readable(self) -> None:
@@ -137,7 +139,7 @@ class Connection(Accepted):
     def _sender(self) -> Waiter:
         """Where a task waits for the socket to take bytes."""
         if self._writing is None:
-            self._writing = Waiter(self._poller.loop, "sending to")
+            self._writing = Waiter(self._poller.get_loop, "sending to")
         return self._writing
 
     def _spun(self) -> bool:
@@ -366,4 +368,5 @@ class Connection(Accepted):
         self._recv = self._read = refuse_closed
         if self._send is not refuse_undelivered:
             self._send = refuse_closed
-        self._wake_all()
+        if self._reading.wakeup is not None or self._writing is not None or self._departure is not None:
+            self._wake_all()

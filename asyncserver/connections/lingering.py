@@ -129,7 +129,7 @@ async def close_politely(connection: TLSConnection) -> None:
     connection._watching = False
     connection._set_events(0)
     connection._wake_all()
-    connection._reading, connection._writing = Waiter(connection._poller.loop, "closing"), None
+    connection._reading, connection._writing = Waiter(connection._poller.get_loop, "closing"), None
     try:
         if not await lingering.run():
             connection._send = refuse_undelivered

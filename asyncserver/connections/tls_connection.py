@@ -79,15 +79,17 @@ class TLSConnection(KeptConnection):
 
     def _close_if_quiet(self) -> bool:
         """Close now, if the peer loses nothing by it: no TLS to end, nothing unread or unsent."""
-        if (self._shared or self._tls) and self._sock.fileno() != self._fd >= 0:
-            self._release()  # the handler has closed the raw socket
+        if self._tls or self._shared:
+            if self._sock.fileno() != self._fd >= 0:
+                self._release()  # the handler has closed the raw socket
+            elif self._tls and self._fd >= 0:
+                return False
         if self._fd >= 0:
+            if self._send is behind_posts:
+                return False
             # Once the peer has ended, nothing is unread, and nothing can arrive and cause a reset.
             # But in a drain the end may be the server's.
-            quiet = self._recv is at_end and self._owed_until is None
-            if self._tls or self._send is behind_posts:
-                return False
-            if not quiet and (self._unread() or self._unsent()):
+            if (self._recv is not at_end or self._owed_until is not None) and (self._unread() or self._unsent()):
                 return False
             self._close()
         return True

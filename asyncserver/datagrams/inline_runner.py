@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from ..net.tasks import start_task
@@ -60,7 +61,7 @@ class InlineRunner(BatchReader):
 
     def __init__(self, server: Handling, bound: BoundSocket, max_datagram_size: int) -> None:
         super().__init__(server, bound, max_datagram_size)
-        self._next_batch = Waiter(server._loop, "receiving datagrams on")
+        self._next_batch = Waiter(weakref.ref(server._loop), "receiving datagrams on")
         self._task: asyncio.Task[object] | None = None
         self.current: Datagram | None = None
         self._answers: list[Datagram] = []  # whose answers are not sent yet

@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import contextlib
 import errno
+import functools
 import select
 import socket
 import struct
@@ -112,7 +113,7 @@ class Listener(Generic[AnyArriving]):
     def resume(self) -> None:
         """Start to accept connections, or go on."""
         if not self._watching and self._retry is None:
-            add_reader(self._loop, self.sock.fileno(), self._on_readable)
+            add_reader(self._loop, self.sock.fileno(), functools.partial(self._accept, self._batch))
             self._watching = True
 
     def pause(self) -> None:
@@ -164,9 +165,6 @@ class Listener(Generic[AnyArriving]):
         self._retry.cancel()
         self._retry = None
         return True
-
-    def _on_readable(self) -> None:
-        self._accept(self._batch)
 
     def _accept(self, most: int) -> int:
         """Accept up to `most` connections, or until paused; returns how many there were."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import select
+import weakref
 from typing import TYPE_CHECKING, Protocol
 
 from ..speedups.extension import accelerate
@@ -18,6 +19,7 @@ from .readers import add_reader
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
@@ -49,6 +51,7 @@ class Poller:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop: asyncio.AbstractEventLoop = loop
+        self.get_loop: Callable[[], asyncio.AbstractEventLoop | None] = weakref.ref(loop)  # for waiters
         # What tasks are woken with, see waiter.py.
         self.awake: asyncio.Future[None] = loop.create_future()
         self.awake.set_result(None)

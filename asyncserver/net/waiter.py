@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import weakref
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import anyio
@@ -55,7 +54,6 @@ class WaiterFields:
     __slots__ = (
         "_action",
         "_asyncio_future_blocking",
-        "_loop",
         "context",
         "get_loop",
         "result",
@@ -66,21 +64,21 @@ class WaiterFields:
 class Waiter(WaiterFields):
     """Where at most one task at a time waits for an event, again and again.
 
-    A second one gets an error, in which `action` names the wait: "receiving from".
+    Args:
+        get_loop: the task calls it at every wait, so it should be a builtin, such as a weak
+            reference to the loop: a Python function costs twice as much.
+        action: names the wait in the error that a second task gets: "receiving from".
     """
 
     __slots__ = ()
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, action: str) -> None:
-        self._loop = loop
+    def __init__(self, get_loop: Callable[[], asyncio.AbstractEventLoop | None], action: str) -> None:
         self._action = action
         self._asyncio_future_blocking = False
         # The waiting task's, until that runs. It takes what is done: us, or a future.
         self.wakeup: Callable[[Any], object] | None = None
-        # The task calls these two at every wait and wake-up. They are builtins, since a Python
-        # function costs twice as much.
-        self.get_loop: Callable[[], asyncio.AbstractEventLoop | None] = weakref.ref(loop)
-        self.result: Callable[[], object] = _no_result
+        self.get_loop: Callable[[], asyncio.AbstractEventLoop | None] = get_loop
+        self.result: Callable[[], object] = _no_result  # called at every wake-up, so a builtin, too
 
     @property
     def busy(self) -> bool:
@@ -110,7 +108,9 @@ class Waiter(WaiterFields):
     def wake_soon(self) -> None:
         """Resume the waiting task, if any, in the loop's next round; from the loop's thread."""
         if self.wakeup is not None and self.wakeup is not woken:
-            self._loop.call_soon(self.wakeup, self, context=self.context)
+            loop = self.get_loop()
+            assert loop is not None  # it runs
+            loop.call_soon(self.wakeup, self, context=self.context)
             self.wakeup = woken
 
     # What asyncio.Task calls of a future

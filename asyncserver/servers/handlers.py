@@ -167,7 +167,10 @@ class HandlerServer(Server, Generic[AnySource]):
             task.exception()  # looked at, so that asyncio does not log it
 
     def _settle_task(self, task: asyncio.Task[object], source: AnySource) -> None:
-        exc = asyncio.CancelledError() if task.cancelled() else task.exception()
+        try:
+            exc = task.exception()
+        except asyncio.CancelledError:
+            exc = asyncio.CancelledError()
         self._settle(source, exc, task.result() if exc is None else None)
 
     def _settle(self, source: AnySource, exc: BaseException | None, result: object) -> None:

@@ -86,6 +86,9 @@ class StreamServer(HandlerServer[Connected]):
         # Those without their proxy's header: not counted for any host.
         self._unnamed: set[Connected] = set()
         self._seldom = Seldom(loop.time)
+        # Whether more is kept of connections than that they are served: what `_forget()` forgets.
+        watched = idle_timeout is not None or keepalive is not None
+        self._remembers = self._bars or watched or max_connections_per_host is not None
         # The class of the connections is the one whose handler `_layers()` builds on.
         limit = PostLimit(max_unsent, partial(self._tell_given_up, "slow_consumers", _SLOW))
         self._run = self._layers()
@@ -94,7 +97,9 @@ class StreamServer(HandlerServer[Connected]):
         if isinstance(self._handler, ProtocolHandler):
             connect = partial(self._handler.connection_class, self._poller, self._closing)
         self._waiting: deque[Connected] = deque()
-        self._listeners = [Listener(loop, one, connect, self._accepted, self._accept_failed) for one in bound]
+        picks = max_connections is not None or max_connections_per_host is not None or proxies is not None
+        accepted = self._admit if picks else self._serve
+        self._listeners = [Listener(loop, one, connect, accepted, self._accept_failed) for one in bound]
         self._intakes = self._listeners
         self._idle_seen: dict[Connected, tuple[int, float]] = {}
         if idle_timeout is not None:
@@ -130,7 +135,7 @@ class StreamServer(HandlerServer[Connected]):
 
     # -- what comes in
 
-    def _accepted(self, connection: Connected) -> None:
+    def _admit(self, connection: Connected) -> None:
         if self._proxies is not None and connection.peer_address not in self._proxies:
             self._refuse_proxied("proxy_untrusted", connection.peer_address, "it is none of the trusted_proxies")
             self._refuse(connection)
@@ -148,7 +153,7 @@ class StreamServer(HandlerServer[Connected]):
 
     def _serve(self, connection: Connected) -> None:
         self._count["accepted"] += 1
-        if self._closing.is_set():
+        if self._drainer is not None and self._closing.is_set():
             connection._begin_drain()
         if self._bars:
             if self._proxies is not None:
@@ -300,22 +305,27 @@ class StreamServer(HandlerServer[Connected]):
         count = self._count
         count["bytes_received"] += source.bytes_received
         count["bytes_sent"] += source.bytes_sent
-        count["undelivered"] += source._undelivered
-        if self.idle_timeout is not None:
-            self._idle_seen.pop(source, None)
-        if self._keepalive is not None:
-            self._keepalive.forget(source)
-        if self._max_per_host is not None and source not in self._unnamed:
-            self._leave_host(source.peer_address)
-        if self._bars:
-            self._entering.discard(source)
-            self._unnamed.discard(source)
+        if source._undelivered:
+            count["undelivered"] += 1
+        if self._remembers:
+            self._forget(source)
         if count["accept_errors"]:
             for listener in self._listeners:
                 listener.retry()
         if self._full:
             self._take_waiting()
-        self._tell_change()
+        if self._drainer is not None:
+            self._tell_change()
+
+    def _forget(self, source: Connected) -> None:
+        """Forget what is kept of a connection besides that it is served."""
+        if self._keepalive is not None:
+            self._keepalive.forget(source)
+        self._idle_seen.pop(source, None)
+        if self._max_per_host is not None and source not in self._unnamed:
+            self._leave_host(source.peer_address)
+        self._entering.discard(source)
+        self._unnamed.discard(source)
 
     def _take_waiting(self) -> None:
         if self._full and self._occupied() < (self._max_connections or 0):

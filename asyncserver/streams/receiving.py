@@ -183,7 +183,8 @@ class Receiving(TLSConnection):
                     waiter.wakeup = None  # a dead task must not be woken
             elif self.bytes_received and self._watching is None:
                 # The first receive took what was here; mostly a second one would be in vain.
-                self._check_idle_read()
+                if self._idle_read >= 0:
+                    self._check_idle_read()
                 self._watch()
                 continue
             elif self._spun():

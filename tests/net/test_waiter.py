@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import sys
+import weakref
 from asyncio import tasks
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -50,7 +51,7 @@ def spawn(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, Any]]
 
 @pytest.fixture
 async def waiter() -> Waiter:
-    return Waiter(asyncio.get_running_loop(), "testing")
+    return Waiter(weakref.ref(asyncio.get_running_loop()), "testing")
 
 
 async def _wait(waiter: Waiter) -> str:

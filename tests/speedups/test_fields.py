@@ -72,7 +72,7 @@ async def test_collection_while_a_connection_warns_of_its_end(monkeypatch: pytes
 @pytest.mark.parametrize("name", [5, 2**70, b"get_loop", None])
 async def test_attribute_whose_name_is_no_string(name: object) -> None:
     """It is refused: only the operators check names, not the methods that stand for them."""
-    waiter = Waiter(asyncio.get_running_loop(), "waiting in")
+    waiter = Waiter(asyncio.get_running_loop, "waiting in")
     with pytest.raises(TypeError, match="attribute name must be string"):
         Waiter.__getattribute__(waiter, name)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="attribute name must be string"):
@@ -82,7 +82,7 @@ async def test_attribute_whose_name_is_no_string(name: object) -> None:
 @pytest.mark.parametrize("name", ["get_loo\xff", "\u1234" * 8, "\U0001f600" * 24, "\xe9" * 17, ""])
 async def test_attribute_that_a_waiter_does_not_have(name: str) -> None:
     """It is not taken for one with as many letters."""
-    waiter = Waiter(asyncio.get_running_loop(), "waiting in")
+    waiter = Waiter(asyncio.get_running_loop, "waiting in")
     with pytest.raises(AttributeError):
         getattr(waiter, name)
 
