@@ -25,7 +25,9 @@ class Accepted(Dialogue):
 
     __slots__ = ()
 
-    _kind: tuple[int, int, int]  # the extension's, for `_make_sock()`
+    # The extension's: for `_make_sock()`, and what that has made.
+    _kind: tuple[int, int, int]
+    _made_sock: socket.socket | None
 
     @accelerate
     def _accept(self, listening: socket.socket, kind: tuple[int, int, int]) -> bool:

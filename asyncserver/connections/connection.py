@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import socket
 import struct
 from typing import TYPE_CHECKING, NoReturn
@@ -19,7 +20,7 @@ from ..exceptions import IdleTimeout
 from ..net.poller import READ, WRITE
 from ..net.socket_info import first_words_due, unacknowledged, unread
 from ..net.waiter import Waiter, busy
-from ..speedups.extension import accelerate, accelerated
+from ..speedups.extension import accelerated
 from .accepted import Accepted
 from .states import refuse_before_first_byte, refuse_closed, refuse_torn, refuse_unadmitted, refuse_undelivered
 
@@ -89,6 +90,12 @@ class Connection(Accepted):
         if not self._watching:
             self._set_events(self._events | READ)
             self._watching = True
+
+    def _watch_for_bytes(self) -> None:
+        """Watch for a receive, unless it is to raise IdleTimeout."""
+        if self._idle_read >= 0:
+            self._check_idle_read()
+        self._watch()
 
     def _unwatch(self) -> None:
         if self._watching:
@@ -353,11 +360,14 @@ class Connection(Accepted):
             self._send = refuse_undelivered
         self._close()
 
-    @accelerate
     def _close(self) -> None:
-        if self._fd >= 0:
+        fd = self._fd
+        if fd >= 0:
             self._release()
-            self._sock.close()
+            if accelerated and self._made_sock is None:
+                os.close(fd)
+            else:
+                self._sock.close()
 
     def _release(self) -> None:
         """Stop using the descriptor, and wake the tasks that wait for it."""

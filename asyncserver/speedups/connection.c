@@ -1,4 +1,4 @@
-/* Connection: the struct behind ConnectionFields (connections/fields.py); how one comes in, and how it goes.
+/* Connection: the struct behind ConnectionFields (connections/fields.py); how one comes in.
  *
  * Theory of operation. Of what accept(2) gives only the descriptor and the name are kept. The socket's object is made
  * when somebody asks for `_sock`, which mostly nobody does; the address is made anew each time. A state that is NULL is
@@ -6,7 +6,6 @@
  * is never kept: it would be a cycle.
  */
 #include "speedups.h"
-#include <unistd.h>
 
 #define ALL_OBJECTS(X) CONNECTION_OBJECTS(X) CONNECTION_OPTIONS(X) CONNECTION_LAZY(X)
 LIFE(Connection, connection, ALL_OBJECTS)
@@ -40,10 +39,10 @@ static PyObject *get_lazy(Connection *self, void *place) {
     if (state == NULL)
         return NULL;
     if ((size_t)place == offsetof(Connection, sock))
-        return PyObject_CallMethodNoArgs((PyObject *)self, N(_make_sock));
+        return PyObject_CallMethodNoArgs((PyObject *)self, state->_make_sock);
     if (self->sock != NULL)
-        return PyObject_GetAttr(self->sock, sends ? N(send) : N(recv));
-    return PyObject_GetAttr((PyObject *)self, sends ? N(_send_by_sock) : N(_recv_by_sock));
+        return PyObject_GetAttr(self->sock, sends ? state->send : state->recv);
+    return PyObject_GetAttr((PyObject *)self, sends ? state->_send_by_sock : state->_recv_by_sock);
 }
 
 static int set_lazy(Connection *self, PyObject *value, void *place) {
@@ -53,7 +52,7 @@ static int set_lazy(Connection *self, PyObject *value, void *place) {
         PyObject *name = ((PyFunctionObject *)PyMethod_GET_FUNCTION(value))->func_name;
         if (state == NULL)
             return -1;
-        if (name == N(_recv_by_sock) || name == N(_send_by_sock))
+        if (name == state->_recv_by_sock || name == state->_send_by_sock)
             value = NULL;
     }
     Py_XSETREF(*(PyObject **)((char *)self + (size_t)place), Py_XNewRef(value));
@@ -84,6 +83,7 @@ static PyMemberDef connection_members[] = {
     {"_spins", T_INT, offsetof(Connection, spins), 0, NULL},
     {"_shared", T_BOOL, offsetof(Connection, shared), 0, NULL},
     {"_tls", T_BOOL, offsetof(Connection, tls), 0, NULL},
+    {"_made_sock", T_OBJECT, offsetof(Connection, sock), READONLY, NULL},
     {0},
 };
 
@@ -95,7 +95,7 @@ PyType_Spec connection_spec = {
     "asyncserver.connections.fields.ConnectionFields", sizeof(Connection), 0, FLAGS, slots,
 };
 
-/* -- how it comes in, and goes */
+/* -- how it comes in */
 
 /* Accepted._accept(listening, kind) */
 PyObject *accept_next(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs) {
@@ -120,7 +120,7 @@ PyObject *accept_next(State *state, PyObject *pure, PyObject *const *args, Py_ss
     self->peer = PyUnicode_FromString(""); /* what most Unix sockets are called */
     if (self->peer != NULL && size > sizeof name.any.sa_family) {
         PyObject *sock = get_lazy(self, (void *)offsetof(Connection, sock));
-        Py_XSETREF(self->peer, sock == NULL ? NULL : PyObject_CallMethodNoArgs(sock, N(getpeername)));
+        Py_XSETREF(self->peer, sock == NULL ? NULL : PyObject_CallMethodNoArgs(sock, state->getpeername));
         Py_XDECREF(sock);
     }
     return self->peer == NULL ? NULL : Py_NewRef(Py_True);
@@ -137,19 +137,6 @@ PyObject *name_task(State *Py_UNUSED(state), PyObject *pure, PyObject *const *ar
     return PyUnicode_FromString(text);
 }
 
-/* Connection._close() */
-PyObject *close_now(State *state, PyObject *pure, PyObject *const *args, Py_ssize_t nargs) {
-    Connection *self = (Connection *)args[0];
-    if (self->sock != NULL || self->fd < 0)
-        return call_pure(pure, args, nargs);
-    int fd = self->fd, failure = failed(PyObject_CallMethodNoArgs(args[0], N(_release)));
-    if (self->sock == NULL && self->fd < 0)
-        close(fd);
-    else if (!failure && self->sock != NULL)
-        failure = failed(PyObject_CallMethodNoArgs(self->sock, N(close)));
-    return failure ? NULL : Py_NewRef(Py_None);
-}
-
 /* An exception is set. The system's means that the connection is broken: `_broken()` sets the states that say so. */
 int connection_broke(State *state, Connection *self) {
     if (!PyErr_ExceptionMatches(PyExc_OSError))
@@ -157,7 +144,7 @@ int connection_broke(State *state, Connection *self) {
     PyObject *type, *exc, *traceback;
     PyErr_Fetch(&type, &exc, &traceback);
     PyErr_NormalizeException(&type, &exc, &traceback);
-    int failure = failed(PyObject_CallMethodOneArg((PyObject *)self, N(_broken), exc));
+    int failure = failed(PyObject_CallMethodOneArg((PyObject *)self, state->_broken, exc));
     Py_XDECREF(type);
     Py_XDECREF(exc);
     Py_XDECREF(traceback);
@@ -166,7 +153,7 @@ int connection_broke(State *state, Connection *self) {
 
 /* Count an operation that need not wait, by Connection._spun(); -1 with an exception. */
 int spun(State *state, Connection *self) {
-    PyObject *answer = PyObject_CallMethodNoArgs((PyObject *)self, N(_spun));
+    PyObject *answer = PyObject_CallMethodNoArgs((PyObject *)self, state->_spun);
     int truth = answer == NULL ? -1 : PyObject_IsTrue(answer);
     Py_XDECREF(answer);
     return truth;

@@ -29,11 +29,6 @@ typedef struct {
     Name name;
 } Datagram;
 
-typedef union {
-    char bytes[CONTROL];
-    struct cmsghdr first; /* aligned for it */
-} Control;
-
 /* -- the address */
 
 /* As makesockaddr() in CPython's Modules/socketmodule.c. */
@@ -85,16 +80,15 @@ static PyObject *received(PyTypeObject *type, PyObject *endpoint, struct msghdr 
 }
 
 /* _receive_many(endpoint, fd, wanted, memory, with_control): see datagrams/datagram.py. */
-static PyObject *receive_many(PyTypeObject *type, PyObject *const *args, Py_ssize_t nargs) {
+static PyObject *receive_many(PyTypeObject *type, PyObject *args) {
     struct mmsghdr messages[MOST];
     struct iovec vectors[MOST];
     Name names[MOST];
-    Control controls[MOST];
+    _Alignas(struct cmsghdr) char controls[MOST][CONTROL];
+    PyObject *endpoint;
     Py_buffer memory;
-    if (nargs != 5)
-        return PyErr_Format(PyExc_TypeError, "_receive_many() takes five arguments");
-    long fd = PyLong_AsLong(args[1]), wanted = PyLong_AsLong(args[2]);
-    if (PyErr_Occurred() || PyObject_GetBuffer(args[3], &memory, PyBUF_WRITABLE))
+    int fd, wanted, with_control;
+    if (!PyArg_ParseTuple(args, "Oiiw*p", &endpoint, &fd, &wanted, &memory, &with_control))
         return NULL;
     size_t size = (size_t)memory.len / MOST;
     wanted = wanted < 1 ? 1 : wanted < MOST ? wanted : MOST;
@@ -102,16 +96,16 @@ static PyObject *receive_many(PyTypeObject *type, PyObject *const *args, Py_ssiz
         vectors[i] = (struct iovec){(char *)memory.buf + (size_t)i * size, size};
         messages[i].msg_hdr = (struct msghdr){
             .msg_name = &names[i], .msg_namelen = sizeof(Name), .msg_iov = &vectors[i], .msg_iovlen = 1};
-        if (args[4] == Py_True) {
-            messages[i].msg_hdr.msg_control = &controls[i];
+        if (with_control) {
+            messages[i].msg_hdr.msg_control = controls[i];
             messages[i].msg_hdr.msg_controllen = CONTROL;
         }
     }
     /* With MSG_TRUNC the length is the datagram's own, recv(2). */
-    int got = recvmmsg((int)fd, messages, (unsigned)wanted, MSG_TRUNC | MSG_DONTWAIT, NULL);
+    int got = recvmmsg(fd, messages, (unsigned)wanted, MSG_TRUNC | MSG_DONTWAIT, NULL);
     PyObject *list = got < 0 ? PyErr_SetFromErrno(PyExc_OSError) : PyList_New(got);
     for (int i = 0; list != NULL && i < got; i++) {
-        PyObject *datagram = received(type, args[0], &messages[i].msg_hdr, messages[i].msg_len);
+        PyObject *datagram = received(type, endpoint, &messages[i].msg_hdr, messages[i].msg_len);
         PyList_SET_ITEM(list, i, datagram);
         if (datagram == NULL)
             Py_CLEAR(list);
@@ -138,19 +132,17 @@ static int prepare(PyTypeObject *type, PyObject *item, struct msghdr *header, st
 }
 
 /* _send_many(fd, datagrams): see there. */
-static PyObject *send_many(PyTypeObject *type, PyObject *const *args, Py_ssize_t nargs) {
+static PyObject *send_many(PyTypeObject *type, PyObject *args) {
     struct mmsghdr messages[MOST];
     struct iovec vectors[MOST];
-    if (nargs != 2 || !PyList_Check(args[1]))
-        return PyErr_Format(PyExc_TypeError, "_send_many() takes a descriptor and a list");
-    long fd = PyLong_AsLong(args[0]);
-    int n = 0;
-    if (fd == -1 && PyErr_Occurred())
+    PyObject *list;
+    int fd, n = 0;
+    if (!PyArg_ParseTuple(args, "iO!", &fd, &PyList_Type, &list))
         return NULL;
-    while (n < MOST && n < PyList_GET_SIZE(args[1])
-           && prepare(type, PyList_GET_ITEM(args[1], n), &messages[n].msg_hdr, &vectors[n]))
+    while (n < MOST && n < PyList_GET_SIZE(list)
+           && prepare(type, PyList_GET_ITEM(list, n), &messages[n].msg_hdr, &vectors[n]))
         n++;
-    int sent = n ? sendmmsg((int)fd, messages, (unsigned)n, MSG_DONTWAIT) : 0;
+    int sent = n ? sendmmsg(fd, messages, (unsigned)n, MSG_DONTWAIT) : 0;
     return PyLong_FromLong(sent < 0 ? 0 : sent); /* Python meets the error again, and knows what to do */
 }
 
@@ -159,8 +151,8 @@ static PyObject *send_many(PyTypeObject *type, PyObject *const *args, Py_ssize_t
 LIFE(Datagram, datagram, ALL_OBJECTS)
 
 static PyMethodDef methods[] = {
-    {"_receive_many", (PyCFunction)(void (*)(void))receive_many, METH_FASTCALL | METH_CLASS, NULL},
-    {"_send_many", (PyCFunction)(void (*)(void))send_many, METH_FASTCALL | METH_CLASS, NULL},
+    {"_receive_many", (PyCFunction)receive_many, METH_VARARGS | METH_CLASS, NULL},
+    {"_send_many", (PyCFunction)send_many, METH_VARARGS | METH_CLASS, NULL},
     {0},
 };
 

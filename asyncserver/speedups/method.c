@@ -1,10 +1,8 @@
 /* Method: a Python function with its usual case in C.
  *
- * Theory of operation. It stands in a class in the function's place. Called, it hands the arguments to the C code,
- * which may hand them on to the function. `accelerate()` gives it the function's name, docstring and so on, as
- * functools.lru_cache() does with its objects (Modules/_functoolsmodule.c), and what makes `inspect` take it for a
- * function: "duck typing", inspect.py, _signature_is_functionlike.
- *
+ * Theory of operation. It stands in a class in the function's place. `accelerate()` gives it the function's name,
+ * docstring and so on, as functools.lru_cache() does with its objects (Modules/_functoolsmodule.c), and what makes
+ * `inspect` take it for a function: "duck typing", inspect.py, _signature_is_functionlike.
  * Py_TPFLAGS_METHOD_DESCRIPTOR lets `stream.receive()` call it without a bound method in between (PEP 590; ceval's
  * LOAD_ATTR_METHOD takes any type that has the flag).
  */

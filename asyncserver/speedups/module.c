@@ -7,7 +7,6 @@
  *
  * Multi-phase initialisation (PEP 489); all state is the module's (PEP 630), so that each subinterpreter has its own.
  * There is no m_clear: the types, which the collector can clear, break the cycles, and the state is whole to its end.
- * Free-threaded Pythons get no extension (hatch_build.py): the GIL is what guards it.
  */
 #include "speedups.h"
 
@@ -25,8 +24,8 @@ static PyObject *import_from(const char *module_name, const char *name) {
 static int module_exec(PyObject *module) {
     State *state = PyModule_GetState(module);
     PyType_Spec *specs[] = {&connection_spec, &datagram_spec, &method_spec, &waiter_spec, &operation_spec};
-#define INTERN(name)                                                                                                   \
-    if ((state->name_##name = PyUnicode_InternFromString(#name)) == NULL)                                              \
+#define INTERN(name, unused)                                                                                           \
+    if ((state->name = PyUnicode_InternFromString(#name)) == NULL)                                                     \
         return -1;
     NAMES(INTERN)
     for (size_t i = 0; i < Py_ARRAY_LENGTH(specs); i++) {
@@ -34,8 +33,7 @@ static int module_exec(PyObject *module) {
         if (state->operation == NULL || PyModule_AddType(module, (PyTypeObject *)state->operation))
             return -1;
     }
-    if ((state->blocked = Py_BuildValue("(s)", "blocked")) == NULL ||
-        (state->socket = import_from("socket", "socket")) == NULL ||
+    if ((state->socket = import_from("socket", "socket")) == NULL ||
         (state->end_of_stream = import_from("anyio", "EndOfStream")) == NULL)
         return -1;
     return PyModule_AddStringConstant(module, "stamp", STAMP); /* see sources.py */
@@ -49,8 +47,6 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
 
 static void module_free(void *module) {
     State *self = PyModule_GetState(module);
-#define CLEAR_NAME(name) Py_CLEAR(self->name_##name);
-    NAMES(CLEAR_NAME)
     STATE_OBJECTS(CLEAR)
 }
 

@@ -10,8 +10,7 @@
  * dead task must not be woken.
  *
  * How results reach the awaiting coroutine: from CPython 3.15 on, and from a task, by `am_send`. Before, ceval's SEND
- * calls `tp_iternext` of whatever is no generator (Python/bytecodes.c), where NULL without an exception means None
- * (_PyGen_FetchStopIterationValue, Objects/genobject.c), and any other result is a StopIteration's value: stop_with().
+ * calls `tp_iternext` of whatever is no generator (Python/bytecodes.c), where a result is a StopIteration's value.
  */
 #include "speedups.h"
 
@@ -65,23 +64,22 @@ static void operation_dealloc(Operation *self) {
 
 /* -- what steps end with */
 
-static PySendResult stay(Operation *self, int state, Waiter *waiter, PyObject *yielded, PyObject **result) {
-    self->state = (char)state;
-    Py_XSETREF(self->waiter, (Waiter *)Py_XNewRef(waiter));
-    *result = Py_NewRef(yielded);
-    return PYGEN_NEXT;
-}
-
 PySendResult operation_wait(Operation *self, Waiter *waiter, PyObject **result) {
     waiter->blocking = 1;
-    return stay(self, WAITING, waiter, (PyObject *)waiter, result);
+    self->state = WAITING;
+    self->waiter = (Waiter *)Py_NewRef(waiter);
+    *result = Py_NewRef(waiter);
+    return PYGEN_NEXT;
 }
 
 /* Let others run. With a waiter they may not do the same meanwhile: `bool` stands there for a task, and does nothing. */
 PySendResult operation_pause(Operation *self, Waiter *waiter, PyObject **result) {
     if (waiter != NULL)
         Py_XSETREF(waiter->wakeup, Py_NewRef(&PyBool_Type));
-    return stay(self, waiter != NULL ? WAITING : PAUSED, waiter, Py_None, result);
+    self->state = waiter != NULL ? WAITING : PAUSED;
+    self->waiter = (Waiter *)Py_XNewRef(waiter);
+    *result = Py_NewRef(Py_None);
+    return PYGEN_NEXT;
 }
 
 /* Takes the reference; NULL is an error. */
@@ -160,26 +158,17 @@ static void stop_with(State *state, PyObject *value) {
     }
 }
 
-static PyObject *operation_iternext(Operation *self) {
-    PyObject *result;
-    if (operation_am_send(self, Py_None, &result) != PYGEN_RETURN)
-        return result;
-    if (result != Py_None)
-        stop_with(PyType_GetModuleState(Py_TYPE(self)), result);
-    Py_DECREF(result);
-    return NULL;
-}
-
 static PyObject *operation_send(Operation *self, PyObject *arg) {
     PyObject *result;
-    if (operation_am_send(self, arg, &result) != PYGEN_RETURN)
-        return result;
-    PyObject *stop = PyObject_CallFunctionObjArgs(PyExc_StopIteration, result == Py_None ? NULL : result, NULL);
-    if (stop != NULL)
-        PyErr_SetObject(PyExc_StopIteration, stop);
-    Py_XDECREF(stop);
-    Py_DECREF(result);
-    return NULL;
+    if (operation_am_send(self, arg, &result) == PYGEN_RETURN) {
+        stop_with(PyType_GetModuleState(Py_TYPE(self)), result);
+        Py_CLEAR(result);
+    }
+    return result;
+}
+
+static PyObject *operation_iternext(Operation *self) {
+    return operation_send(self, Py_None);
 }
 
 static PyObject *operation_throw(Operation *self, PyObject *exc) {
@@ -189,11 +178,12 @@ static PyObject *operation_throw(Operation *self, PyObject *exc) {
     if (self->delegate == NULL) {
         leave(self);
         self->state = DONE;
-        PyErr_SetObject(PyExceptionInstance_Check(exc) ? (PyObject *)Py_TYPE(exc) : exc, exc);
+        int made = PyExceptionInstance_Check(exc);
+        PyErr_SetObject(made ? (PyObject *)Py_TYPE(exc) : exc, made ? exc : NULL);
         return NULL;
     }
     self->running = 1;
-    PyObject *result = PyObject_CallMethodOneArg(self->delegate, N(throw), exc);
+    PyObject *result = PyObject_CallMethodOneArg(self->delegate, state->throw, exc);
     self->running = 0;
     if (result == NULL) {
         self->state = DONE;
@@ -210,7 +200,7 @@ static PyObject *operation_close(Operation *self, PyObject *Py_UNUSED(ignored)) 
     self->delegate = NULL;
     leave(self);
     self->state = DONE;
-    PyObject *result = delegate == NULL ? Py_NewRef(Py_None) : PyObject_CallMethodNoArgs(delegate, N(close));
+    PyObject *result = delegate == NULL ? Py_NewRef(Py_None) : PyObject_CallMethodNoArgs(delegate, state->close);
     Py_XDECREF(delegate);
     return result;
 }
@@ -219,13 +209,6 @@ static PyObject *operation_await(Operation *self) {
     if (self->state == FRESH || self->state == DONE)
         return Py_NewRef(self);
     return PyErr_Format(PyExc_RuntimeError, "coroutine is being awaited already");
-}
-
-static PyObject *operation_repr(Operation *self) {
-    PyObject *name = get_name(self, "__qualname__");
-    PyObject *text = name == NULL ? NULL : PyUnicode_FromFormat("<coroutine object %U at %p>", name, self);
-    Py_XDECREF(name);
-    return text;
 }
 
 static PyGetSetDef getset[] = {
@@ -243,7 +226,7 @@ static PyMethodDef methods[] = {
 
 static PyType_Slot slots[] = {
     {Py_tp_traverse, objects_traverse}, {Py_tp_clear, operation_clear}, {Py_tp_dealloc, operation_dealloc},
-    {Py_tp_repr, operation_repr}, {Py_am_await, operation_await}, {Py_am_send, operation_am_send},
+    {Py_am_await, operation_await}, {Py_am_send, operation_am_send},
     {Py_tp_iternext, operation_iternext}, {Py_tp_methods, methods}, {Py_tp_getset, getset}, {0, NULL},
 };
 PyType_Spec operation_spec = {

@@ -12,20 +12,12 @@
 #define READABLE (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)
 #define WRITABLE (EPOLLOUT | EPOLLHUP | EPOLLERR)
 
-/* Run the waiting task's wake-up in its context. An error is the callback's: KeyboardInterrupt, say. */
-static int wake(Waiter *waiter, PyObject *awake) {
-    PyObject *wakeup = Py_NewRef(waiter->wakeup), *context = Py_NewRef(waiter->context), *type, *value, *traceback;
-    int failure = PyContext_Enter(context);
-    if (!failure && !failed(PyObject_CallOneArg(wakeup, awake))) {
-        failure = PyContext_Exit(context);
-    } else if (!failure) {
-        failure = -1;
-        PyErr_Fetch(&type, &value, &traceback);
-        PyContext_Exit(context);
-        PyErr_Restore(type, value, traceback);
-    }
-    Py_DECREF(context);
-    Py_DECREF(wakeup);
+/* As Waiter.wake(). */
+static int wake(State *state, Waiter *waiter, PyObject *awake) {
+    PyObject *args[] = {Py_NewRef(waiter->context), Py_NewRef(waiter->wakeup), awake};
+    int failure = failed(PyObject_VectorcallMethod(state->run, args, 3, NULL));
+    Py_DECREF(args[0]);
+    Py_DECREF(args[1]);
     return failure;
 }
 
@@ -39,10 +31,10 @@ static int report(State *state, PyObject *connections, PyObject *awake, struct e
     PyObject *reading = is_connection(connection) ? ((Connection *)connection)->reading : NULL;
     int waits = is_waiter(reading) && is_busy((Waiter *)reading) && ((Waiter *)reading)->context != NULL, failure = 0;
     if (event->events & READABLE)
-        failure = waits ? wake((Waiter *)reading, awake)
-                        : failed(PyObject_CallMethodNoArgs(connection, N(_on_readable)));
+        failure = waits ? wake(state, (Waiter *)reading, awake)
+                        : failed(PyObject_CallMethodNoArgs(connection, state->_on_readable));
     if (!failure && event->events & WRITABLE)
-        failure = failed(PyObject_CallMethodNoArgs(connection, N(_on_writable)));
+        failure = failed(PyObject_CallMethodNoArgs(connection, state->_on_writable));
     Py_DECREF(connection);
     return failure;
 }
@@ -50,11 +42,11 @@ static int report(State *state, PyObject *connections, PyObject *awake, struct e
 /* Poller._on_ready() */
 PyObject *on_ready(State *state, PyObject *Py_UNUSED(pure), PyObject *const *args, Py_ssize_t Py_UNUSED(nargs)) {
     struct epoll_event events[BATCH];
-    PyObject *number = PyObject_GetAttr(args[0], N(_epoll_fd)), *connections = NULL, *awake = NULL;
+    PyObject *number = PyObject_GetAttr(args[0], state->_epoll_fd), *connections = NULL, *awake = NULL;
     int epoll = number == NULL ? -1 : (int)PyLong_AsLong(number), failure = PyErr_Occurred() != NULL;
     if (!failure)
-        failure = (connections = PyObject_GetAttr(args[0], N(_connections))) == NULL ||
-                  (awake = PyObject_GetAttr(args[0], N(awake))) == NULL;
+        failure = (connections = PyObject_GetAttr(args[0], state->_connections)) == NULL ||
+                  (awake = PyObject_GetAttr(args[0], state->awake)) == NULL;
     int count = failure ? 0 : epoll_wait(epoll, events, BATCH, 0);
     if (count < 0 && errno != EINTR)
         failure = failed(PyErr_SetFromErrno(PyExc_OSError));

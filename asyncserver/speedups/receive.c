@@ -5,12 +5,12 @@
  * wake-up the state may be another one. It is called before anything else: so no wake-up is lost.
  *
  * Small receives go through one scratch buffer, and are copied: memory of the size that came, and no resizing. They
- * keep the GIL, for a microsecond or two. After a large one the next goes into a bytes object of its own, without the
- * GIL.
+ * keep the GIL, for a microsecond or two. After a large one the next has its own bytes object, and releases the GIL.
  */
 #include "speedups.h"
 
 #define COPIED 8192 /* bytes from which copying costs more than resizing */
+
 /* What came; no bytes: the end. */
 typedef struct {
     PyObject *object; /* NULL: the bytes lie in the scratch buffer, until the next receive */
@@ -57,7 +57,7 @@ static int receive_bytes(State *state, Connection *self, Py_ssize_t max, Chunk *
 static int receive_by_state(State *state, Connection *self, Py_ssize_t max, Chunk *chunk) {
     if (is_plain(self, self->recv))
         return receive_bytes(state, self, max, chunk);
-    PyObject *recv = PyObject_GetAttr((PyObject *)self, N(_recv)); /* our own reference: it may set another state */
+    PyObject *recv = PyObject_GetAttr((PyObject *)self, state->_recv); /* our own reference: it may set another state */
     PyObject *data = recv == NULL ? NULL : PyObject_CallFunction(recv, "n", max);
     Py_XDECREF(recv);
     if (data == NULL && PyErr_ExceptionMatches(PyExc_BlockingIOError)) {
@@ -66,14 +66,6 @@ static int receive_by_state(State *state, Connection *self, Py_ssize_t max, Chun
     }
     *chunk = (Chunk){data, NULL, 0};
     return data == NULL ? -1 : PyBytes_AsStringAndSize(data, (char **)&chunk->bytes, &chunk->size);
-}
-
-/* Raise IdleTimeout if it is time, and else watch; true with an exception. */
-static int watch(State *state, Connection *self) {
-    PyObject *object = (PyObject *)self;
-    if (self->idle_read != -1 && failed(PyObject_CallMethodNoArgs(object, N(_check_idle_read))))
-        return 1;
-    return failed(PyObject_CallMethodNoArgs(object, N(_watch)));
 }
 
 /* Receive, or wait until there is something. Where it returns PYGEN_RETURN and is not DONE, it has filled `chunk`. */
@@ -88,7 +80,7 @@ static PySendResult receive_chunk(State *state, Operation *self, int ready, Py_s
                 return operation_wait(self, (Waiter *)connection->reading, result);
             if (connection->watching == Py_None && connection->bytes_received > 0) {
                 /* The first receive took what was here; mostly a second one would be in vain. */
-                if (watch(state, connection))
+                if (failed(PyObject_CallMethodNoArgs(self->args[0], state->_watch_for_bytes)))
                     return operation_return(self, NULL, result);
                 continue;
             }
@@ -107,7 +99,7 @@ static PySendResult receive_chunk(State *state, Operation *self, int ready, Py_s
             PyErr_SetFromErrno(PyExc_OSError);
         if (PyErr_Occurred())
             return operation_raised(state, self, result);
-        if (watch(state, connection))
+        if (failed(PyObject_CallMethodNoArgs(self->args[0], state->_watch_for_bytes)))
             return operation_return(self, NULL, result);
     }
 }
@@ -115,7 +107,7 @@ static PySendResult receive_chunk(State *state, Operation *self, int ready, Py_s
 /* The end has come: raise `end`, or let the Python function raise its own. */
 static PySendResult reach_end(State *state, Operation *self, Chunk *chunk, PyObject *end, PyObject **result) {
     Py_XDECREF(chunk->object);
-    if (failed(PyObject_CallMethodNoArgs(self->args[0], N(_reach_end))))
+    if (failed(PyObject_CallMethodNoArgs(self->args[0], state->_reach_end)))
         return operation_return(self, NULL, result);
     if (end == NULL)
         return operation_leave_to_pure(self, result);

@@ -36,15 +36,12 @@ static Py_ssize_t send_bytes(Connection *self, PyObject *item) {
     return n;
 }
 
-/* Wait for room, then send what has not been sent. */
-static PySendResult send_rest(State *state, Operation *self, Py_ssize_t sent, PyObject **result) {
-    PyObject *view = PyMemoryView_FromObject(self->args[1]);
-    PyObject *rest = view == NULL ? NULL : PySequence_GetSlice(view, sent, PY_SSIZE_T_MAX);
-    PyObject *args[] = {self->args[0], rest, sent ? Py_False : Py_True};
-    PyObject *coroutine = rest == NULL ? NULL : PyObject_VectorcallMethod(N(_send_rest), args, 2, state->blocked);
-    Py_XDECREF(view);
-    Py_XDECREF(rest);
-    return operation_delegate(self, coroutine, result);
+/* Have a method do the rest: _send_rest(item, sent), _keep(item, sent). */
+static PyObject *call_for_rest(PyObject *self, PyObject *method, PyObject *item, Py_ssize_t sent) {
+    PyObject *number = PyLong_FromSsize_t(sent);
+    PyObject *answer = number == NULL ? NULL : PyObject_CallMethodObjArgs(self, method, item, number, NULL);
+    Py_XDECREF(number);
+    return answer;
 }
 
 static PySendResult send_step(State *state, Operation *self, int was, PyObject **result) {
@@ -57,7 +54,7 @@ static PySendResult send_step(State *state, Operation *self, int was, PyObject *
     if (n < 0)
         return operation_raised(state, self, result);
     if (n != PyBytes_GET_SIZE(self->args[1]))
-        return send_rest(state, self, n, result);
+        return operation_delegate(self, call_for_rest(self->args[0], state->_send_rest, self->args[1], n), result);
     /* If nothing was received since the last send, this task perhaps never waits. */
     int pause = connection->answered == connection->bytes_received ? spun(state, connection) : 0;
     connection->answered = connection->bytes_received;
@@ -87,10 +84,7 @@ static PyObject *post_usual(State *state, Connection *self, PyObject *data) {
     self->answered = self->bytes_received;
     if (sent == PyBytes_GET_SIZE(data))
         return Py_NewRef(Py_True);
-    PyObject *from = PyLong_FromSsize_t(sent);
-    PyObject *kept = from == NULL ? NULL : PyObject_CallMethodObjArgs((PyObject *)self, N(_keep), data, from, NULL);
-    Py_XDECREF(from);
-    return kept;
+    return call_for_rest((PyObject *)self, state->_keep, data, sent);
 }
 
 /* Sending.post(data) */

@@ -22,7 +22,6 @@ typedef PyObject *Fast(State *state, PyObject *pure, PyObject *const *args, Py_s
  * most, and whether the first must be a Connection. */
 #define FUNCTIONS(X)                                                                                                   \
     X(accept_next, "Accepted._accept", 3, 3, 1)                                                                        \
-    X(close_now, "Connection._close", 1, 1, 1)                                                                         \
     X(name_task, "Accepted._task_name", 1, 1, 1)                                                                       \
     X(next_chunk, "Receiving._chunk", 1, 4, 1)                                                                         \
     X(on_ready, "Poller._on_ready", 1, 1, 0)                                                                           \
@@ -42,20 +41,16 @@ FUNCTIONS(FUNCTION_DECLARED)
 #define VISIT(field, name) Py_VISIT(self->field);
 #define CLEAR(field, name) Py_CLEAR(self->field);
 
-/* Names that are looked up in Python objects: N(awake) is one. */
+/* Names that are looked up in Python objects. */
 #define NAMES(X)                                                                                                       \
-    X(awake) X(close) X(getpeername) X(recv) X(send) X(throw) X(_broken) X(_check_idle_read) X(_connections)           \
-    X(_epoll_fd) X(_keep) X(_make_sock) X(_on_readable) X(_on_writable) X(_reach_end) X(_recv) X(_recv_by_sock)        \
-    X(_release) X(_send_by_sock) X(_send_rest) X(_spun) X(_watch)
-#define NAME_FIELD(name) PyObject *name_##name;
-#define N(name) (state->name_##name)
-
-/* ("blocked",), the keyword of _send_rest(); the type; for `stop` see stop_with() in operation.c. */
-#define STATE_OBJECTS(X) X(blocked, ) X(end_of_stream, ) X(operation, ) X(socket, ) X(stop, )
+    X(awake, ) X(close, ) X(getpeername, ) X(recv, ) X(run, ) X(send, ) X(throw, ) X(_broken, ) X(_connections, )      \
+    X(_epoll_fd, ) X(_keep, ) X(_make_sock, ) X(_on_readable, ) X(_on_writable, ) X(_reach_end, ) X(_recv, )           \
+    X(_recv_by_sock, ) X(_send_by_sock, ) X(_send_rest, ) X(_spun, ) X(_watch_for_bytes, )
+/* For `stop` see stop_with() in operation.c. */
+#define STATE_OBJECTS(X) NAMES(X) X(end_of_stream, ) X(operation, ) X(socket, ) X(stop, )
 
 /* Everything that is kept between calls: one for each interpreter, as PEP 630 asks. */
 struct State {
-    NAMES(NAME_FIELD)
     STATE_OBJECTS(FIELD)
     char scratch[ANY]; /* where small receives land */
 };
@@ -81,7 +76,7 @@ extern PyType_Spec connection_spec, datagram_spec, method_spec, operation_spec, 
         type->tp_free(self);                                                                                           \
         Py_DECREF(type);                                                                                               \
     }
-#define SLOTS(prefix, new, doc)                                                                                   \
+#define SLOTS(prefix, new, doc)                                                                                        \
     {Py_tp_doc, doc}, {Py_tp_new, new}, {Py_tp_traverse, prefix##_traverse},                                           \
         {Py_tp_clear, prefix##_clear}, {Py_tp_dealloc, prefix##_dealloc}, {Py_tp_members, prefix##_members}
 #define FLAGS (Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE)
@@ -89,8 +84,7 @@ extern PyType_Spec connection_spec, datagram_spec, method_spec, operation_spec, 
 /* waiter.c, connection.c: the structs behind Python classes, under the same names */
 
 #define WAITER_OBJECTS(X)                                                                                              \
-    X(action, "_action") X(context, "context") X(get_loop, "get_loop") X(loop, "_loop") X(result, "result")            \
-    X(wakeup, "wakeup")
+    X(action, "_action") X(context, "context") X(get_loop, "get_loop") X(result, "result") X(wakeup, "wakeup")
 #define CONNECTION_OBJECTS(X) X(poller, "_poller") X(reading, "_reading") X(watching, "_watching")
 #define CONNECTION_OPTIONS(X) /* None, until they are something */                                                     \
     X(buffer, "_buffer") X(kind, "_kind") X(owed_until, "_owed_until") X(proxy_header, "proxy_header")                 \

@@ -183,9 +183,7 @@ class Receiving(TLSConnection):
                     waiter.wakeup = None  # a dead task must not be woken
             elif self.bytes_received and self._watching is None:
                 # The first receive took what was here; mostly a second one would be in vain.
-                if self._idle_read >= 0:
-                    self._check_idle_read()
-                self._watch()
+                self._watch_for_bytes()
                 continue
             elif self._spun():
                 waiter.wakeup = woken  # others may run, but not receive: the buffer has been looked at
@@ -196,9 +194,7 @@ class Receiving(TLSConnection):
             try:
                 data = self._recv(max_bytes)
             except _WOULD_BLOCK:
-                if self._idle_read >= 0:
-                    self._check_idle_read()
-                self._watch()
+                self._watch_for_bytes()
                 continue
             except ssl.SSLWantWriteError:
                 # OpenSSL must answer (a key update) before it can read on.

@@ -80,14 +80,15 @@ class Sending(TLSConnection):
             raise self._broken(exc) from exc
         self.bytes_sent += sent
         if sent != len(item):
-            await self._send_rest(memoryview(item)[sent:], blocked=not sent)
+            await self._send_rest(item, sent)
         elif self._answered != self.bytes_received:
             self._answered = self.bytes_received
         elif self._spun():
             # Nothing was received since the last send: perhaps this task never waits.
             await asyncio.sleep(0)
 
-    async def _send_rest(self, rest: memoryview, *, blocked: bool) -> None:
+    async def _send_rest(self, item: bytes | bytearray | memoryview, sent: int) -> None:
+        rest, blocked = memoryview(item)[sent:], not sent
         if self._send is behind_posts:
             assert self._outbox is not None
             await self._outbox.take_turn()
