@@ -87,8 +87,9 @@ static PyObject *receive_many(PyTypeObject *type, PyObject *args) {
     _Alignas(struct cmsghdr) char controls[MOST][CONTROL];
     PyObject *endpoint;
     Py_buffer memory;
-    int fd, wanted, with_control;
-    if (!PyArg_ParseTuple(args, "Oiiw*p", &endpoint, &fd, &wanted, &memory, &with_control))
+    int fd, with_control;
+    Py_ssize_t wanted;
+    if (!PyArg_ParseTuple(args, "Oinw*p", &endpoint, &fd, &wanted, &memory, &with_control))
         return NULL;
     size_t size = (size_t)memory.len / MOST;
     wanted = wanted < 1 ? 1 : wanted < MOST ? wanted : MOST;
