@@ -66,7 +66,8 @@ static int set_address(Datagram *self, PyObject *address, void *Py_UNUSED(closur
 /* -- receiving */
 
 /* What has come with a message; NULL with an exception. */
-static PyObject *received(PyTypeObject *type, PyObject *endpoint, struct msghdr *header, size_t length) {
+static PyObject *received(PyTypeObject *type, PyObject *endpoint, PyObject *judged, struct msghdr *header,
+                          size_t length) {
     Datagram *self = (Datagram *)type->tp_alloc(type, 0);
     if (self == NULL)
         return NULL;
@@ -77,14 +78,29 @@ static PyObject *received(PyTypeObject *type, PyObject *endpoint, struct msghdr 
     self->endpoint = Py_NewRef(endpoint);
     self->unsent = Py_NewRef(Py_None);
     self->data = PyBytes_FromStringAndSize(header->msg_iov->iov_base, (Py_ssize_t)length);
-    self->control = header->msg_control == NULL
-        ? Py_NewRef(Py_None) : PyBytes_FromStringAndSize(header->msg_control, (Py_ssize_t)header->msg_controllen);
-    if (self->data == NULL || self->control == NULL)
+    self->control = Py_NewRef(judged == NULL ? Py_None : PyTuple_GET_ITEM(judged, 0));
+    self->packed = judged == NULL ? NULL : Py_NewRef(PyTuple_GET_ITEM(judged, 1));
+    if (self->data == NULL)
         Py_CLEAR(self);
     return (PyObject *)self;
 }
 
-/* _receive_many(endpoint, fd, wanted, memory, with_control): see datagrams/datagram.py. */
+/* What `judge` makes of a message's control data, a pair; that of the message before, if its data are the same. */
+static PyObject *judgement(PyObject *judge, PyObject *before, struct mmsghdr *message) {
+    struct msghdr *header = &message->msg_hdr;
+    if (before != NULL && header->msg_controllen == message[-1].msg_hdr.msg_controllen
+        && memcmp(header->msg_control, message[-1].msg_hdr.msg_control, header->msg_controllen) == 0)
+        return before;
+    Py_XDECREF(before);
+    PyObject *made = PyObject_CallFunction(judge, "y#", header->msg_control, (Py_ssize_t)header->msg_controllen);
+    if (made != NULL && !(PyTuple_CheckExact(made) && PyTuple_GET_SIZE(made) == 2)) {
+        Py_CLEAR(made);
+        PyErr_SetString(PyExc_TypeError, "judge() has to return a pair");
+    }
+    return made;
+}
+
+/* _receive_many(endpoint, fd, wanted, memory, judge): see datagrams/datagram.py. */
 static PyObject *receive_many(PyTypeObject *type, PyObject *const *args, Py_ssize_t nargs) {
     struct mmsghdr messages[MOST];
     struct iovec vectors[MOST];
@@ -102,20 +118,24 @@ static PyObject *receive_many(PyTypeObject *type, PyObject *const *args, Py_ssiz
         vectors[i] = (struct iovec){(char *)memory.buf + (size_t)i * size, size};
         messages[i].msg_hdr = (struct msghdr){
             .msg_name = &names[i], .msg_namelen = sizeof(Name), .msg_iov = &vectors[i], .msg_iovlen = 1};
-        if (args[4] == Py_True) {
+        if (args[4] != Py_None) {
             messages[i].msg_hdr.msg_control = &controls[i];
             messages[i].msg_hdr.msg_controllen = CONTROL;
         }
     }
     /* With MSG_TRUNC the length is the datagram's own, recv(2). */
     int got = recvmmsg((int)fd, messages, (unsigned)wanted, MSG_TRUNC | MSG_DONTWAIT, NULL);
-    PyObject *list = got < 0 ? PyErr_SetFromErrno(PyExc_OSError) : PyList_New(got);
+    PyObject *list = got < 0 ? PyErr_SetFromErrno(PyExc_OSError) : PyList_New(got), *judged = NULL;
     for (int i = 0; list != NULL && i < got; i++) {
-        PyObject *datagram = received(type, args[0], &messages[i].msg_hdr, messages[i].msg_len);
+        if (args[4] != Py_None)
+            judged = judgement(args[4], judged, &messages[i]);
+        PyObject *datagram = args[4] != Py_None && judged == NULL ? NULL
+            : received(type, args[0], judged, &messages[i].msg_hdr, messages[i].msg_len);
         PyList_SET_ITEM(list, i, datagram);
         if (datagram == NULL)
             Py_CLEAR(list);
     }
+    Py_XDECREF(judged);
     PyBuffer_Release(&memory);
     return list;
 }
