@@ -23,6 +23,7 @@ from ..net.addresses import unmapped, url_of
 from ..speedups.extension import accelerate
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from mmap import mmap
 
     from ..kernel.packet_info import Control
@@ -58,6 +59,8 @@ _TRUNCATED = int(socket.MSG_TRUNC)
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 Writable: TypeAlias = "bytearray | memoryview | mmap"
+#: The control data for an answer, as Python and as the kernel wants them; or NotForUs.
+Judge: TypeAlias = "Callable[[bytes], tuple[Control | type[NotForUs] | None, bytes]]"
 
 
 class NotForUs(Exception):  # noqa: N818 - no error
@@ -74,11 +77,12 @@ class DatagramFields:
 
         @classmethod
         def _receive_many(
-            cls, endpoint: Endpoint | None, fd: int, wanted: int, memory: Writable, with_control: bool
+            cls, endpoint: Endpoint | None, fd: int, wanted: int, memory: Writable, judge: Judge | None
         ) -> list[Datagram]:
             """Receive what is there: one datagram, or up to `wanted`. Raises OSError.
 
-            Each passes through a 32nd of the memory. `control` is as the kernel gives it, or None.
+            Each passes through a 32nd of the memory. `judge` makes `control` and `packed` of the
+            kernel's control data; for data like those before it is not asked again.
             """
 
         @classmethod

@@ -14,7 +14,7 @@ import functools
 import mmap
 import operator
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..kernel.features import tell_missing
 from ..kernel.packet_info import pack_control, reply_control, sent_to_many, unpack_control
@@ -44,6 +44,7 @@ class RingRunner(InlineRunner):
         self._held = 0  # how many were set aside in it
         size = _MOST * min(max_datagram_size, _LONGEST)
         self._memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # touched as needed
+        self._judge = functools.partial(_judge, bound.twin) if self._asks_destination else None
         self._receive = self._receive_next
 
     # -- what the ring holds
@@ -56,19 +57,13 @@ class RingRunner(InlineRunner):
     def _fill(self) -> None:
         """Take from the kernel what is left of the batch; in a drain, where fewer may do, one."""
         wanted = self._left + 1 if self._remaining is None else 1  # the next one is not in `_left`
-        taken = Datagram._receive_many(self, self.sock.fileno(), wanted, self._memory, self._asks_destination)
+        taken = Datagram._receive_many(self, self.sock.fileno(), wanted, self._memory, self._judge)
         if len(taken) < wanted:  # to be told that there are no more would cost another call
             self._left = len(taken) - 1
-        if self._asks_destination:
-            taken = [datagram for datagram in taken if self._is_ours(datagram)]
+        if self._bound.twin:
+            taken = [one for one in taken if one.control is not NotForUs]  # type: ignore[comparison-overlap]
         self._received += len(taken)
         self._ring = iter(taken)
-
-    def _is_ours(self, datagram: Datagram) -> bool:
-        """Whether a handler gets it; then it has the control data for its answer."""
-        raw: Any = datagram.control
-        to_many, datagram.control, datagram.packed = _judge(raw)
-        return not (to_many and self._bound.twin)
 
     def _batch(self) -> Iterator[Datagram]:
         """See InlineRunner. After a pause, and after an error, each is taken by itself."""
@@ -155,19 +150,17 @@ class RingRunner(InlineRunner):
 
 
 @functools.lru_cache
-def _judge(raw: bytes) -> tuple[bool, Control | None, bytes]:
-    """Whether a datagram with this control data was sent to many; the data for its answer.
-
-    The latter as Python and as the kernel wants it.
-    """
+def _judge(twin: bool, raw: bytes) -> tuple[Control | type[NotForUs] | None, bytes]:
     control = unpack_control(raw)
+    if twin and sent_to_many(control):
+        return NotForUs, b""
     answer = reply_control(control)
-    return sent_to_many(control), answer, pack_control(answer or [])
+    return answer, pack_control(answer or [])
 
 
 def _has_recvmmsg() -> bool:
     try:
-        Datagram._receive_many(None, -1, 1, bytearray(_MOST), False)
+        Datagram._receive_many(None, -1, 1, bytearray(_MOST), None)
     except OSError as exc:
         if exc.errno == errno.EBADF:
             return True

@@ -78,9 +78,6 @@ static PyMemberDef connection_members[] = {
     CONNECTION_OBJECTS(MEMBER)
     CONNECTION_OPTIONS(OPTION)
     CONNECTION_NUMBERS(NUMBER)
-    {"_events", T_UINT, offsetof(Connection, events), 0, NULL},
-    {"_fd", T_INT, offsetof(Connection, fd), 0, NULL},
-    {"_spins", T_INT, offsetof(Connection, spins), 0, NULL},
     {"_shared", T_BOOL, offsetof(Connection, shared), 0, NULL},
     {"_tls", T_BOOL, offsetof(Connection, tls), 0, NULL},
     {"_made_sock", T_OBJECT, offsetof(Connection, sock), READONLY, NULL},

@@ -61,35 +61,46 @@ static int set_address(Datagram *self, PyObject *address, void *Py_UNUSED(closur
 /* -- receiving */
 
 /* What has come with a message; NULL with an exception. */
-static PyObject *received(PyTypeObject *type, PyObject *endpoint, struct msghdr *header, size_t length) {
+static PyObject *received(PyTypeObject *type, PyObject *endpoint, PyObject *judged, struct mmsghdr *message) {
+    struct msghdr *header = &message->msg_hdr;
+    size_t length = message->msg_len, size = header->msg_iov->iov_len;
     Datagram *self = (Datagram *)type->tp_alloc(type, 0);
     if (self == NULL)
         return NULL;
-    self->truncated = length > header->msg_iov->iov_len;
-    length = self->truncated ? header->msg_iov->iov_len : length;
+    self->truncated = length > size;
     self->name = *(Name *)header->msg_name;
     self->name_length = header->msg_namelen;
     self->endpoint = Py_NewRef(endpoint);
     self->unsent = Py_NewRef(Py_None);
-    self->data = PyBytes_FromStringAndSize(header->msg_iov->iov_base, (Py_ssize_t)length);
-    self->control = header->msg_control == NULL
-        ? Py_NewRef(Py_None) : PyBytes_FromStringAndSize(header->msg_control, (Py_ssize_t)header->msg_controllen);
-    if (self->data == NULL || self->control == NULL)
+    self->data = PyBytes_FromStringAndSize(header->msg_iov->iov_base, (Py_ssize_t)(length < size ? length : size));
+    self->control = judged == NULL ? Py_NewRef(Py_None) : Py_XNewRef(PyTuple_GetItem(judged, 0));
+    self->packed = judged == NULL ? NULL : Py_XNewRef(PyTuple_GetItem(judged, 1));
+    if (self->data == NULL || PyErr_Occurred())
         Py_CLEAR(self);
     return (PyObject *)self;
 }
 
-/* _receive_many(endpoint, fd, wanted, memory, with_control): see datagrams/datagram.py. */
+/* What `judge` makes of a message's control data, a pair; that of the message before, if its data are the same. */
+static PyObject *judgement(PyObject *judge, PyObject *before, struct mmsghdr *message) {
+    struct msghdr *header = &message->msg_hdr, *last = &message[-1].msg_hdr;
+    if (judge == Py_None || (before != NULL && header->msg_controllen == last->msg_controllen &&
+                             memcmp(header->msg_control, last->msg_control, header->msg_controllen) == 0))
+        return before;
+    Py_XDECREF(before);
+    return PyObject_CallFunction(judge, "y#", header->msg_control, (Py_ssize_t)header->msg_controllen);
+}
+
+/* _receive_many(endpoint, fd, wanted, memory, judge): see datagrams/datagram.py. */
 static PyObject *receive_many(PyTypeObject *type, PyObject *args) {
     struct mmsghdr messages[MOST];
     struct iovec vectors[MOST];
     Name names[MOST];
     _Alignas(struct cmsghdr) char controls[MOST][CONTROL];
-    PyObject *endpoint;
-    Py_buffer memory;
-    int fd, with_control;
+    PyObject *endpoint, *judge, *judged = NULL;
     Py_ssize_t wanted;
-    if (!PyArg_ParseTuple(args, "Oinw*p", &endpoint, &fd, &wanted, &memory, &with_control))
+    Py_buffer memory;
+    int fd;
+    if (!PyArg_ParseTuple(args, "Oinw*O", &endpoint, &fd, &wanted, &memory, &judge))
         return NULL;
     size_t size = (size_t)memory.len / MOST;
     wanted = wanted < 1 ? 1 : wanted < MOST ? wanted : MOST;
@@ -97,7 +108,7 @@ static PyObject *receive_many(PyTypeObject *type, PyObject *args) {
         vectors[i] = (struct iovec){(char *)memory.buf + (size_t)i * size, size};
         messages[i].msg_hdr = (struct msghdr){
             .msg_name = &names[i], .msg_namelen = sizeof(Name), .msg_iov = &vectors[i], .msg_iovlen = 1};
-        if (with_control) {
+        if (judge != Py_None) {
             messages[i].msg_hdr.msg_control = controls[i];
             messages[i].msg_hdr.msg_controllen = CONTROL;
         }
@@ -106,11 +117,13 @@ static PyObject *receive_many(PyTypeObject *type, PyObject *args) {
     int got = recvmmsg(fd, messages, (unsigned)wanted, MSG_TRUNC | MSG_DONTWAIT, NULL);
     PyObject *list = got < 0 ? PyErr_SetFromErrno(PyExc_OSError) : PyList_New(got);
     for (int i = 0; list != NULL && i < got; i++) {
-        PyObject *datagram = received(type, endpoint, &messages[i].msg_hdr, messages[i].msg_len);
+        judged = judgement(judge, judged, &messages[i]);
+        PyObject *datagram = PyErr_Occurred() ? NULL : received(type, endpoint, judged, &messages[i]);
         PyList_SET_ITEM(list, i, datagram);
         if (datagram == NULL)
             Py_CLEAR(list);
     }
+    Py_XDECREF(judged);
     PyBuffer_Release(&memory);
     return list;
 }

@@ -37,6 +37,12 @@ static void leave(Operation *self) {
     Py_CLEAR(self->waiter);
 }
 
+static void finish(Operation *self) {
+    leave(self);
+    Py_CLEAR(self->delegate);
+    self->state = DONE;
+}
+
 /* __name__ and __qualname__ are the function's. */
 static PyObject *get_name(Operation *self, void *attribute) {
     return PyObject_GetAttrString(self->pure == NULL ? Py_None : self->pure, attribute);
@@ -91,10 +97,8 @@ PySendResult operation_return(Operation *self, PyObject *value, PyObject **resul
 
 static PySendResult from_delegate(Operation *self, PyObject *arg, PyObject **result) {
     PySendResult how = PyIter_Send(self->delegate, arg, result);
-    if (how != PYGEN_NEXT) {
-        self->state = DONE;
-        Py_CLEAR(self->delegate);
-    }
+    if (how != PYGEN_NEXT)
+        finish(self);
     return how;
 }
 
@@ -176,8 +180,7 @@ static PyObject *operation_throw(Operation *self, PyObject *exc) {
     if (state == NULL || is_refused(self))
         return NULL;
     if (self->delegate == NULL) {
-        leave(self);
-        self->state = DONE;
+        finish(self);
         int made = PyExceptionInstance_Check(exc);
         PyErr_SetObject(made ? (PyObject *)Py_TYPE(exc) : exc, made ? exc : NULL);
         return NULL;
@@ -185,10 +188,8 @@ static PyObject *operation_throw(Operation *self, PyObject *exc) {
     self->running = 1;
     PyObject *result = PyObject_CallMethodOneArg(self->delegate, state->throw, exc);
     self->running = 0;
-    if (result == NULL) {
-        self->state = DONE;
-        Py_CLEAR(self->delegate);
-    }
+    if (result == NULL)
+        finish(self);
     return result;
 }
 
@@ -196,10 +197,8 @@ static PyObject *operation_close(Operation *self, PyObject *Py_UNUSED(ignored)) 
     State *state = PyType_GetModuleState(Py_TYPE(self));
     if (state == NULL || (self->state != DONE && is_refused(self)))
         return NULL;
-    PyObject *delegate = self->delegate;
-    self->delegate = NULL;
-    leave(self);
-    self->state = DONE;
+    PyObject *delegate = Py_XNewRef(self->delegate);
+    finish(self);
     PyObject *result = delegate == NULL ? Py_NewRef(Py_None) : PyObject_CallMethodNoArgs(delegate, state->close);
     Py_XDECREF(delegate);
     return result;

@@ -91,8 +91,8 @@ extern PyType_Spec connection_spec, datagram_spec, method_spec, operation_spec, 
     X(writing, "_writing")
 #define CONNECTION_NUMBERS(X)                                                                                          \
     X(answered, "_answered") X(bytes_received, "bytes_received") X(bytes_sent, "bytes_sent") X(came_at, "_came_at")    \
-    X(idle_read, "_idle_read") X(idle_write, "_idle_write") X(message_sent, "_message_sent")                           \
-    X(message_at, "_message_at")
+    X(events, "_events") X(fd, "_fd") X(idle_read, "_idle_read") X(idle_write, "_idle_write")                          \
+    X(message_sent, "_message_sent") X(message_at, "_message_at") X(spins, "_spins")
 #define CONNECTION_LAZY(X) X(recv, "_recv") X(read, "_read") X(send, "_send") X(sock, "_sock") X(peer, "peer_address")
 
 /* An address as the kernel writes it. */
@@ -118,8 +118,6 @@ typedef struct {
     CONNECTION_LAZY(FIELD)
     CONNECTION_NUMBERS(NUMBER_FIELD)
     Name name; /* of the peer, until it gets another address */
-    unsigned events;
-    int fd, spins;
     char shared, tls;
     char large; /* the last receive took much, or (2) all that it could: the next one needs room, and time */
 } Connection;

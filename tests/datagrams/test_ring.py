@@ -154,12 +154,12 @@ def test_memory_is_never_left(wanted: int) -> None:
         for _ in range(40):
             sock.sendto(b"four", sock.getsockname())
         memory = bytearray(32 * 3)
-        got = Datagram._receive_many(None, sock.fileno(), wanted, memory, False)
+        got = Datagram._receive_many(None, sock.fileno(), wanted, memory, None)
         assert len(got) == (32 if wanted > 1 else 1)
         assert {(one.data, one.truncated, one.control) for one in got} == {(b"fou", True, None)}
         assert Datagram._send_many(sock.fileno(), got) == 0  # none has an answer
         receive: Any = Datagram._receive_many
-        for wrong in ((), (None, "0", 1, memory, False), (None, 0, 1, bytes(32), False)):
+        for wrong in ((), (None, "0", 1, memory, None), (None, 0, 1, bytes(32), None)):
             with pytest.raises((TypeError, BufferError)):
                 receive(*wrong)
 

@@ -19,7 +19,7 @@ from tests.kit.waiting import PATIENCE
 
 # What other folders use of a public class, and the base classes of another package ask for.
 INNER = {
-    "Datagram": {"abort", "control", "endpoint", "replied", "unsent"},
+    "Datagram": {"abort", "answer", "control", "endpoint", "packed", "replied", "unsent"},
     "Durations": {"observe"},
     "JSONFormatter": {"format"},
     "ProtocolHandler": {"make", "serve"},
