@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 from .adapters.checks import check_handler as check_callable
 from .adapters.checks import check_kind, check_on_error
-from .adapters.protocols import ProtocolHandler
-from .kernel.memberships import parse_groups
 from .net.probes import SHORTEST
+from .servers.handler_kinds import is_protocol_handler
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +26,7 @@ PROXY_TIMEOUT = 5.0
 
 def check_handler(handler: object, name: str, argument: str) -> None:
     """Raise TypeError, unless `name`, serve or serve_datagrams, can call it for each `argument`."""
-    if isinstance(handler, ProtocolHandler):
+    if is_protocol_handler(handler):
         check_kind(getattr(handler, "_factory", None), name)  # a callback has none
     else:
         check_callable(handler, name, argument)
@@ -73,6 +72,10 @@ def checked_groups(groups: Sequence[str], path: object) -> tuple[Group, ...]:
     """Read multicast groups. Raises TypeError, ValueError."""
     if groups and path is not None:
         raise ValueError(f"groups={groups!r} are for UDP: a Unix socket, {path!r}, is in no group")
+    if groups == ():
+        return ()
+    from .kernel.memberships import parse_groups  # noqa: PLC0415 - for groups only
+
     return parse_groups(groups)
 
 

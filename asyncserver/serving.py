@@ -1,4 +1,9 @@
-"""serve and serve_datagrams: check the arguments, and make one object for every way of use."""
+"""serve and serve_datagrams: check the arguments, and make one object for every way of use.
+
+Each of them imports its own kind of server, streams or datagrams, when it is called: most programs
+need one of both. That is before it listens, so also before a program gives up its privileges and
+may no longer read the packages.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,6 @@ import asyncio
 import socket
 from typing import TYPE_CHECKING
 
-from .adapters.protocols import ProtocolHandler
 from .arguments import (
     HANDSHAKE_TIMEOUT,
     PROXY_TIMEOUT,
@@ -19,9 +23,7 @@ from .arguments import (
     checked_groups,
     checked_proxies,
 )
-from .listening.binding import Binding
-from .servers.datagram_server import DatagramServer
-from .servers.stream_server import StreamServer
+from .servers.handler_kinds import is_protocol_handler
 from .starting import Serving
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ._types import DatagramHandler, ErrorHandler, StreamHandler
+    from .adapters.protocols import ProtocolHandler
     from .listening.binding import BoundSocket
     from .servers.server import Server
 
@@ -161,6 +164,9 @@ def serve(
     check_keepalive(keepalive, path, vsock, sock)
     proxies = checked_proxies(trusted_proxies, proxy_protocol, proxy_timeout)
     check_end(drain_timeout, on_error)
+    from .listening.binding import Binding  # noqa: PLC0415 - see the head of this file
+    from .servers.stream_server import StreamServer  # noqa: PLC0415
+
     one_queue = max_connections is not None  # a full worker must not keep a queue of its own
     binding = Binding(
         host,
@@ -263,12 +269,15 @@ def serve_datagrams(
     check_handler(handler, "serve_datagrams", "datagram")
     check_count("max_datagram_size", max_datagram_size)
     check_count("max_pending", max_pending)
-    if isinstance(handler, ProtocolHandler) and max_pending != _MAX_PENDING:
+    if is_protocol_handler(handler) and max_pending != _MAX_PENDING:
         raise ValueError(
             f"max_pending={max_pending} has no effect with from_protocol(): a protocol takes each datagram at once"
         )
     proxies = checked_proxies(trusted_proxies, proxy_protocol, PROXY_TIMEOUT)
     check_end(drain_timeout, on_error)
+    from .listening.binding import Binding  # noqa: PLC0415 - see the head of this file
+    from .servers.datagram_server import DatagramServer  # noqa: PLC0415
+
     binding = Binding(host, port, path, path_mode, sock, fd, 0, reuse_port, checked_groups(groups, path))
 
     def start(bound: list[BoundSocket]) -> Server:

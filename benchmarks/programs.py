@@ -20,6 +20,7 @@ IMPORTS = (
     "import asyncio",
     "import socketserver, asyncio",
     "import asyncserver",
+    "import asyncserver.listening.binding, asyncserver.servers.stream_server",  # all that the first serve() brings in
     "import compat",
     "import uvloop",
     "import anyio, anyio._backends._asyncio",

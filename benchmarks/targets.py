@@ -103,6 +103,13 @@ TARGETS: tuple[Target, ...] = (
     Target("legacy-idle", "compat", 1.0, "socketserver"),
     Target("shutdown", "compat", 10),
     Target("import", "import asyncserver", 20, "import asyncio", minus=True),
+    Target(
+        "import",
+        "import asyncserver.listening.binding, asyncserver.servers.stream_server",
+        20,
+        "import asyncio",
+        minus=True,
+    ),
     Target("import", "import compat", 20, "import socketserver, asyncio", minus=True),
 )
 

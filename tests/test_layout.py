@@ -284,12 +284,23 @@ def test_only_loops_imports_uvloop() -> None:
     assert importing == {"program.loops"}
 
 
-def test_import_is_light() -> None:
-    """Importing asyncserver brings in nothing that few programs need."""
-    heavy = {"compat", "uvloop", "socketserver", "asyncserver.running", "asyncserver.monitoring.metrics"}
-    heavy |= {"pathlib"}  # a tenth of the time, for one listing
-    script = "import sys, asyncio; had = set(sys.modules); import asyncserver; "  # from 3.15 on asyncio has pathlib
-    script += f"print(*sorted({heavy} & (set(sys.modules) - had)))"
+ELSEWHERE = {"compat", "uvloop", "socketserver", "pathlib", "asyncserver.running", "asyncserver.monitoring"}
+STREAMS = {"asyncserver.streams", "asyncserver.connections"}
+
+
+@pytest.mark.parametrize(
+    ("call", "heavy"),
+    [
+        ("import asyncserver", {"anyio", "asyncserver.datagrams", "asyncserver.servers.server", *STREAMS}),
+        ("asyncserver.serve(handler, port=0).close()", {"asyncserver.datagrams", "asyncserver.adapters.transports"}),
+        ("asyncserver.serve_datagrams(handler, port=0).close()", {*STREAMS, "asyncserver.adapters.transports"}),
+    ],
+)
+def test_import_is_light(call: str, heavy: set[str]) -> None:
+    """Importing asyncserver brings in nothing that few programs need, and serve() its own kind of server."""
+    # asyncio first: from 3.15 on it has pathlib.
+    script = "import sys, asyncio; had = set(sys.modules); import asyncserver\nasync def handler(source): ...\n"
+    script += f"{call}; print(*sorted({heavy | ELSEWHERE} & (set(sys.modules) - had)))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 

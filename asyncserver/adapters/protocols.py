@@ -34,6 +34,8 @@ class ProtocolHandler:
         asyncserver.run(asyncserver.serve(handler, "127.0.0.1", 8080))
     """
 
+    __asyncserver_protocols__ = True  # a server knows it by this, without this module
+
     def __init__(self, factory: Callable[[], asyncio.BaseProtocol], *, answers: bool = True) -> None:
         check_factory(factory)
         self._factory = factory

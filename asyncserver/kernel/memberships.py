@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from ..exceptions import BindError
 from .groups import hear_joined_only
 from .packet_info import bound_to, has_ipv4
-from .scopes import format_ip, interface_index, parse_ip
+from .scopes import format_ip, interface_index, is_multicast, parse_ip
 
 _EXPECTED = 'a multicast group, such as "239.1.2.3", "ff02::114" or "ff02::114%eth0"'
 
@@ -73,8 +73,7 @@ def _parse_group(text: object) -> Group:
         packed, interface = parse_ip(text)
     except ValueError:
         raise ValueError(f"expected {_EXPECTED}; got {text!r}") from None
-    # RFC 5771: 224.0.0.0/4; RFC 4291, 2.7: ff00::/8.
-    if not (packed[0] >> 4 == 0xE if len(packed) == 4 else packed[0] == 0xFF):
+    if not is_multicast(packed):
         raise ValueError(f"expected {_EXPECTED}, from 224.0.0.0 to 239.255.255.255 or in ff00::/8; got {text!r}")
     return Group(text, packed, interface)
 

@@ -8,12 +8,12 @@ datagram has to come with its destination, by IP_PKTINFO (ip(7)) or IPV6_PKTINFO
 from __future__ import annotations
 
 import errno
-import ipaddress
 import socket
 import struct
 from typing import Any, TypeAlias
 
 from .features import tell_missing
+from .scopes import is_multicast
 
 Control: TypeAlias = "list[tuple[int, int, bytes]]"
 
@@ -173,7 +173,7 @@ def _means_many(packed: bytes) -> bool:
     """Whether datagrams to an address to which a socket is bound can be for several hosts."""
     if not any(packed):
         return False
-    if ipaddress.ip_address(packed).is_multicast or packed == _LIMITED_BROADCAST:
+    if is_multicast(packed) or packed == _LIMITED_BROADCAST:
         return True
     return len(packed) == 4 and _is_broadcast(socket.inet_ntop(socket.AF_INET, packed))
 

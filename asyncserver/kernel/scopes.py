@@ -34,6 +34,11 @@ def format_ip(packed: bytes) -> str:
     return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
 
 
+def is_multicast(packed: bytes) -> bool:
+    """Whether these 4 or 16 bytes are a group's: RFC 5771, 224.0.0.0/4; RFC 4291, 2.7, ff00::/8."""
+    return packed[0] >> 4 == 0xE if len(packed) == 4 else packed[0] == 0xFF
+
+
 def interface_index(interface: str) -> int:
     """Return the number of an interface that is given by name or number.
 

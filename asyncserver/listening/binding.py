@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import ipaddress
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -21,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from ..exceptions import BindError
 from ..kernel.features import without
 from ..kernel.groups import hear_own_groups
-from ..kernel.memberships import Group, Membership, join_groups
 from ..kernel.packet_info import ask_for_destination
+from ..kernel.scopes import parse_ip
 from ..kernel.twins import may_have_twins
 from ..net.addresses import format_address
 from ..net.probes import ask_often
@@ -31,6 +30,7 @@ from .advice import ADVICE, CONNECTED, explained, is_connected, resolving
 from .systemd import is_kept
 
 if TYPE_CHECKING:
+    from ..kernel.memberships import Group, Membership
     from ..net.addresses import Address
 
 _KINDS = {socket.SOCK_STREAM: "stream", socket.SOCK_DGRAM: "datagram"}
@@ -157,6 +157,10 @@ class Binding:
 
     def _joined(self, bound: list[BoundSocket]) -> list[BoundSocket]:
         """Join the groups, or close the sockets and raise BindError; a given one stays open."""
+        if not self.groups:
+            return bound
+        from ..kernel.memberships import join_groups  # noqa: PLC0415 - for groups only
+
         try:
             memberships = join_groups([one.sock for one in bound], self.groups)
         except BaseException:
@@ -217,7 +221,7 @@ class Binding:
         if not isinstance(self.host, str):
             return self.host is not None
         try:
-            ipaddress.ip_address(self.host.partition("%")[0])
+            parse_ip(self.host.partition("%")[0])
         except ValueError:
             return False
         return True

@@ -7,9 +7,6 @@ mocks have methods that are not there.
 
 from __future__ import annotations
 
-from ..datagrams.datagram import Datagram
-from ..streams.stream import Stream
-
 _SEND = "await stream.send(data), or stream.post(data), which never waits"
 _RECEIVE = "async for data in stream, or await stream.receive(max_bytes)"
 _CLOSE = "return from the handler, or await stream.aclose()"
@@ -17,9 +14,10 @@ _END = "async for data in stream, which ends with it; receive() raises anyio.End
 _PEER = "stream.peer_address, stream.local_address, or stream.extra() with anyio's typed attributes"
 _REPLY = "await datagram.reply(data), or return the bytes"
 
-# Of asyncio's StreamReader, StreamWriter and transports, sockets, trio's streams, websockets.
-_INSTEAD: dict[type, dict[str, str]] = {
-    Stream: {
+# Of asyncio's StreamReader, StreamWriter and transports, sockets, trio's streams, websockets. The
+# classes stand here by their names: servers of streams import no datagrams, nor these streams.
+_INSTEAD: dict[str, dict[str, str]] = {
+    "asyncserver.streams.stream.Stream": {
         **dict.fromkeys(("write", "sendall", "send_all"), _SEND),
         "writelines": 'await stream.send(b"".join(parts))',
         "drain": "await stream.send(data), which returns when the kernel has all of it",
@@ -32,7 +30,7 @@ _INSTEAD: dict[type, dict[str, str]] = {
         "at_eof": _END,
         **dict.fromkeys(("get_extra_info", "remote_address", "getpeername", "getsockname"), _PEER),
     },
-    Datagram: {
+    "asyncserver.datagrams.datagram.Datagram": {
         **dict.fromkeys(("send", "sendto", "write", "sendall"), _REPLY),
         **dict.fromkeys(("addr", "remote_address"), "datagram.address"),
     },
@@ -45,8 +43,9 @@ def add_hints(exc: BaseException) -> None:
         for one in exc.exceptions:
             add_hints(one)
     elif isinstance(exc, AttributeError):
-        for kind, instead in _INSTEAD.items():
-            if isinstance(exc.obj, kind) and exc.name in instead:
+        for kind in type(exc.obj).__mro__:
+            instead = _INSTEAD.get(f"{kind.__module__}.{kind.__qualname__}", {})
+            if exc.name in instead:
                 hint = f"{kind.__name__} has no {exc.name}; write: {instead[exc.name]}"
                 if hint not in getattr(exc, "__notes__", ()):  # an error may be raised twice
                     exc.add_note(hint)

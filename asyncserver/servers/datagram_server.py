@@ -14,7 +14,6 @@ import anyio
 from .._logger import Seldom
 from .._logger import logger as _logger
 from ..adapters.protocol_endpoint import ProtocolEndpoint
-from ..adapters.protocols import ProtocolHandler
 from ..datagrams.inline_runner import InlineRunner
 from ..datagrams.outlets import Outlets
 from ..datagrams.proxied import ProxiedReader
@@ -24,6 +23,7 @@ from ..net.octets import octets
 from ..net.tasks import require_loop
 from ..reports.logs import about
 from ..reports.stats import timed
+from .handler_kinds import is_protocol_handler
 from .handlers import HandlerServer
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
     from .._types import DatagramHandler, ErrorHandler
+    from ..adapters.protocols import ProtocolHandler
     from ..datagrams.batch_reader import BatchReader
     from ..datagrams.datagram import Buffer, Datagram
     from ..listening.binding import BoundSocket
@@ -73,7 +74,7 @@ class DatagramServer(HandlerServer["Datagram"]):
         self._seldom = Seldom(loop.time)
         self._runners: list[InlineRunner] = []
         self._endpoints: Sequence[BatchReader]
-        if isinstance(handler, ProtocolHandler):
+        if is_protocol_handler(handler):
             serving, close = ProtocolEndpoint if proxies is None else ProxiedProtocolEndpoint, self._close_soon
             self._endpoints = [serving(self, one, max_datagram_size, handler, close) for one in bound]
         else:

@@ -22,13 +22,13 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from .._logger import logger as _logger
-from ..adapters.protocols import ProtocolHandler
 from ..net.addresses import format_address
 from ..net.tasks import give_up, start_task
 from ..reports.error_handler import ErrorCalls
 from ..reports.hints import add_hints
 from ..reports.logs import about
 from ..reports.stats import Durations, fault_of_peer, outcome_of
+from .handler_kinds import is_protocol_handler
 from .server import Server
 from .slow_steps import with_timed_steps
 
@@ -121,7 +121,7 @@ class HandlerServer(Server, Generic[AnySource]):
         if hasattr(type(handler), "__asyncserver_handler__"):
             self._pool_stats = getattr(handler, "pool_stats", None)
             function = handler.__asyncserver_handler__(self)
-        if self._loop.get_debug() and not isinstance(handler, ProtocolHandler):
+        if self._loop.get_debug() and not is_protocol_handler(handler):
             return with_timed_steps(function, self._report_step)
         return function
 

@@ -12,8 +12,6 @@ import anyio
 
 from .._logger import Seldom
 from .._logger import logger as _logger
-from ..adapters.protocol_connection import ProtocolConnection
-from ..adapters.protocols import ProtocolHandler
 from ..exceptions import HeaderError, Refused
 from ..listening.listener import Listener
 from ..net.addresses import format_address, host_group, task_name
@@ -25,6 +23,7 @@ from ..reports.logs import about, raised_at, with_lines
 from ..reports.stats import outcome_of, timed
 from ..streams.sending import PostLimit, post_to_all
 from ..streams.stream import Stream
+from .handler_kinds import is_protocol_handler
 from .handlers import HandlerServer
 from .keepalive import KeepAlive
 
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from .._types import ErrorHandler, StreamHandler
+    from ..adapters.protocol_connection import ProtocolConnection
+    from ..adapters.protocols import ProtocolHandler
     from ..listening.binding import BoundSocket
     from ..net.addresses import Address
     from ..proxy.proxy_protocol import ProxyHeader, TrustedProxies
@@ -46,10 +47,10 @@ _SLOW = "aborted the connection of %r: more than max_unsent bytes waited for it"
 _VANISHED = "broke the connection of %r: its host answers nothing (keepalive)"
 
 #: A connection, as its handler gets it.
-Connected: TypeAlias = Stream | ProtocolConnection
+Connected: TypeAlias = "Stream | ProtocolConnection"
 
 
-class StreamServer(HandlerServer[Connected]):
+class StreamServer(HandlerServer["Connected"]):
     """Serves connections. Its public face is `Server`."""
 
     def __init__(
@@ -94,7 +95,7 @@ class StreamServer(HandlerServer[Connected]):
         self._run = self._layers()
         self._poller = Poller(loop)
         connect: Callable[[], Connected] = partial(Stream, self._poller, self._closing, limit)
-        if isinstance(self._handler, ProtocolHandler):
+        if is_protocol_handler(self._handler):
             connect = partial(self._handler.connection_class, self._poller, self._closing)
         self._waiting: deque[Connected] = deque()
         picks = max_connections is not None or max_connections_per_host is not None or proxies is not None
@@ -115,7 +116,7 @@ class StreamServer(HandlerServer[Connected]):
     def _layers(self) -> Run[Connected]:
         """See HandlerServer. A connection passes through them from the last one to the first."""
         # It takes what `_connect` makes.
-        run: Any = self._handler.serve if isinstance(self._handler, ProtocolHandler) else self._handler
+        run: Any = self._handler.serve if is_protocol_handler(self._handler) else self._handler
         if self._ssl is not None:
             run = partial(self._run_tls, run)
         if self._proxies is not None:
@@ -245,7 +246,7 @@ class StreamServer(HandlerServer[Connected]):
     def broadcast(self, data: bytes | bytearray | memoryview, *, but: Stream | None = None) -> int:
         """See Server."""
         require_loop(self._loop, "server.broadcast, data")
-        if isinstance(self._handler, ProtocolHandler):
+        if is_protocol_handler(self._handler):
             raise TypeError(f"broadcast() posts to streams; {self!r} serves a protocol, which writes by its transports")
         if not isinstance(but, Stream | None):
             raise TypeError(f"broadcast(): but is one Stream, which does not get it; got {but!r}")
@@ -273,7 +274,7 @@ class StreamServer(HandlerServer[Connected]):
     def _handler_of(self, task: asyncio.Task[Any] | None) -> asyncio.Task[Any] | None:
         """See Server. A `(reader, writer)` callback runs in a task of its own."""
         for handler, connection in self._live.items():
-            if isinstance(connection, ProtocolConnection) and connection.task is task:
+            if not isinstance(connection, Stream) and connection.task is task:
                 return handler
         return task
 

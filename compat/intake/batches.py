@@ -11,13 +11,11 @@ import socket
 import socketserver
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 _VERIFY = socketserver.BaseServer.verify_request
 
 
-@dataclass(frozen=True, slots=True)
 class Source:
     """Where a batch comes from.
 
@@ -27,8 +25,11 @@ class Source:
             called without, as it raises BlockingIOError.
     """
 
-    take: Callable[[], tuple[Any, Any]]
-    looks: int
+    __slots__ = ("looks", "take")
+
+    def __init__(self, take: Callable[[], tuple[Any, Any]], looks: int) -> None:
+        self.take: Callable[[], tuple[Any, Any]] = take
+        self.looks: int = looks
 
 
 def function_of(hook: Any) -> Any:

@@ -174,6 +174,8 @@ async def handler(source):
     pass
 
 async def warm_up():  # imports what nobody may not read later
+    for serve in (asyncserver.serve, asyncserver.serve_datagrams):
+        serve(handler, "127.0.0.1", 0).close()
     await asyncio.get_running_loop().getaddrinfo("localhost", 0)
 
 asyncio.run(warm_up())

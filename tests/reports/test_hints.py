@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import pkgutil
 from collections.abc import Callable
 from typing import Any
 
@@ -75,7 +76,8 @@ async def test_datagram_of_another_library(caplog: pytest.LogCaptureFixture) -> 
 
 def test_hints_are_about_what_is_missing_and_name_what_is_there() -> None:
     """No method of ours is called missing; each that a hint writes down exists."""
-    for kind, instead in hints._INSTEAD.items():
+    for name, instead in hints._INSTEAD.items():
+        kind = pkgutil.resolve_name(name)
         assert not [name for name in instead if hasattr(kind, name)]
         for hint in instead.values():
             word = f"{kind.__name__.lower()}."
