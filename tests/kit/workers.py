@@ -48,9 +48,10 @@ async def handler(source):
 # Before APP: a drain waits long for the first words of those who have connected. A client, or the proxy before it, may
 # stand still for more than half a second on a busy machine.
 SLOW_CLIENTS = f"""
-import asyncserver.net.socket_info
+from asyncserver.net import socket_info
 
-asyncserver.net.socket_info._FIRST_WORDS = {PATIENCE}
+assert socket_info._FIRST_WORDS < {PATIENCE}
+socket_info._FIRST_WORDS = {PATIENCE}
 """
 
 
