@@ -78,6 +78,7 @@ class Instance:
     def __init__(self, number: int, folder: Path, option: str) -> None:
         self.folder = folder / f"instance-{number}"
         self.folder.mkdir()
+        WorkerProgram.write_app_for_slow_clients(self.folder)
         self._arguments = [one.replace(NETWORK + "11", f"{NETWORK}{10 + number}") for one in command(option)]
         self.start()
 

@@ -24,7 +24,7 @@ from tests.kit.certificates import client_context, plain_context
 from tests.kit.clients import Client
 from tests.kit.compat import Upper, UpperDatagram
 from tests.kit.programs import LOOPS
-from tests.kit.waiting import until
+from tests.kit.waiting import PATIENCE, until
 
 
 async def ask(address: Any, question: bytes) -> bytes:
@@ -154,8 +154,9 @@ async def test_silent_client_is_timed_out(caplog: pytest.LogCaptureFixture) -> N
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-async def test_blocked_handler_is_woken_at_the_deadline() -> None:
+async def test_blocked_handler_is_woken_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     """A handler that waits in recv when the server drains is cancelled: its socket is shut down, its thread ends."""
+    monkeypatch.setattr("asyncserver.servers.server.Server._cancel_grace", PATIENCE)
     began, over = threading.Event(), threading.Event()
 
     class Waiting(socketserver.BaseRequestHandler):

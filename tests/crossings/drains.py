@@ -9,7 +9,7 @@ from asyncserver import DrainReport
 from tests.crossings.conversation import BIG_ONE
 from tests.crossings.happenings import happening
 from tests.crossings.ways import ADAPTERS, CLEAN, PROTOCOLS, Crossing, short_pause, short_silence, tally
-from tests.kit.waiting import within
+from tests.kit.waiting import PATIENCE, until, within
 
 ON_LOOP = ("stream", *ADAPTERS)
 
@@ -204,7 +204,9 @@ async def drain_to_the_deadline_with_one_who_does_not_read(x: Crossing) -> None:
         client = await x.connect(server)
         await client.send(b"big\n")
         assert await client.receive_exactly(1000) == b"x" * 1000
-        assert await within(server.close(0), 5) == DrainReport(cancelled=1)
+        if x.way.style == "hosted":  # a busy machine may let the thread wait for longer than the grace of these tests
+            server._cancel_grace = PATIENCE
+        assert await within(server.close(0)) == DrainReport(cancelled=1)
         assert tally(server) == {"cancelled": 1}
         await x.hear_plainly(client)
 
@@ -221,10 +223,12 @@ async def drain_to_the_deadline_with_an_answer_not_taken(x: Crossing) -> None:
         client = await x.connect(server)
         await client.send(b"much\n")
         assert await client.receive_exactly(1000) == b"x" * 1000
-        await x.turns()
+        closing = await x.drain(server)
         # A protocol has not ended as long as its transport has bytes to send.
         expected = DrainReport(cancelled=1) if x.way.style in PROTOCOLS else DrainReport(aborted=1)
-        assert await within(server.close(0.1), 5) == expected
+        if expected.aborted:
+            await until(lambda: not server.connections)
+        assert await within(server.close(0)) == await closing == expected
         assert server.stats().undelivered == expected.aborted
         await x.hear_plainly(client)
 
@@ -235,7 +239,7 @@ async def drain_to_the_deadline_of_a_thread(x: Crossing) -> None:
         client = await x.connect(server)
         await client.send(b"hold a\n")
         await x.waiting()
-        assert await within(server.close(0), 5) == DrainReport(aborted=1)
+        assert await within(server.close(0)) == DrainReport(aborted=1)
         assert (await x.hear_out(client))[0] == b""
         assert tally(server) == {"cancelled": 1}
 

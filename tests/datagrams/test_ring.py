@@ -316,9 +316,10 @@ async def test_errors_in_the_middle_of_a_batch(place: Place, caplog: pytest.LogC
     assert {traceback.extract_tb(one.exc_info[2])[-1].name for one in errors} == {"handler"}
 
 
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="inspect.markcoroutinefunction came with Python 3.12")
 async def test_call_that_raises_stop_iteration(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     """It fails, and ends nothing but itself: one without `async` raises it where coroutines raise RuntimeError."""
+    if sys.version_info < (3, 12):
+        pytest.skip("inspect.markcoroutinefunction came with Python 3.12")
 
     async def echo(datagram: Datagram) -> bytes:
         return datagram.data

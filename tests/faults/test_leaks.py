@@ -15,12 +15,12 @@ from tests.kit.faults_server import LARGE
 from tests.kit.programs import LOOPS
 from tests.kit.sockets import ask, connect, receive_exactly, reset
 
-# Blocks of memory that may be more in the end, for caches and for what a report needs. In the second half of the
-# short run each kind of end comes 150 times, and a connection has some twenty blocks.
-BLOCKS = 150
+# Blocks of memory that may be more in the end, for what a report needs and what loops keep for later. In the second
+# half of the short run each kind of end comes 150 times: also one block that it leaves now and then is found.
+BLOCKS = 25
 LOOKS = 6
-# Open at a time before anything is counted: then the interpreter's lists of free objects are full, which are longer
-# the more connections a busy machine has had at a time.
+# Open at a time before anything is counted: then the lists of free objects that a report cannot empty are full, those
+# of uvloop, asyncio and the extension. They have 255 places at most, and are longer the busier a machine has been.
 AT_A_TIME = 300
 
 

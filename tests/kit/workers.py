@@ -45,6 +45,15 @@ async def handler(source):
         await source.send(bytes(int(size) - int(size) // 2))
 """
 
+# Before APP: a drain waits long for the first words of those who have connected. A client, or the proxy before it, may
+# stand still for more than half a second on a busy machine.
+SLOW_CLIENTS = f"""
+from asyncserver.net import socket_info
+
+assert socket_info._FIRST_WORDS < {PATIENCE}
+socket_info._FIRST_WORDS = {PATIENCE}
+"""
+
 
 class WorkerProgram(Program):
     """A server program whose handlers write down what they receive."""
@@ -60,6 +69,11 @@ class WorkerProgram(Program):
     def write_app(self, version: int | str) -> None:
         """Write the handler's module anew, and at once."""
         write_module(self.folder, APP.replace("VERSION", str(version)))
+
+    @staticmethod
+    def write_app_for_slow_clients(folder: Path) -> None:
+        """Write it before the program starts, see SLOW_CLIENTS."""
+        write_module(folder, SLOW_CLIENTS + APP.replace("VERSION", "1"))
 
     def serving(self) -> list[int]:
         """Wait until all workers serve; returns the ports."""

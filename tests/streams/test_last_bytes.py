@@ -129,7 +129,9 @@ async def test_what_the_peer_did_not_take_is_not_completed(net: Transport) -> No
     """At the end of the drain; and the kernel goes on nevertheless."""
     async with net.serve(answer_always) as server:
         client = await ask(net, server)
-        assert await within(server.close(0.05)) == DrainReport(aborted=1)
+        draining = asyncio.create_task(server.close(PATIENCE))
+        await until(lambda: not server.connections)
+        assert await within(server.close(0)) == await draining == DrainReport(aborted=1)
         assert server.stats().undelivered == 1
         assert (await client.receive_exactly(len(ANSWER))) == ANSWER
         client.close()
@@ -143,9 +145,10 @@ async def test_what_was_on_its_way_before_the_drain_is_reported(net: Transport) 
         clients.append(await connect(net, server))
         await clients[1].send(b"1")
         await until(lambda: server.stats().completed == 2)
-        draining = asyncio.create_task(server.close(1.0))
+        draining = asyncio.create_task(server.close(PATIENCE))
         assert await clients[0].receive_all() == ANSWER
-        assert await within(draining) == DrainReport(completed=1, aborted=1)
+        await until(lambda: server._handlers_ended() == 1)
+        assert await within(server.close(0)) == await draining == DrainReport(completed=1, aborted=1)
         for client in clients:
             client.close()
 

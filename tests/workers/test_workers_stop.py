@@ -13,7 +13,7 @@ import pytest
 from tests.kit.programs import Program
 from tests.kit.traffic import Traffic
 from tests.kit.waiting import wait_until
-from tests.kit.workers import Start, WorkerClient, both_workers, ended
+from tests.kit.workers import Start, WorkerClient, WorkerProgram, both_workers, ended
 
 
 @pytest.mark.parametrize("whom", ["supervisor", "everybody"])
@@ -43,6 +43,7 @@ def test_stop_under_load_answers_all_that_was_received(start: Start, whom: str) 
 @pytest.mark.parametrize("how", ["stop", "killed supervisor"])
 def test_under_constant_load_what_a_worker_has_received_is_answered(start: Start, how: str) -> None:
     """Clients keep coming, and whoever is connected is served; what crosses the end was not received by anybody."""
+    WorkerProgram.write_app_for_slow_clients(start.folder)
     program = start("--tcp", "127.0.0.1:0", "--drain-timeout", "10")
     (tcp,) = program.serving()
     one, other = both_workers(tcp)
