@@ -46,7 +46,18 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 class Connection(Accepted):
     """A connected socket of a server."""
 
-    __slots__ = ("_closing",)
+    __slots__ = (
+        "_came_at",
+        "_closing",
+        "_events",
+        "_idle_read",
+        "_idle_write",
+        "_poller",
+        "_spins",
+        "_tls",
+        "_writing",
+        "proxy_header",
+    )
 
     # Operations in a row that need not wait, until the stream lets others run. At about 5 us each,
     # another connection waits a third of a millisecond for them.
@@ -61,7 +72,15 @@ class Connection(Accepted):
         self._poller = poller
         self._reading = Waiter(poller.get_loop, "receiving from")
         self._reading.context = poller.context  # a task that pauses may never have waited
+        self._writing: Waiter | None = None
         self._closing = closing
+        self._tls = False  # whether it is an SSLSocket
+        self._events = 0  # what the poller watches for
+        self._spins = 0  # operations of a Stream in a row that need not wait
+        self._came_at = -1  # `bytes_received` when something last came that held no payload yet
+        # `bytes_moved` when the idle timeout was over, until a wait has raised IdleTimeout for it.
+        self._idle_read = self._idle_write = -1
+        self.proxy_header: ProxyHeader | None = None
 
     @property
     def closing(self) -> asyncio.Event:
@@ -88,7 +107,9 @@ class Connection(Accepted):
 
     def _watch(self) -> None:
         if not self._watching:
-            self._set_events(self._events | READ)
+            before = self._events
+            self._events = events = before | READ
+            self._poller.watch(self, self._fd, before, events)
             self._watching = True
 
     def _watch_for_bytes(self) -> None:
@@ -99,7 +120,9 @@ class Connection(Accepted):
 
     def _unwatch(self) -> None:
         if self._watching:
-            self._set_events(self._events & ~READ)
+            before = self._events
+            self._events = events = before & ~READ
+            self._poller.watch(self, self._fd, before, events)
         self._watching = False
 
     def _set_events(self, events: int) -> None:

@@ -6,6 +6,7 @@
  * is never kept: it would be a cycle.
  */
 #include "speedups.h"
+#include <unistd.h>
 
 #define ALL_OBJECTS(X) CONNECTION_OBJECTS(X) CONNECTION_OPTIONS(X) CONNECTION_LAZY(X)
 LIFE(Connection, connection, ALL_OBJECTS)
@@ -13,8 +14,7 @@ LIFE(Connection, connection, ALL_OBJECTS)
 PyObject *connection_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(names)) {
     Connection *self = (Connection *)type->tp_alloc(type, 0);
     if (self != NULL) {
-        self->fd = -1;
-        self->came_at = self->idle_read = self->idle_write = -1;
+        self->fd = PyLong_FromLong(-1); /* which is always there */
         self->watching = Py_NewRef(Py_None);
     }
     return (PyObject *)self;
@@ -63,7 +63,7 @@ static int set_lazy(Connection *self, PyObject *value, void *place) {
 static void connection_finalize(Connection *self) {
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
-    if (self->fd >= 0 && self->sock == NULL && failed(get_lazy(self, (void *)offsetof(Connection, sock))))
+    if (fd_of(self) >= 0 && self->sock == NULL && failed(get_lazy(self, (void *)offsetof(Connection, sock))))
         PyErr_WriteUnraisable((PyObject *)self);
     PyErr_Restore(type, value, traceback);
 }
@@ -79,7 +79,6 @@ static PyMemberDef connection_members[] = {
     CONNECTION_OPTIONS(OPTION)
     CONNECTION_NUMBERS(NUMBER)
     {"_shared", T_BOOL, offsetof(Connection, shared), 0, NULL},
-    {"_tls", T_BOOL, offsetof(Connection, tls), 0, NULL},
     {"_made_sock", T_OBJECT, offsetof(Connection, sock), READONLY, NULL},
     {0},
 };
@@ -109,7 +108,11 @@ PyObject *accept_next(State *state, PyObject *pure, PyObject *const *args, Py_ss
         Py_RETURN_FALSE;
     if (fd < 0)
         return PyErr_SetFromErrno(PyExc_OSError);
-    self->fd = fd;
+    Py_XSETREF(self->fd, PyLong_FromLong(fd));
+    if (self->fd == NULL) {
+        close(fd);
+        return NULL;
+    }
     self->name = name;
     Py_XSETREF(self->kind, Py_NewRef(args[2]));
     if (name.any.sa_family == AF_INET || name.any.sa_family == AF_INET6)

@@ -160,8 +160,6 @@ static PyObject *send_many(PyTypeObject *type, PyObject *args) {
     return PyLong_FromLong(sent < 0 ? 0 : sent); /* Python meets the error again, and knows what to do */
 }
 
-/* -- the object */
-
 LIFE(Datagram, datagram, ALL_OBJECTS)
 
 static PyMethodDef methods[] = {

@@ -33,7 +33,7 @@ PyObject *operation_new(State *state, Step *step, PyObject *pure, PyObject *cons
 /* Wait no more. */
 static void leave(Operation *self) {
     if (self->waiter != NULL)
-        Py_CLEAR(self->waiter->wakeup);
+        Py_XSETREF(self->waiter->wakeup, Py_NewRef(Py_None));
     Py_CLEAR(self->waiter);
 }
 

@@ -8,7 +8,7 @@
 
 LIFE(Waiter, waiter, WAITER_OBJECTS)
 
-#define MEMBER(field, name) {name, T_OBJECT, offsetof(Waiter, field), 0, NULL}, /* NULL is None: no wake-up */
+#define MEMBER(field, name) {name, T_OBJECT_EX, offsetof(Waiter, field), 0, NULL},
 static PyMemberDef waiter_members[] = {
     WAITER_OBJECTS(MEMBER)
     {"_asyncio_future_blocking", T_BOOL, offsetof(Waiter, blocking), 0, NULL},
