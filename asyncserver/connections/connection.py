@@ -78,8 +78,7 @@ class Connection(Accepted):
         self._events = 0  # what the poller watches for
         self._spins = 0  # operations of a Stream in a row that need not wait
         self._came_at = -1  # `bytes_received` when something last came that held no payload yet
-        # `bytes_moved` when the idle timeout was over, until a wait has raised IdleTimeout for it.
-        self._idle_read = self._idle_write = -1
+        self._idle_read = self._idle_write = -1  # see _expire()
         self.proxy_header: ProxyHeader | None = None
 
     @property
@@ -115,7 +114,8 @@ class Connection(Accepted):
     def _watch_for_bytes(self) -> None:
         """Watch for a receive, unless it is to raise IdleTimeout."""
         if self._idle_read >= 0:
-            self._check_idle_read()
+            mark, self._idle_read = self._idle_read, -1
+            self._check_idle(mark)
         self._watch()
 
     def _unwatch(self) -> None:
@@ -342,7 +342,7 @@ class Connection(Accepted):
         if self._recv is refuse_closed:
             self._close_if_stalled()
             return
-        self._idle_read = self._idle_write = self.bytes_moved
+        self._idle_read = self._idle_write = self.bytes_moved  # until a wait has raised it
         self._unwatch()
         self._wake_all()
 
@@ -352,10 +352,6 @@ class Connection(Accepted):
         if left == self._idle_write:
             self._let_go()
         self._idle_write = left
-
-    def _check_idle_read(self) -> None:
-        mark, self._idle_read = self._idle_read, -1
-        self._check_idle(mark)
 
     def _check_idle_write(self) -> None:
         mark, self._idle_write = self._idle_write, -1
@@ -384,8 +380,7 @@ class Connection(Accepted):
         self._close()
 
     def _close(self) -> None:
-        fd = self._fd
-        if fd >= 0:
+        if (fd := self._fd) >= 0:
             self._release()
             if accelerated and self._made_sock is None:
                 os.close(fd)
