@@ -9,7 +9,8 @@
 #include <unistd.h>
 
 #define ALL_OBJECTS(X) CONNECTION_OBJECTS(X) CONNECTION_OPTIONS(X) CONNECTION_LAZY(X)
-LIFE(Connection, connection, ALL_OBJECTS)
+#define IS_LEFT(self) (self->fd != NULL && fd_of(self) >= 0 && self->sock == NULL)
+LIFE(Connection, connection, ALL_OBJECTS, if (IS_LEFT(self)) close(fd_of(self))) /* a subclass has its own __del__ */
 
 PyObject *connection_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(names)) {
     Connection *self = (Connection *)type->tp_alloc(type, 0);
@@ -63,7 +64,7 @@ static int set_lazy(Connection *self, PyObject *value, void *place) {
 static void connection_finalize(Connection *self) {
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
-    if (fd_of(self) >= 0 && self->sock == NULL && failed(get_lazy(self, (void *)offsetof(Connection, sock))))
+    if (IS_LEFT(self) && failed(get_lazy(self, (void *)offsetof(Connection, sock))))
         PyErr_WriteUnraisable((PyObject *)self);
     PyErr_Restore(type, value, traceback);
 }

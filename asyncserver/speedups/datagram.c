@@ -69,7 +69,7 @@ static PyObject *received(PyTypeObject *type, PyObject *endpoint, PyObject *judg
         return NULL;
     self->truncated = length > size;
     self->name = *(Name *)header->msg_name;
-    self->name_length = header->msg_namelen;
+    self->name_length = header->msg_namelen <= sizeof(Name) ? header->msg_namelen : 0;
     self->endpoint = Py_NewRef(endpoint);
     self->unsent = Py_NewRef(Py_None);
     self->data = PyBytes_FromStringAndSize(header->msg_iov->iov_base, (Py_ssize_t)(length < size ? length : size));
@@ -160,7 +160,7 @@ static PyObject *send_many(PyTypeObject *type, PyObject *args) {
     return PyLong_FromLong(sent < 0 ? 0 : sent); /* Python meets the error again, and knows what to do */
 }
 
-LIFE(Datagram, datagram, ALL_OBJECTS)
+LIFE(Datagram, datagram, ALL_OBJECTS, )
 
 static PyMethodDef methods[] = {
     {"_receive_many", (PyCFunction)receive_many, METH_VARARGS | METH_CLASS, NULL},

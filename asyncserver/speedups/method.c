@@ -61,7 +61,7 @@ static PyObject *method_get(PyObject *self, PyObject *instance, PyObject *Py_UNU
     return instance == NULL || instance == Py_None ? Py_NewRef(self) : PyMethod_New(self, instance);
 }
 
-LIFE(Method, method, METHOD_OBJECTS)
+LIFE(Method, method, METHOD_OBJECTS, )
 
 static PyMemberDef members[] = {
     {"__vectorcalloffset__", T_PYSSIZET, offsetof(Method, vectorcall), READONLY, NULL},

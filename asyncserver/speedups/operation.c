@@ -14,8 +14,6 @@
  */
 #include "speedups.h"
 
-LIFE(Operation, objects, OPERATION_OBJECTS)
-
 PyObject *operation_new(State *state, Step *step, PyObject *pure, PyObject *const *args, Py_ssize_t nargs,
                         Py_ssize_t max) {
     Operation *self = (Operation *)PyType_GenericAlloc((PyTypeObject *)state->operation, 0);
@@ -37,20 +35,17 @@ static void leave(Operation *self) {
     Py_CLEAR(self->waiter);
 }
 
+LIFE(Operation, objects, OPERATION_OBJECTS, leave(self)) /* but no tp_clear: it warns with its function's name */
+
 static void finish(Operation *self) {
+    self->state = DONE; /* first: what a wake-up held may act when it is let go */
     leave(self);
     Py_CLEAR(self->delegate);
-    self->state = DONE;
 }
 
 /* __name__ and __qualname__ are the function's. */
 static PyObject *get_name(Operation *self, void *attribute) {
-    return PyObject_GetAttrString(self->pure == NULL ? Py_None : self->pure, attribute);
-}
-
-static int operation_clear(Operation *self) {
-    leave(self);
-    return objects_clear(self);
+    return PyObject_GetAttrString(self->pure, attribute);
 }
 
 static void operation_dealloc(Operation *self) {
@@ -64,7 +59,6 @@ static void operation_dealloc(Operation *self) {
         Py_XDECREF(name);
         PyErr_Restore(type, value, traceback);
     }
-    leave(self);
     objects_dealloc(self);
 }
 
@@ -138,10 +132,10 @@ static PySendResult operation_am_send(Operation *self, PyObject *arg, PyObject *
     *result = NULL;
     if (state == NULL || is_refused(self))
         return PYGEN_ERROR;
+    self->running = 1;
     if (state->stop != NULL && Py_REFCNT(state->stop) == 1)
         Py_CLEAR(((PyStopIterationObject *)state->stop)->value); /* the last result need not stay */
     leave(self);
-    self->running = 1;
     PySendResult how = self->delegate == NULL ? self->step(state, self, self->state, result)
                                               : from_delegate(self, arg, result);
     self->running = 0;
@@ -157,22 +151,27 @@ static void stop_with(State *state, PyObject *value) {
         Py_XSETREF(state->stop, (PyObject *)stop);
     }
     if (stop != NULL) {
-        Py_XSETREF(stop->value, Py_NewRef(value));
         PyErr_Restore(Py_NewRef(PyExc_StopIteration), Py_NewRef(stop), NULL);
+        Py_XSETREF(stop->value, Py_NewRef(value));
     }
 }
 
-static PyObject *operation_send(Operation *self, PyObject *arg) {
+static PyObject *operation_iternext(Operation *self) {
     PyObject *result;
-    if (operation_am_send(self, arg, &result) == PYGEN_RETURN) {
+    if (operation_am_send(self, Py_None, &result) == PYGEN_RETURN) {
         stop_with(PyType_GetModuleState(Py_TYPE(self)), result);
         Py_CLEAR(result);
     }
     return result;
 }
 
-static PyObject *operation_iternext(Operation *self) {
-    return operation_send(self, Py_None);
+static PyObject *operation_send(Operation *self, PyObject *arg) { /* who calls it may look at `args` */
+    PyObject *result;
+    if (operation_am_send(self, arg, &result) == PYGEN_RETURN) {
+        PyErr_SetObject(PyExc_StopIteration, result);
+        Py_CLEAR(result);
+    }
+    return result;
 }
 
 static PyObject *operation_throw(Operation *self, PyObject *exc) {
@@ -224,7 +223,7 @@ static PyMethodDef methods[] = {
 };
 
 static PyType_Slot slots[] = {
-    {Py_tp_traverse, objects_traverse}, {Py_tp_clear, operation_clear}, {Py_tp_dealloc, operation_dealloc},
+    {Py_tp_traverse, objects_traverse}, {Py_tp_dealloc, operation_dealloc},
     {Py_am_await, operation_await}, {Py_am_send, operation_am_send},
     {Py_tp_iternext, operation_iternext}, {Py_tp_methods, methods}, {Py_tp_getset, getset}, {0, NULL},
 };

@@ -95,6 +95,7 @@ static PySendResult receive_chunk(State *state, Operation *self, int ready, Py_s
             connection->bytes_received += chunk->size;
             return PYGEN_RETURN;
         }
+        Py_XDECREF(chunk->object); /* of another type */
         if (!PyErr_Occurred() && errno != EAGAIN && errno != EINTR)
             PyErr_SetFromErrno(PyExc_OSError);
         if (PyErr_Occurred())

@@ -58,15 +58,15 @@ struct State {
 extern struct PyModuleDef module_definition;
 extern PyType_Spec connection_spec, datagram_spec, method_spec, operation_spec, waiter_spec;
 
-/* What every type with a list of objects has. */
-#define LIFE(Struct, prefix, LIST)                                                                                     \
+/* What every type with a list of objects has; `first` is done before they are given up. */
+#define LIFE(Struct, prefix, LIST, first)                                                                              \
     static int prefix##_traverse(Struct *self, visitproc visit, void *arg) {                                           \
         Py_VISIT(Py_TYPE(self));                                                                                       \
         LIST(VISIT)                                                                                                    \
         return 0;                                                                                                      \
     }                                                                                                                  \
     static int prefix##_clear(Struct *self) {                                                                          \
-        LIST(CLEAR)                                                                                                    \
+        first; LIST(CLEAR)                                                                                             \
         return 0;                                                                                                      \
     }                                                                                                                  \
     static void prefix##_dealloc(Struct *self) {                                                                       \

@@ -6,7 +6,7 @@
  */
 #include "speedups.h"
 
-LIFE(Waiter, waiter, WAITER_OBJECTS)
+LIFE(Waiter, waiter, WAITER_OBJECTS, )
 
 #define MEMBER(field, name) {name, T_OBJECT_EX, offsetof(Waiter, field), 0, NULL},
 static PyMemberDef waiter_members[] = {

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import errno
 import inspect
+import os
 import socket
 import sys
 import traceback
@@ -162,6 +163,20 @@ def test_memory_is_never_left(wanted: int) -> None:
         for wrong in ((), (None, "0", 1, memory, None), (None, 0, 1, bytes(32), None)):
             with pytest.raises((TypeError, BufferError)):
                 receive(*wrong)
+
+
+@pytest.mark.skipif(not asyncserver.accelerated, reason="needs the compiled extension")
+def test_names_that_are_longer_than_any_of_udp(tmp_path: Path) -> None:
+    """They are not kept, so no answer goes to the memory behind a part of one."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, socket.socket(sock.family, sock.type) as client:
+        sock.bind(os.fsencode(tmp_path / "server"))
+        client.bind(b"\0" + os.urandom(100))
+        client.sendto(b"hello", sock.getsockname())
+        got = Datagram._receive_many(None, sock.fileno(), 32, bytearray(320), None)
+        assert [one.data for one in got] == [b"hello"]
+        assert not hasattr(got[0], "address")
+        got[0].answer = b"answer"
+        assert Datagram._send_many(sock.fileno(), got) == 0
 
 
 # -- datagrams at hand when something happens

@@ -10,6 +10,7 @@ import contextlib
 import gc
 import os
 import socket
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any, Self
@@ -170,6 +171,30 @@ async def test_stream_that_nobody_has_closed() -> None:
         os.fstat(number)
         with pytest.warns(ResourceWarning, match=f"unclosed <socket.socket fd={number},"):
             del stream
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(number)
+    poller.close()
+
+
+@pytest.mark.parametrize("found", ["unused", "in a cycle"])
+async def test_subclass_with_a_del(found: str) -> None:
+    """Its descriptor is closed with it as well, though its `__del__` calls no other."""
+
+    class Deleted(Stream):
+        def __del__(self) -> None:
+            pass
+
+    poller = Poller(asyncio.get_running_loop())
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.create_connection(listening.getsockname()):
+        stream = Deleted(poller, asyncio.Event(), PostLimit(1, print))
+        assert stream._accept(listening, (listening.family, listening.type, listening.proto))
+        number = stream._fd
+        if found == "in a cycle":
+            stream.__dict__["cycle"] = stream
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            del stream
+            gc.collect()
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(number)
     poller.close()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
+import gc
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.kit.programs import ROOT
 from tests.kit.transports import Transport
-from tests.kit.waiting import blocked, within
+from tests.kit.waiting import blocked, until, within
 
 #: What a program may call of a coroutine that it has.
 CALLS: dict[str, Any] = {
@@ -100,3 +104,79 @@ def test_end_of_the_interpreter_while_it_waits() -> None:
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, check=False)
     assert done.returncode == 0
+
+
+class Acting:
+    """Called, it does nothing; let go, it acts."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        self.act = act
+
+    def __call__(self, _: object) -> None:
+        pass
+
+    def __del__(self) -> None:
+        self.act()
+
+
+@pytest.mark.parametrize("call", CALLS)
+async def test_called_while_its_wakeup_is_let_go(transport: Transport, call: str) -> None:
+    """It is refused as while it runs, and takes nothing that is not returned."""
+    async with transport.pair() as (stream, client):
+        receiving: Any = stream.receive()
+        while receiving.send(None) is None:
+            await asyncio.sleep(0)
+        await client.send(b"abc")
+        await until(stream._unread)
+        refused: list[BaseException] = []
+
+        def act() -> None:
+            with pytest.raises((ValueError, RuntimeError)) as info:
+                receiving.send(None)
+            refused.append(info.value)
+
+        stream._reading.add_done_callback(Acting(act), context=contextvars.copy_context())
+        with contextlib.suppress(StopIteration, KeyError):
+            CALLS[call](receiving)
+        assert len(refused) == 1
+        if call != "send":
+            assert await within(stream.receive()) == b"abc"
+
+
+async def test_never_awaited_in_a_cycle(transport: Transport) -> None:
+    """The warning has its name also when the collector finds it."""
+    async with transport.pair() as (stream, _):
+        cycle: list[Any] = [stream.receive()]
+        cycle.append(cycle)
+        with pytest.warns(RuntimeWarning, match="coroutine 'Receiving.receive' was never awaited"):
+            del cycle
+            gc.collect()
+
+
+async def test_exception_with_the_result(transport: Transport) -> None:
+    """What `send()` raises has its arguments, as a coroutine's has."""
+    async with transport.pair() as (stream, _):
+        sending: Any = stream.send(b"abc")
+        with pytest.raises(StopIteration) as info:
+            sending.send(None)
+        assert info.value.args == ()
+        stream._buffer = bytearray(b"line;")
+        receiving: Any = stream.receive_until(b";", 10)
+        with pytest.raises(StopIteration) as info:
+            receiving.send(None)
+        assert info.value.args == (b"line",)
+
+
+async def test_state_that_returns_no_bytes(transport: Transport) -> None:
+    """It is not kept, whether it is refused or not."""
+    async with transport.pair() as (stream, client):
+        waiting = await blocked(stream.receive())
+        other = bytearray(b"abc")
+        stream._recv = lambda _: other  # type: ignore[assignment, return-value]
+        count = sys.getrefcount(other)
+        await client.send(b"abc")
+        with contextlib.suppress(TypeError):
+            await within(waiting)
+        del waiting
+        stream.abort()
+        await until(lambda: sys.getrefcount(other) <= count)  # the task's end lets a result go
