@@ -38,6 +38,8 @@ _MOST = 32  # datagrams that are received with one call
 class RingRunner(InlineRunner):
     """Runs handlers for datagrams. The arguments are InlineRunner's."""
 
+    sent: int  # again, for pyright
+
     def __init__(self, server: Handling, bound: BoundSocket, max_datagram_size: int) -> None:
         super().__init__(server, bound, max_datagram_size)
         self._ring: Iterator[Datagram] = iter(())
