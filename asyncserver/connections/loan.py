@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import socket
+import threading
 from typing import TYPE_CHECKING
 
 from ..net.probes import end_unanswered
@@ -33,6 +34,7 @@ class Loan:
     __slots__ = (
         "_came_at",
         "_dialogue",
+        "_lock",
         "_loop",
         "_said",
         "_sock",
@@ -52,6 +54,7 @@ class Loan:
         self._dialogue = dialogue
         self._sock = sock
         self._loop = loop
+        self._lock = threading.Lock()  # what a drain owes is reckoned before or after a count, not in between
         self._said = dialogue.bytes_moved
         self.waiting: bool = False  # the thread waits for bytes; to be set before `at_end()` is asked
         self.buffered: int = 0  # bytes received that wait in a file object's buffer
@@ -78,13 +81,14 @@ class Loan:
     def received(self, nbytes: int) -> None:
         """Count what was received."""
         dialogue = self._dialogue
-        if self.draining:
-            with contextlib.suppress(OSError):  # closed meanwhile
-                if self._uncounted and nbytes:
-                    dialogue.owe_more(nbytes + self.decrypted)  # the rest of its record, too
-                    self._uncounted = False
-                dialogue.owe_at_most(nbytes + self._unread())
-        dialogue.bytes_received += nbytes
+        with self._lock:
+            if self.draining:
+                with contextlib.suppress(OSError):  # closed meanwhile
+                    if self._uncounted and nbytes:
+                        dialogue.owe_more(nbytes + self.decrypted)  # the rest of its record, too
+                        self._uncounted = False
+                    dialogue.owe_at_most(nbytes + self._unread())
+            dialogue.bytes_received += nbytes
 
     def holds_whole_records(self) -> bool:
         """To be asked before a read under TLS: whether all that has come is read by it."""
@@ -117,14 +121,15 @@ class Loan:
             return
         if not waited and self._came_at == dialogue.bytes_received:
             self._said = dialogue.bytes_moved  # the rest of a record may be on its way
-        self.draining = True
-        with contextlib.suppress(OSError):  # closed meanwhile
-            due = first_words_due(self._sock, waited)
-            waits = dialogue.begin_drain(self._unread(), due, self._said)
-            self._uncounted = True
-            if waits:
-                self._loop.call_later(due, self.begin_drain, waited + due)
-            self._look()
+        due, waits = 0.0, False
+        with self._lock:
+            with contextlib.suppress(OSError):  # closed meanwhile
+                due = first_words_due(self._sock, waited)
+                waits = dialogue.begin_drain(self._unread(), due, self._said)
+            self._uncounted = self.draining = True
+        if waits:
+            self._loop.call_later(due, self.begin_drain, waited + due)
+        self._look()
 
     def silence(self, probes: int) -> tuple[float, bool]:
         """For how long nothing has come from the peer's host, see `socket_info.silence()`."""
