@@ -9,13 +9,13 @@
 #include <unistd.h>
 
 #define ALL_OBJECTS(X) CONNECTION_OBJECTS(X) CONNECTION_OPTIONS(X) CONNECTION_LAZY(X)
-#define IS_LEFT(self) (self->fd != NULL && fd_of(self) >= 0 && self->sock == NULL)
-LIFE(Connection, connection, ALL_OBJECTS, if (IS_LEFT(self)) close(fd_of(self))) /* a subclass has its own __del__ */
+#define IS_LEFT(self) (self->fd >= 0 && self->sock == NULL) /* nobody has closed it */
+LIFE(Connection, connection, ALL_OBJECTS, if (IS_LEFT(self)) close((int)self->fd); self->fd = -1)
 
 PyObject *connection_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(names)) {
     Connection *self = (Connection *)type->tp_alloc(type, 0);
     if (self != NULL) {
-        self->fd = PyLong_FromLong(-1); /* which is always there */
+        self->fd = -1;
         self->watching = Py_NewRef(Py_None);
     }
     return (PyObject *)self;
@@ -60,7 +60,7 @@ static int set_lazy(Connection *self, PyObject *value, void *place) {
     return 0;
 }
 
-/* Nobody has closed it: its socket does, and warns. */
+/* Its socket closes it, and warns; where a subclass has a __del__ in the place of this, connection_clear() closes. */
 static void connection_finalize(Connection *self) {
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
@@ -109,11 +109,7 @@ PyObject *accept_next(State *state, PyObject *pure, PyObject *const *args, Py_ss
         Py_RETURN_FALSE;
     if (fd < 0)
         return PyErr_SetFromErrno(PyExc_OSError);
-    Py_XSETREF(self->fd, PyLong_FromLong(fd));
-    if (self->fd == NULL) {
-        close(fd);
-        return NULL;
-    }
+    self->fd = fd;
     self->name = name;
     Py_XSETREF(self->kind, Py_NewRef(args[2]));
     if (name.any.sa_family == AF_INET || name.any.sa_family == AF_INET6)

@@ -30,11 +30,11 @@ static int has_buffered(Connection *self) {
 static int receive_bytes(State *state, Connection *self, Py_ssize_t max, Chunk *chunk) {
     ssize_t n;
     if (!self->large && max <= ANY) {
-        *chunk = (Chunk){NULL, state->scratch, n = recv(fd_of(self), state->scratch, (size_t)max, 0)};
+        *chunk = (Chunk){NULL, state->scratch, n = recv((int)self->fd, state->scratch, (size_t)max, 0)};
     } else {
         if ((chunk->object = PyBytes_FromStringAndSize(NULL, max)) == NULL)
             return -1;
-        int fd = fd_of(self), error;
+        int fd = (int)self->fd, error;
         char *room = PyBytes_AS_STRING(chunk->object);
         Py_BEGIN_ALLOW_THREADS
         n = recv(fd, room, (size_t)max, 0);

@@ -18,9 +18,9 @@ static Py_ssize_t send_bytes(Connection *self, PyObject *item) {
     size_t size = (size_t)PyBytes_GET_SIZE(item);
     ssize_t n;
     if (size <= LARGE) {
-        n = send(fd_of(self), bytes, size, MSG_NOSIGNAL);
+        n = send((int)self->fd, bytes, size, MSG_NOSIGNAL);
     } else {
-        int fd = fd_of(self), error;
+        int fd = (int)self->fd, error;
         Py_BEGIN_ALLOW_THREADS
         n = send(fd, bytes, size, MSG_NOSIGNAL);
         error = errno;

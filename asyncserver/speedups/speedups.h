@@ -85,11 +85,11 @@ extern PyType_Spec connection_spec, datagram_spec, method_spec, operation_spec, 
 
 #define WAITER_OBJECTS(X)                                                                                              \
     X(action, "_action") X(context, "context") X(get_loop, "get_loop") X(result, "result") X(wakeup, "wakeup")
-#define CONNECTION_OBJECTS(X) X(fd, "_fd") X(reading, "_reading") X(watching, "_watching")
+#define CONNECTION_OBJECTS(X) X(reading, "_reading") X(watching, "_watching")
 #define CONNECTION_OPTIONS(X) /* None, until they are something */                                                     \
     X(buffer, "_buffer") X(kind, "_kind") X(owed_until, "_owed_until")
 #define CONNECTION_NUMBERS(X)                                                                                          \
-    X(answered, "_answered") X(bytes_received, "bytes_received") X(bytes_sent, "bytes_sent")                           \
+    X(answered, "_answered") X(bytes_received, "bytes_received") X(bytes_sent, "bytes_sent") X(fd, "_fd")              \
     X(message_sent, "_message_sent") X(message_at, "_message_at")
 #define CONNECTION_LAZY(X) X(recv, "_recv") X(read, "_read") X(send, "_send") X(sock, "_sock") X(peer, "peer_address")
 
@@ -119,8 +119,6 @@ typedef struct {
     char shared;
     char large; /* the last receive took much, or (2) all that it could: the next one needs room, and time */
 } Connection;
-
-#define fd_of(self) ((int)PyLong_AsLong((self)->fd)) /* -1 without one */
 
 PyObject *waiter_getattro(PyObject *self, PyObject *name);
 PyObject *connection_new(PyTypeObject *type, PyObject *args, PyObject *names);
