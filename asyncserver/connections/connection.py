@@ -106,9 +106,9 @@ class Connection(Accepted):
 
     def _watch(self) -> None:
         if not self._watching:
-            before = self._events
-            self._events = events = before | READ
-            self._poller.watch(self, self._fd, before, events)
+            events = self._events | READ
+            self._poller.watch(self, self._fd, self._events, events)  # _set_events(), inlined
+            self._events = events
             self._watching = True
 
     def _watch_for_bytes(self) -> None:
@@ -120,9 +120,9 @@ class Connection(Accepted):
 
     def _unwatch(self) -> None:
         if self._watching:
-            before = self._events
-            self._events = events = before & ~READ
-            self._poller.watch(self, self._fd, before, events)
+            events = self._events & ~READ
+            self._poller.watch(self, self._fd, self._events, events)  # _set_events(), inlined
+            self._events = events
         self._watching = False
 
     def _set_events(self, events: int) -> None:
